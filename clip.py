@@ -1,0 +1,143 @@
+"""CLIP: two towers, L2-normalised embeddings, a learned temperature (Radford et al., 2021, arXiv 2103.00020).
+
+model = CLIP.load("runs/best_model.pth")
+logits_per_image, logits_per_text = model(images, ["seven", "2"])
+"""
+
+import io
+import math
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from image_encoder import ImageEncoder
+from my_utils import InputError, atomic_write
+from text_encoder import TextEncoder
+
+FORMAT = "minist-clip-1"  # raised when an older file can no longer be read
+INIT_LOGIT_SCALE = math.log(1 / 0.07)
+MAX_LOGIT_SCALE = math.log(100)
+
+
+class CLIP(nn.Module):
+    """Images and texts in one space of `embed_dim` dimensions; every embedding has length 1.
+
+    `logit_scale` is the logarithm of the inverse temperature. `init_logit_bias` adds a learned `logit_bias`
+    to the logits, for the sigmoid loss; None leaves it out.
+    """
+
+    def __init__(self, embed_dim: int = 64, width: int = 16, init_logit_bias: float | None = None):
+        super().__init__()
+        self.arch = {"embed_dim": embed_dim, "width": width, "init_logit_bias": init_logit_bias}
+        self.config: dict = {}  # how it was trained
+        self.metrics: dict = {}  # what it reached
+        self.image_encoder = ImageEncoder(embed_dim, width)
+        self.text_encoder = TextEncoder(embed_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(INIT_LOGIT_SCALE))
+        self.logit_bias = None if init_logit_bias is None else nn.Parameter(torch.tensor(init_logit_bias))
+
+    def encode_image(self, images) -> Tensor:
+        """Images, as `preprocess` takes them -> unit vectors [B, embed_dim]."""
+        features = self.image_encoder(self.preprocess(images))
+        return F.normalize(features.float(), dim=-1)
+
+    def encode_text(self, texts: Tensor | str | list[str]) -> Tensor:
+        """Strings, or digit labels [B] -> unit vectors [B, embed_dim]. Raises InputError for an unknown text."""
+        features = self.text_encoder([texts] if isinstance(texts, str) else texts)
+        return F.normalize(features.float(), dim=-1)
+
+    def forward(self, images, texts: Tensor | str | list[str]) -> tuple[Tensor, Tensor]:
+        """B images and T texts -> logits_per_image [B, T] and its transpose logits_per_text [T, B]."""
+        return self.logits(self.encode_image(images), self.encode_text(texts))
+
+    def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors [B, embed_dim] and [T, embed_dim] -> scaled cosines, as `forward` returns them."""
+        with torch.autocast(image_features.device.type, enabled=False):  # bf16 is too coarse for logits near 100
+            logits_per_image = self.logit_scale.exp() * image_features @ text_features.T
+        if self.logit_bias is not None:
+            logits_per_image = logits_per_image + self.logit_bias
+        return logits_per_image, logits_per_image.T
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the logits' factor at 100 at most, as the paper does, so that training stays stable."""
+        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+    def preprocess(self, images) -> Tensor:
+        """Array, tensor or image of shape [28, 28], [B, 28, 28] or [B, 1, 28, 28] -> float [B, 1, 28, 28] in [0, 1].
+
+        uint8 counts as 0..255, floats as 0..1; digits are bright on black. Raises InputError for anything else.
+        """
+        if not isinstance(images, Tensor):
+            array = np.asarray(images)
+            if array.dtype.kind not in "uif":
+                raise InputError(f"images must be an array of uint8 or float pixels, not {type(images).__name__}")
+            images = torch.from_numpy(np.ascontiguousarray(array))
+        shape = tuple(images.shape)
+        if shape == (28, 28):
+            images = images[None, None]
+        elif len(shape) == 3 and shape[1:] == (28, 28):
+            images = images[:, None]
+        elif len(shape) != 4 or shape[1:] != (1, 28, 28):
+            raise InputError(f"images must be [B, 28, 28] or [B, 1, 28, 28], not {list(shape)}: resize to grey 28x28")
+        images = images.to(self.logit_scale.device, non_blocking=True)
+        if images.dtype == torch.uint8:
+            return images.float() / 255
+        if not images.is_floating_point():
+            raise InputError(f"images must be uint8 (0..255) or float (0..1), not {images.dtype}")
+        # Looking at the values waits for the GPU, so the training loop goes without.
+        if not self.training and not ((images >= 0) & (images <= 1)).all():
+            raise InputError("float images must lie in [0, 1]: divide by 255, or pass uint8")
+        return images.float()
+
+    def save(self, path: str | Path) -> None:
+        """Write weights, architecture, config and metrics to one file, which `CLIP.load` needs alone.
+
+        The file appears whole or not at all. Raises InputError when the folder cannot be written.
+        """
+        content = io.BytesIO()
+        torch.save(
+            {
+                "format": FORMAT,
+                "arch": self.arch,
+                "config": self.config,
+                "metrics": self.metrics,
+                "state_dict": self.state_dict(),
+            },
+            content,
+        )
+        atomic_write(path, content.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "CLIP":
+        """Rebuild the model from its file, in eval mode. Raises InputError for a file that is not such a one."""
+        checkpoint = load_checkpoint(path, device)
+        if checkpoint.get("format") != FORMAT:
+            raise InputError(f"{path} is not a model of this project (format {FORMAT}): train one with `make train`")
+        try:
+            model = cls(**checkpoint["arch"])
+            model.load_state_dict(checkpoint["state_dict"])
+            model.config, model.metrics = checkpoint["config"], checkpoint["metrics"]
+        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            reason = str(error).strip().splitlines()[-1].strip()
+            raise InputError(f"{path} holds another architecture than this version builds: {reason}") from None
+        return model.to(device).eval()
+
+
+def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict:
+    """Read a file of tensors and plain values; never runs code from it. Raises InputError when it is not one."""
+    if not Path(path).is_file():
+        raise InputError(f"there is no checkpoint {path}: train one with `make train`, or name another")
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
+        checkpoint = None
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path} is not a checkpoint, or is damaged: train again with `make train`, or name another")
+    return checkpoint

@@ -1,0 +1,150 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from clip import CLIP
+from my_utils import InputError
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return CLIP(embed_dim=8, width=2).eval()
+
+
+def digits(count: int) -> torch.Tensor:
+    return torch.randint(256, (count, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def test_embeddings_have_length_one(model):
+    for features in (model.encode_image(digits(5)), model.encode_text(["7", "two"])):
+        torch.testing.assert_close(features.norm(dim=1), torch.ones(len(features)))
+
+
+def test_logits_are_scaled_cosines(model):
+    images, texts = digits(3), ["zero", "1", "TWO ", "three"]
+    per_image, per_text = model(images, texts)
+    cosine = torch.cosine_similarity(model.encode_image(images)[:, None], model.encode_text(texts)[None], dim=-1)
+    torch.testing.assert_close(per_image, cosine / 0.07)
+    assert per_image.shape == (3, 4)
+    assert torch.equal(per_text, per_image.T)
+
+
+def test_texts_are_strings_words_numerals_and_labels(model):
+    expected = model.encode_text(torch.tensor([7]))
+    for text in ("7", "seven", " Seven\n", ["7"], ["seven"]):
+        assert torch.equal(model.encode_text(text), expected)
+
+
+@pytest.mark.parametrize("text", ["ten", "10", "-1", "", "³", "a seven", 7.5, None])
+def test_unknown_text_is_refused(model, text):
+    with pytest.raises(InputError, match="does not know the text"):
+        model.encode_text([text])
+
+
+@pytest.mark.parametrize("label", [-1, 10])
+def test_label_out_of_range_is_refused(model, label):
+    with pytest.raises(InputError, match="labels must lie"):
+        model.encode_text(torch.tensor([label]))
+
+
+def test_one_image_in_any_form_gives_one_embedding(model):
+    image = digits(1)
+    expected = model.encode_image(image)
+    for same in (image[0], image[:, None], image.numpy(), image.float() / 255, (image / 255).double().numpy()):
+        torch.testing.assert_close(model.encode_image(same), expected)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("photo.png", "array of uint8 or float"),
+        (None, "array of uint8 or float"),
+        (np.zeros((2, 32, 32), np.uint8), "resize"),
+        (np.zeros((2, 3, 28, 28), np.float32), "resize"),
+        (np.zeros(784, np.uint8), "resize"),
+        (torch.zeros(2, 28, 28, dtype=torch.int64), "uint8"),
+        (torch.full((2, 28, 28), 255.0), r"\[0, 1\]"),
+        (torch.full((2, 28, 28), math.nan), r"\[0, 1\]"),
+    ],
+)
+def test_what_is_no_image_is_refused(model, bad, message):
+    with pytest.raises(InputError, match=message):
+        model.encode_image(bad)
+
+
+def test_temperature_starts_and_stops_as_in_the_paper(model):
+    assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
+    with torch.no_grad():
+        model.logit_scale.fill_(9.0)
+    model.clamp_logit_scale()
+    assert model.logit_scale.exp().item() == pytest.approx(100)
+
+
+@pytest.mark.parametrize("bias", [None, -2.2])
+def test_a_file_alone_rebuilds_the_model(tmp_path, bias):
+    model = CLIP(embed_dim=12, width=3, init_logit_bias=bias).eval()
+    model.config, model.metrics = {"lr": 0.1}, {"val_zero_shot_accuracy": 0.5}
+    model.save(tmp_path / "model.pth")
+    again = CLIP.load(tmp_path / "model.pth")
+    assert torch.equal(again(digits(4), ["1", "2"])[0], model(digits(4), ["1", "2"])[0])
+    assert (again.arch, again.config, again.metrics) == (model.arch, model.config, model.metrics)
+    assert not again.training
+
+
+def test_files_that_are_no_checkpoint_are_refused(tmp_path, model):
+    model.save(tmp_path / "whole.pth")
+    whole = (tmp_path / "whole.pth").read_bytes()
+    damaged = whole.replace(b"stages.0.weight", b"stages.0.weighT")
+    for name, content in {"text": b"hello", "empty": b"", "half": whole[: len(whole) // 2], "bytes": damaged}.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError):
+            CLIP.load(tmp_path / name)
+    torch.save({"weights": torch.ones(3)}, tmp_path / "other.pth")
+    torch.save(torch.ones(3), tmp_path / "tensor.pth")
+    for name in ("other.pth", "tensor.pth", "missing.pth", "."):
+        with pytest.raises(InputError):
+            CLIP.load(tmp_path / name)
+
+
+def test_another_architecture_is_refused(tmp_path, model):
+    model.arch = model.arch | {"width": 3}
+    model.save(tmp_path / "wider.pth")
+    with pytest.raises(InputError, match="another architecture"):
+        CLIP.load(tmp_path / "wider.pth")
+    model.arch = {"embed_dim": 8, "patch_size": 4}
+    model.save(tmp_path / "vit.pth")
+    with pytest.raises(InputError, match="another architecture"):
+        CLIP.load(tmp_path / "vit.pth")
+
+
+def test_a_checkpoint_that_carries_code_is_not_run(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "boom"), "w"))
+
+    torch.save({"format": Bomb()}, tmp_path / "bomb.pth")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        CLIP.load(tmp_path / "bomb.pth")
+    assert not (tmp_path / "boom").exists()
+
+
+def test_save_into_a_place_that_cannot_be_written_is_one_sentence(read_only, tmp_path, model):
+    with pytest.raises(InputError, match="cannot write"):
+        model.save(read_only(tmp_path / "file") / "model.pth")
+
+
+def test_a_failed_save_leaves_the_old_file(tmp_path, model, monkeypatch):
+    model.save(tmp_path / "model.pth")
+    before = (tmp_path / "model.pth").read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match="No space left"):
+        model.save(tmp_path / "model.pth")
+    assert (tmp_path / "model.pth").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]

@@ -1,0 +1,219 @@
+import itertools
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import train
+from clip import CLIP
+from conftest import ROOT, run_train
+from metrics import evaluate
+from my_dataset import DATA_PATH, load_mnist
+from my_utils import InputError, warmup_cosine
+
+# A step takes milliseconds, an epoch has 214 of them.
+TINY = ["--width", 2, "--embed-dim", 8, "--batch-size", 256, "--epochs", 3, "--device", "cpu"]
+
+
+# ---- the whole way on real MNIST ----
+
+
+def test_a_short_run_learns_real_mnist(trained):
+    assert trained.metrics["test_zero_shot_accuracy"] > 0.975
+    assert trained.metrics["val_zero_shot_accuracy"] > 0.97
+    assert trained.metrics["test_text_to_image_precision"] > 0.97
+    assert "99." in trained.output or "98." in trained.output or "97." in trained.output
+
+
+def test_metrics_json_tells_what_was_run(trained):
+    assert trained.metrics["epochs"] == 2
+    assert trained.metrics["seed"] == 0
+    assert trained.metrics["device"] == "cpu"
+    assert trained.metrics["torch_version"] == torch.__version__
+    assert trained.metrics["train_seconds"] > 0
+    history = trained.metrics["history"]
+    assert [record["epoch"] for record in history] == [1, 2]
+    assert history[1]["loss"] < history[0]["loss"]
+    assert 0 < history[1]["excess_loss"] < history[1]["loss"]
+    assert json.loads((trained.run / "config.json").read_text())["width"] == 8
+
+
+def test_the_checkpoint_alone_reaches_the_accuracy_it_states(trained, data_path):
+    model = CLIP.load(trained.checkpoint)
+    test = evaluate(model, load_mnist("test", data_path))
+    assert test["zero_shot_accuracy"] == pytest.approx(trained.metrics["test_zero_shot_accuracy"], abs=2e-4)
+    assert model.metrics["test_zero_shot_accuracy"] == trained.metrics["test_zero_shot_accuracy"]
+    assert trained.checkpoint.read_bytes() == (trained.run / "best_model.pth").read_bytes()
+
+
+def test_tensorboard_has_every_curve_and_picture(trained):
+    events = EventAccumulator(str(trained.run))
+    events.Reload()
+    tags = events.Tags()
+    expected = {f"step/{name}" for name in ("loss", "excess_loss", "learning_rate", "temperature", "grad_norm")}
+    expected |= {"epoch/images_per_second", "validation/zero_shot_accuracy", "validation/text_to_image_precision"}
+    assert expected <= set(tags["scalars"])
+    assert tags["images"] == ["similarity"]
+    assert len(events.Scalars("validation/zero_shot_accuracy")) == 2
+    assert "_hparams_/session_start_info" in events.summary_metadata
+    assert "images and captions" in (trained.run / "projector_config.pbtxt").read_text()
+
+
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+def test_the_other_losses_train(loss, tmp_path, data_path):
+    done = run_train(*TINY, "--loss", loss, "--epochs", 2, "--runs-dir", tmp_path, "--run-name", "run")
+    assert done.returncode == 0, done.stderr
+    history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
+    assert history[-1]["val_zero_shot_accuracy"] > 0.5
+    assert history[-1]["excess_loss"] < history[0]["excess_loss"]
+    model = CLIP.load(tmp_path / "best_model.pth")
+    assert (model.logit_bias is not None) == (loss == "sigmoid")
+
+
+# ---- interruptions ----
+
+
+def start(*arguments) -> subprocess.Popen:
+    command = [sys.executable, "train.py", "--data-path", str(ROOT / DATA_PATH), *map(str, arguments)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(condition, job) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def weights(path) -> dict:
+    return torch.load(path, weights_only=True)["model"]
+
+
+def test_ctrl_c_and_kill_do_not_change_a_bit_of_the_result(tmp_path, data_path):
+    whole = run_train(*TINY, "--runs-dir", tmp_path / "a", "--run-name", "run")
+    assert whole.returncode == 0, whole.stderr
+
+    runs = tmp_path / "b"
+    run = runs / "run"
+    job = start(*TINY, "--runs-dir", runs, "--run-name", "run")
+    wait_for((run / "best_model.pth").exists, job)  # the end of the first epoch
+    time.sleep(0.3)
+    job.send_signal(signal.SIGINT)
+    output, _ = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert f"--resume {run}" in output
+    state = torch.load(run / "last.pth", weights_only=True)
+    assert 0 < state["epoch"] + state["step"] / 214 < 3
+    assert not (runs / "best_model.pth").exists(), "only a finished run is published"
+
+    before = (run / "last.pth").stat().st_mtime_ns
+    job = start("--resume", "--runs-dir", runs)
+    wait_for(lambda: (run / "last.pth").stat().st_mtime_ns != before, job)
+    job.kill()
+    job.wait()
+
+    done = run_train("--resume", run)
+    assert done.returncode == 0, done.stderr
+    expected, resumed = weights(tmp_path / "a" / "run" / "last.pth"), weights(run / "last.pth")
+    assert expected.keys() == resumed.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, resumed[name]), name
+    one, other = (json.loads((r / "run" / "metrics.json").read_text()) for r in (tmp_path / "a", runs))
+    for record in (*one["history"], *other["history"]):
+        del record["images_per_second"]
+    assert one["history"] == other["history"]
+    assert one["test_zero_shot_accuracy"] == other["test_zero_shot_accuracy"]
+
+    again = run_train("--resume", run)
+    assert again.returncode == 2
+    assert "finished" in again.stderr
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data_path):
+    done = run_train(*TINY, "--lr", 1e30, "--grad-clip", 1e30, "--runs-dir", tmp_path, "--run-name", "run")
+    assert done.returncode == 1
+    assert "epoch 1, step" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "best_model.pth").exists()
+
+
+# ---- bad input ----
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "0"], "whole number from 1"),
+        (["--epochs", "-3"], "whole number from 1"),
+        (["--epochs", "1.5"], "whole number from 1"),
+        (["--epochs", "many"], "whole number from 1"),
+        (["--batch-size", "1"], "whole number from 2"),
+        (["--batch-size", "55001"], "larger than the 55000"),
+        (["--lr", "0"], "number above 0"),
+        (["--lr", "nan"], "number above 0"),
+        (["--warmup", "1.5"], "from 0 to 1"),
+        (["--seed", "-1"], "whole number from 0"),
+        (["--loss", "triplet"], "invalid choice"),
+        (["--epoch", "3"], "unrecognized"),
+        (["--device", "tpu"], "device"),
+        (["--device", "cuda:99"], "not on this machine"),
+        (["--resume", "nowhere"], "nothing to resume in nowhere"),
+        (["--resume"], "no unfinished run"),
+        (["--run-name", "../up"], "plain folder name"),
+    ],
+)
+def test_bad_flags_are_one_sentence(flags, message, tmp_path, data_path):
+    with pytest.raises(InputError, match=message):
+        train.main([*flags, "--data-path", str(data_path), "--runs-dir", str(tmp_path / "runs")])
+    assert not (tmp_path / "runs").exists(), "nothing is left behind"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for CUDA where there is none")
+def test_cuda_without_a_gpu_is_refused():
+    done = run_train("--device", "cuda")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: device 'cuda' is not on this machine: use --device cpu, or auto\n"
+
+
+def test_a_runs_folder_that_cannot_be_written(tmp_path, read_only, data_path):
+    done = run_train(*TINY, "--runs-dir", read_only(tmp_path / "file"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cannot make the folder")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_second_run_under_the_same_name_is_refused_and_changes_nothing(trained):
+    before = {p.name: p.read_bytes() for p in trained.run.iterdir() if p.is_file()}
+    with pytest.raises(InputError, match="there already"):
+        train.main(["--runs-dir", str(trained.runs), "--run-name", "short"])
+    assert {p.name: p.read_bytes() for p in trained.run.iterdir() if p.is_file()} == before
+
+
+def test_resume_refuses_other_settings_and_damaged_states(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "last.pth").write_bytes(b"not a state")
+    with pytest.raises(InputError, match="not a checkpoint"):
+        train.main(["--resume", str(run)])
+    torch.save({"weights": torch.ones(2)}, run / "last.pth")
+    with pytest.raises(InputError, match="not the state of a training run"):
+        train.main(["--resume", str(run)])
+    config = vars(train.build_parser().parse_args([]))
+    torch.save({"config": config, "model": {}, "optimizer": {}, "rng": {}, "epoch": 0}, run / "last.pth")
+    with pytest.raises(InputError, match="leave out --lr"):
+        train.main(["--resume", str(run), "--lr", "0.5"])
+
+
+def test_schedule_warms_up_and_ends_near_zero():
+    factors = [warmup_cosine(step, 100, 10) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert max(factors) == factors[9] == 1.0
+    assert factors[-1] < 1e-3
+    assert all(a >= b for a, b in itertools.pairwise(factors[9:]))
+    assert warmup_cosine(0, 1, 0) == 1.0

@@ -1,0 +1,362 @@
+"""Train a small CLIP on MNIST: image and caption of the same digit close, others apart.
+
+    python train.py                                  the default: about 4 minutes on 2 CPU cores
+    python train.py --epochs 50 --batch-size 32      the original setting
+    python train.py --resume                         go on with the newest unfinished run
+
+Writes runs/<run>/ (TensorBoard events, config.json, last.pth, best_model.pth, metrics.json) and, when the
+run has finished, runs/best_model.pth.
+"""
+
+import io
+import json
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
+from tqdm import tqdm
+
+from augment import random_affine
+from clip import CLIP, load_checkpoint
+from losses import LOSSES, loss_floor, sigmoid_bias
+from metrics import embed_images, evaluate, zero_shot_classifier
+from my_dataset import DATA_PATH, epoch_batches, load_mnist
+from my_utils import (
+    ArgumentParser,
+    InputError,
+    Interrupt,
+    atomic_write,
+    exit_on_input_error,
+    number,
+    pick_device,
+    restore_rng_state,
+    rng_state,
+    seed_everything,
+    warmup_cosine,
+)
+from pictures import similarity_matrix
+from text_encoder import DIGIT_WORDS
+
+PROJECTOR_IMAGES = 1000  # validation images in TensorBoard's embedding projector
+STEP_COLUMNS = ("loss", "excess_loss", "grad_norm", "temperature")
+
+
+def build_parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="train.py", description=__doc__.split("\n")[0])
+    group = parser.add_argument_group("model")
+    group.add_argument("--embed-dim", type=number(int, 2, 4096), default=64, help="dimensions of the shared space")
+    group.add_argument("--width", type=number(int, 1, 1024), default=16, help="channels of the CNN's first stage")
+    group = parser.add_argument_group("loss and optimisation")
+    group.add_argument("--loss", choices=sorted(LOSSES), default="multi_positive", help="contrastive loss")
+    group.add_argument("--epochs", type=number(int, 1), default=20, help="passes over the 55,000 training images")
+    group.add_argument("--batch-size", type=number(int, 2), default=256, help="image-text pairs a step")
+    group.add_argument("--lr", type=number(float, 0, low_ok=False), default=3e-3, help="AdamW's peak learning rate")
+    group.add_argument("--weight-decay", type=number(float, 0), default=0.05, help="on weight matrices only")
+    group.add_argument("--warmup", type=number(float, 0, 1), default=0.1, help="share of the steps to warm up over")
+    group.add_argument("--grad-clip", type=number(float, 0, low_ok=False), default=5.0, help="largest gradient norm")
+    group.add_argument("--no-augment", action="store_true", help="train on the images as they are")
+    group.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="for weights, order and augmentation")
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA")
+    group = parser.add_argument_group("files and logging")
+    group.add_argument("--data-path", default=DATA_PATH, help="folder of MNIST; fetched when it is not there")
+    group.add_argument("--runs-dir", default="runs", help="folder that gets a folder for this run")
+    group.add_argument("--run-name", default=None, help="the run's folder; None: time, loss and seed")
+    group.add_argument(
+        "--resume",
+        nargs="?",
+        const="newest",
+        default=None,
+        metavar="RUN",
+        help="go on with an unfinished run's folder, with its own settings; without a name: the newest",
+    )
+    group.add_argument("--log-every", type=number(int, 1), default=10, help="steps between TensorBoard points")
+    group.add_argument("--picture-every", type=number(int, 1), default=5, help="epochs between similarity matrices")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    args, run, state = settle_run(sys.argv[1:] if argv is None else argv)
+
+    # ---- device, seed, data ----
+    device = pick_device(args.device)
+    bf16 = args.precision == "bf16" or (args.precision == "auto" and device.type == "cuda")
+    seed_everything(args.seed)
+    train_split = load_mnist("train", args.data_path, device)
+    val_split = load_mnist("val", args.data_path, device)
+    if args.batch_size > len(train_split.labels):
+        raise InputError(f"--batch-size {args.batch_size} is larger than the {len(train_split.labels)} training images")
+    steps = len(train_split.labels) // args.batch_size  # an epoch
+    total_steps = args.epochs * steps
+
+    # ---- model, loss, optimizer ----
+    bias = sigmoid_bias(train_split.labels) if args.loss == "sigmoid" else None
+    model = CLIP(args.embed_dim, args.width, bias).to(device, memory_format=torch.channels_last)
+    model.config = vars(args)
+    loss_function = LOSSES[args.loss]
+    optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.lr, fused=True)
+
+    # ---- state: all that a resumed run needs beside the settings ----
+    if state is None:
+        state = {"epoch": 0, "step": 0, "seconds": 0.0, "best": -1.0, "epochs": []}
+        state["history"] = torch.zeros(steps, len(STEP_COLUMNS), device=device)  # this epoch's steps
+        make_folder(run)
+        save_text(run / "config.json", json.dumps(vars(args), indent=2))
+        save_state(run, state, model, optimizer, device)
+    else:
+        model.load_state_dict(state.pop("model"))
+        optimizer.load_state_dict(state.pop("optimizer"))
+        restore_rng_state(state.pop("rng"), device)
+        state["history"] = state["history"].to(device)
+    writer = SummaryWriter(run, purge_step=state["epoch"] * steps if state["epoch"] else None)
+    print(f"{run}: {describe(model)}, {args.loss} on {device}{' in bf16' if bf16 else ''}, {steps} steps an epoch")
+
+    # ---- training ----
+    model.train()
+    with Interrupt() as interrupt, tqdm(total=args.epochs, initial=state["epoch"], desc="epochs", unit="epoch") as bar:
+        while state["epoch"] < args.epochs:
+            epoch, history, skip = state["epoch"], state["history"], state["step"]
+            batches = epoch_batches(train_split, args.batch_size, args.seed, epoch, skip)
+            started = time.perf_counter()
+            step_bar = tqdm(batches, total=steps, initial=skip, desc=f"epoch {epoch + 1}", unit="step", leave=False)
+            for step, (images, labels) in enumerate(step_bar, start=skip):
+                for group in optimizer.param_groups:
+                    group["lr"] = args.lr * warmup_cosine(
+                        epoch * steps + step, total_steps, round(args.warmup * total_steps)
+                    )
+                if not args.no_augment:
+                    images = random_affine(images)  # [B, 1, 28, 28]
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    logits, _ = model(images, labels)  # [B, B]
+                loss = loss_function(logits, labels)
+                optimizer.zero_grad()
+                loss.backward()
+                grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
+                optimizer.step()
+                model.clamp_logit_scale()
+
+                # Kept on the device: reading a value here would make the CPU wait for the GPU.
+                excess = loss.detach() - loss_floor(args.loss, labels)
+                history[step] = torch.stack([loss.detach(), excess, grad_norm, 1 / model.logit_scale.detach().exp()])
+                if device.type == "cpu":
+                    if not loss.isfinite():
+                        break
+                    if step % args.log_every == 0:
+                        step_bar.set_postfix(loss=f"{loss:.3f}", excess=f"{excess:.3f}", refresh=False)
+                if interrupt.requested:
+                    break
+            step_bar.close()
+            seconds = time.perf_counter() - started
+            done = step + 1
+            rate = (done - skip) * args.batch_size / seconds
+            stop_if_not_finite(history[:done], epoch, run)
+
+            if done < steps:  # Ctrl-C: keep this very step, so that --resume goes on behind it
+                state |= {"step": done, "seconds": state["seconds"] + seconds}
+                save_state(run, state, model, optimizer, device)
+                break
+
+            val = evaluate(model, val_split)
+            seconds = time.perf_counter() - started
+            means = dict(zip(STEP_COLUMNS, history.mean(dim=0).tolist(), strict=True))  # all batches are of one size
+            record = {"epoch": epoch + 1, **means, "images_per_second": rate} | {f"val_{k}": v for k, v in val.items()}
+            log_epoch(writer, history.cpu(), record, args, steps, total_steps)
+            if (epoch + 1) % args.picture_every == 0 or epoch + 1 == args.epochs:
+                writer.add_figure("similarity", validation_similarity(model, val_split), (epoch + 1) * steps)
+            writer.flush()
+
+            if record["val_zero_shot_accuracy"] >= state["best"]:  # of equals the later: it has trained longer
+                state["best"] = record["val_zero_shot_accuracy"]
+                model.metrics = {"best_epoch": epoch + 1} | {f"val_{name}": value for name, value in val.items()}
+                model.save(run / "best_model.pth")
+            state |= {"epoch": epoch + 1, "step": 0, "seconds": state["seconds"] + seconds}
+            state["epochs"] = [*state["epochs"], record]
+            save_state(run, state, model, optimizer, device)
+            bar.set_postfix(
+                loss=f"{record['loss']:.3f}",
+                excess=f"{record['excess_loss']:.3f}",
+                val=f"{record['val_zero_shot_accuracy']:.2%}",
+                images_s=f"{rate:,.0f}",
+            )
+            bar.update()
+            if interrupt.requested:
+                break
+
+    if state["epoch"] < args.epochs:
+        writer.close()
+        print(f"\nstopped at epoch {state['epoch'] + 1}, step {state['step']} of {steps}; everything is saved")
+        print(f"go on with: python train.py --resume {run}")
+        return 130
+
+    # ---- the one look at the test split, with the model that validation chose ----
+    best = CLIP.load(run / "best_model.pth", device)
+    test = evaluate(best, load_mnist("test", args.data_path, device))
+    best.metrics |= {f"test_{name}": value for name, value in test.items()}
+    best.metrics |= {
+        "train_seconds": round(state["seconds"], 2),
+        "epochs": args.epochs,
+        "seed": args.seed,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch_version": str(torch.__version__),
+    }
+    best.save(run / "best_model.pth")
+    log_end(writer, best, val_split, args)
+    writer.close()
+    atomic_write(Path(args.runs_dir) / "best_model.pth", (run / "best_model.pth").read_bytes())
+    save_text(run / "metrics.json", json.dumps(best.metrics | {"history": state["epochs"]}, indent=2))
+
+    print(f"\n{'':28}{'validation':>12}{'test':>12}")
+    for name in ("zero_shot_accuracy", "text_to_image_precision"):
+        print(f"{name:28}{best.metrics[f'val_{name}']:12.2%}{best.metrics[f'test_{name}']:12.2%}")
+    print(
+        f"best epoch {best.metrics['best_epoch']} of {args.epochs}, {state['seconds']:.0f} s of training,"
+        f" seed {args.seed}"
+    )
+    print(f"saved to {run} and {Path(args.runs_dir) / 'best_model.pth'}\n")
+    print(f"the curves:    tensorboard --logdir {args.runs_dir}\nthe pictures:  jupyter notebook inference.ipynb")
+    return 0
+
+
+# ---- what the recipe above calls ----
+
+
+def settle_run(argv: list[str]) -> tuple:
+    """The settings, the run's folder and, when resuming, the saved state (else None)."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    runs = Path(args.runs_dir)
+    if args.resume is None:
+        name = args.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{args.loss}_seed{args.seed}"
+        if Path(name).name != name or name in (".", ".."):
+            raise InputError(f"--run-name {name!r} is not a plain folder name")
+        if (runs / name).exists():
+            raise InputError(f"{runs / name} is there already: choose another --run-name, or go on with --resume")
+        return args, runs / name, None
+
+    if args.resume == "newest":
+        unfinished = [p.parent for p in runs.glob("*/last.pth") if not (p.parent / "metrics.json").exists()]
+        if not unfinished:
+            raise InputError(f"there is no unfinished run in {runs} to resume")
+        run = max(unfinished, key=lambda folder: (folder / "last.pth").stat().st_mtime)
+    else:
+        run = Path(args.resume)
+        if not (run / "last.pth").is_file():
+            raise InputError(f"there is nothing to resume in {run}: name a folder in {runs} that holds last.pth")
+        if (run / "metrics.json").exists():
+            raise InputError(f"{run} is finished, nothing is left to resume: start a new run")
+    state = load_checkpoint(run / "last.pth")
+    if not {"config", "model", "optimizer", "rng", "epoch"} <= state.keys():
+        raise InputError(f"{run / 'last.pth'} is not the state of a training run")
+    config = state.pop("config")
+    movable = {"resume", "device", "data_path", "runs_dir"}
+    for name, value in vars(args).items():
+        if name in movable:
+            config[name] = value if value != parser.get_default(name) else config[name]
+        elif value not in (parser.get_default(name), config[name]):
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"--resume goes on with the run's own settings ({flag} {config[name]}): leave out {flag}")
+    for name, value in config.items():
+        setattr(args, name, value)
+    args.resume = None
+    return args, run, state
+
+
+def parameter_groups(model: CLIP, weight_decay: float) -> list[dict]:
+    """Weight decay for matrices and kernels; none for norms, biases, the embedding table and the temperature."""
+    table = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    decayed = [p for p in model.parameters() if p.ndim > 1 and id(p) not in table]
+    free = [p for p in model.parameters() if p.ndim <= 1 or id(p) in table]
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def make_folder(run: Path) -> None:
+    try:
+        run.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot make the folder {run}: {error.strerror or error}; choose another --runs-dir"
+        ) from None
+
+
+def save_state(run: Path, state: dict, model: CLIP, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    content = io.BytesIO()
+    whole = {"config": model.config, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state | whole | {"rng": rng_state(device)}, content)
+    atomic_write(run / "last.pth", content.getvalue())
+
+
+def save_text(path: Path, text: str) -> None:
+    atomic_write(path, (text + "\n").encode())
+
+
+def stop_if_not_finite(history: torch.Tensor, epoch: int, run: Path) -> None:
+    bad = (~history[:, 0].isfinite()).nonzero()
+    if len(bad):
+        step = int(bad[0])
+        sys.exit(
+            f"error: the loss is {history[step, 0].item()} at epoch {epoch + 1}, step {step + 1}: try a lower --lr;"
+            f" {run / 'last.pth'} holds the state before this epoch"
+        )
+
+
+def describe(model: CLIP) -> str:
+    def count(module):
+        return f"{sum(p.numel() for p in module.parameters()):,}"
+
+    return f"CLIP of {count(model.image_encoder)} image and {count(model.text_encoder)} text parameters"
+
+
+def log_epoch(writer: SummaryWriter, history: torch.Tensor, record: dict, args, steps: int, total_steps: int) -> None:
+    """TensorBoard: the step's curves thinned by --log-every, the epoch's as they are; x counts steps throughout."""
+    first = (record["epoch"] - 1) * steps
+    warmup = round(args.warmup * total_steps)
+    for step in range(0, steps, args.log_every):
+        for name, value in zip(STEP_COLUMNS, history[step].tolist(), strict=True):
+            writer.add_scalar(f"step/{name}", value, first + step)
+        writer.add_scalar(
+            "step/learning_rate", args.lr * warmup_cosine(first + step, total_steps, warmup), first + step
+        )
+    for name, value in record.items():
+        if name != "epoch":
+            writer.add_scalar(
+                f"validation/{name[4:]}" if name.startswith("val_") else f"epoch/{name}", value, first + steps
+            )
+
+
+@torch.no_grad()
+def validation_similarity(model: CLIP, split, count: int = 20):
+    """The similarity matrix of the first validation images against the ten captions, as a figure."""
+    order = split.labels[:count].argsort(stable=True)
+    images = split.images[:count][order]
+    similarity = embed_images(model, images) @ zero_shot_classifier(model).T
+    names = [f"{i} ({digit})" for i, digit in zip(order.tolist(), split.labels[order].tolist(), strict=True)]
+    return similarity_matrix(similarity.cpu(), DIGIT_WORDS, names, "validation images against captions", images.cpu())
+
+
+def log_end(writer: SummaryWriter, best: CLIP, val_split, args) -> None:
+    """TensorBoard: the settings beside the results, and the embeddings with their digits' thumbnails."""
+    settings = {name: value if value is not None else "none" for name, value in vars(args).items()}
+    results = {f"final/{name}": best.metrics[name] for name in ("val_zero_shot_accuracy", "test_zero_shot_accuracy")}
+    for summary in hparams(settings, results):
+        writer.file_writer.add_summary(summary)
+    for name, value in results.items():
+        writer.add_scalar(name, value, args.epochs)
+    images, labels = val_split.images[:PROJECTOR_IMAGES], val_split.labels[:PROJECTOR_IMAGES]
+    writer.add_embedding(
+        torch.cat([embed_images(best, images), zero_shot_classifier(best)]),
+        metadata=[str(label) for label in labels.tolist()] + [f"caption {word}" for word in DIGIT_WORDS],
+        # A caption has no picture: its thumbnail is a grey square.
+        label_img=1 - torch.cat([images.float() / 255, torch.full((10, 28, 28), 0.5, device=images.device)])[:, None],
+        tag="images and captions",
+    )
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        sys.exit(main())
