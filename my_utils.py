@@ -19,10 +19,10 @@ class InputError(ValueError):
 
 @contextlib.contextmanager
 def exit_on_input_error():
-    """Turn an InputError into one message on stderr and exit code 2."""
+    """Turn an InputError, or a disk that says no, into one message on stderr and exit code 2."""
     try:
         yield
-    except InputError as error:
+    except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -53,13 +53,13 @@ def similarity_matrix(
     wide = max(map(len, captions)) > 8
     figure = Figure(figsize=(0.75 * columns + 2.2, 0.42 * rows + (3.0 if wide else 1.4)), layout="constrained")
     axes = figure.subplots()
-    picture = axes.imshow(similarity, cmap="cividis", aspect="auto", vmin=-1, vmax=1)
+    low = min(0.0, float(similarity.min()))
+    picture = axes.imshow(similarity, cmap="cividis", aspect="auto", vmin=low, vmax=1)
     for i in range(rows):
         for j in range(columns):
             value = float(similarity[i, j])
-            axes.text(
-                j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color="black" if value > 0.1 else "white"
-            )
+            colour = "black" if value > (low + 1) / 2 else "white"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     axes.set_xticks(range(columns), captions, **({"rotation": 40, "ha": "right"} if wide else {}))
     axes.set_yticks(range(rows), image_names)
     axes.set_xlabel("text label")
@@ -67,9 +67,9 @@ def similarity_matrix(
     axes.set_title(title)
     figure.colorbar(picture, ax=axes, label="cosine similarity", fraction=0.05)
     if images is not None:
+        axes.set_xlim(-1.5, columns - 0.5)  # room for one more column
         for i, image in enumerate(images):
-            # In units of the axes: a square left of the matrix's first column.
-            inset = axes.inset_axes((-0.62, i - 0.45, 0.9, 0.9), transform=axes.transData)
+            inset = axes.inset_axes((-1.45, i - 0.45, 0.9, 0.9), transform=axes.transData)
             inset.imshow(image, cmap="gray_r")
             inset.axis("off")
     return figure

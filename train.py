@@ -1,6 +1,6 @@
 """Train a small CLIP on MNIST: image and caption of the same digit close, others apart.
 
-    python train.py                                  the default: about 4 minutes on 2 CPU cores
+    python train.py                                  the default: 20 epochs, minutes on a CPU
     python train.py --epochs 50 --batch-size 32      the original setting
     python train.py --resume                         go on with the newest unfinished run
 
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
         optimizer.load_state_dict(state.pop("optimizer"))
         restore_rng_state(state.pop("rng"), device)
         state["history"] = state["history"].to(device)
-    writer = SummaryWriter(run, purge_step=state["epoch"] * steps if state["epoch"] else None)
+    writer = SummaryWriter(run, purge_step=state["epoch"] * steps)  # points of an epoch that is now done again
     print(f"{run}: {describe(model)}, {args.loss} on {device}{' in bf16' if bf16 else ''}, {steps} steps an epoch")
 
     # ---- training ----
@@ -123,7 +123,16 @@ def main(argv: list[str] | None = None) -> int:
             epoch, history, skip = state["epoch"], state["history"], state["step"]
             batches = epoch_batches(train_split, args.batch_size, args.seed, epoch, skip)
             started = time.perf_counter()
-            step_bar = tqdm(batches, total=steps, initial=skip, desc=f"epoch {epoch + 1}", unit="step", leave=False)
+            step_bar = tqdm(
+                batches,
+                total=steps,
+                initial=skip,
+                desc=f"epoch {epoch + 1}",
+                unit="images",
+                unit_scale=args.batch_size,
+                leave=False,
+                disable=None,  # a log file gets the epochs only
+            )
             for step, (images, labels) in enumerate(step_bar, start=skip):
                 for group in optimizer.param_groups:
                     group["lr"] = args.lr * warmup_cosine(
@@ -167,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
             record = {"epoch": epoch + 1, **means, "images_per_second": rate} | {f"val_{k}": v for k, v in val.items()}
             log_epoch(writer, history.cpu(), record, args, steps, total_steps)
             if (epoch + 1) % args.picture_every == 0 or epoch + 1 == args.epochs:
-                writer.add_figure("similarity", validation_similarity(model, val_split), (epoch + 1) * steps)
+                writer.add_figure("similarity", validation_similarity(model, val_split), (epoch + 1) * steps - 1)
             writer.flush()
 
             if record["val_zero_shot_accuracy"] >= state["best"]:  # of equals the later: it has trained longer
@@ -219,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
         f" seed {args.seed}"
     )
     print(f"saved to {run} and {Path(args.runs_dir) / 'best_model.pth'}\n")
-    print(f"the curves:    tensorboard --logdir {args.runs_dir}\nthe pictures:  jupyter notebook inference.ipynb")
+    print("the curves:    make tensorboard\nthe pictures:  make notebook")
     return 0
 
 
@@ -319,14 +328,12 @@ def log_epoch(writer: SummaryWriter, history: torch.Tensor, record: dict, args, 
     for step in range(0, steps, args.log_every):
         for name, value in zip(STEP_COLUMNS, history[step].tolist(), strict=True):
             writer.add_scalar(f"step/{name}", value, first + step)
-        writer.add_scalar(
-            "step/learning_rate", args.lr * warmup_cosine(first + step, total_steps, warmup), first + step
-        )
+        learning_rate = args.lr * warmup_cosine(first + step, total_steps, warmup)
+        writer.add_scalar("step/learning_rate", learning_rate, first + step)
     for name, value in record.items():
         if name != "epoch":
-            writer.add_scalar(
-                f"validation/{name[4:]}" if name.startswith("val_") else f"epoch/{name}", value, first + steps
-            )
+            tag = f"validation/{name[4:]}" if name.startswith("val_") else f"epoch/{name}"
+            writer.add_scalar(tag, value, first + steps - 1)
 
 
 @torch.no_grad()

@@ -1,0 +1,43 @@
+# make train, make test: each makes .venv and installs what it needs first. Flags pass through ARGS:
+#   make train ARGS="--epochs 1"
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: train test lint format tensorboard notebook clean
+
+train: .venv/use
+	$(BIN)/python train.py $(ARGS)
+
+test: .venv/dev
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+tensorboard: .venv/use
+	$(BIN)/tensorboard --logdir runs $(ARGS)
+
+notebook: .venv/use
+	$(BIN)/jupyter lab inference.ipynb $(ARGS)
+
+# The data, the runs and the pictures stay.
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps are newer than the requirements they stand for; a half-done install leaves none.
+.venv/use: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "error: Python 3.10 or later is needed, this is " + sys.version.split()[0] + ": name another with make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/dev: .venv/use requirements-dev.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
+	touch $@
