@@ -6,7 +6,7 @@ logits_per_image, logits_per_text = model(images, ["seven", "2"])
 
 import io
 import math
-import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from image_encoder import ImageEncoder
-from my_utils import InputError, atomic_write
-from text_encoder import TextEncoder
+from my_utils import InputError, atomic_write, pick_device, short
+from text_encoder import TextEncoder, check_labels
 
 FORMAT = "minist-clip-1"  # raised when an older file can no longer be read
+TEXT_MODEL = "albert-base-v2"
 INIT_LOGIT_SCALE = math.log(1 / 0.07)
 MAX_LOGIT_SCALE = math.log(100)
 
@@ -26,17 +27,34 @@ MAX_LOGIT_SCALE = math.log(100)
 class CLIP(nn.Module):
     """Images and texts in one space of `embed_dim` dimensions; every embedding has length 1.
 
-    `logit_scale` is the logarithm of the inverse temperature. `init_logit_bias` adds a learned `logit_bias`
-    to the logits, for the sigmoid loss; None leaves it out.
+    `text_encoder` is "table" (ten captions) or "plus" (any sentence, through the pretrained language model
+    `text_model`, which `freeze_text` keeps as it is). `logit_scale` is the logarithm of the inverse temperature.
+    `init_logit_bias` adds a learned `logit_bias` to the logits, for the sigmoid loss; None leaves it out.
+    Raises InputError when the language model cannot be had.
     """
 
-    def __init__(self, embed_dim: int = 64, width: int = 16, init_logit_bias: float | None = None):
+    def __init__(
+        self,
+        embed_dim: int = 64,
+        width: int = 16,
+        init_logit_bias: float | None = None,
+        text_encoder: str = "table",
+        text_model: str = TEXT_MODEL,
+        freeze_text: bool = False,
+    ):
         super().__init__()
         self.arch = {"embed_dim": embed_dim, "width": width, "init_logit_bias": init_logit_bias}
+        if text_encoder == "plus":
+            self.arch |= {"text_encoder": "plus", "text_model": text_model, "freeze_text": freeze_text}
         self.config: dict = {}  # how it was trained
         self.metrics: dict = {}  # what it reached
         self.image_encoder = ImageEncoder(embed_dim, width)
-        self.text_encoder = TextEncoder(embed_dim)
+        if text_encoder == "plus":
+            from text_encoder_plus import TextEncoderPlus  # transformers takes seconds to import
+
+            self.text_encoder = TextEncoderPlus(embed_dim, text_model, freeze_text)
+        else:
+            self.text_encoder = TextEncoder(embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(INIT_LOGIT_SCALE))
         self.logit_bias = None if init_logit_bias is None else nn.Parameter(torch.tensor(init_logit_bias))
 
@@ -45,12 +63,20 @@ class CLIP(nn.Module):
         features = self.image_encoder(self.preprocess(images))
         return F.normalize(features.float(), dim=-1)
 
-    def encode_text(self, texts: Tensor | str | list[str]) -> Tensor:
-        """Strings, or digit labels [B] -> unit vectors [B, embed_dim]. Raises InputError for an unknown text."""
-        features = self.text_encoder([texts] if isinstance(texts, str) else texts)
-        return F.normalize(features.float(), dim=-1)
+    def encode_text(self, texts: str | list[str] | Tensor) -> Tensor:
+        """Strings, or digit labels as an integer tensor [B] -> unit vectors [B, embed_dim].
 
-    def forward(self, images, texts: Tensor | str | list[str]) -> tuple[Tensor, Tensor]:
+        Raises InputError for a text that the text encoder cannot read.
+        """
+        if isinstance(texts, str):
+            texts = [texts]
+        elif isinstance(texts, Tensor | np.ndarray):
+            texts = check_labels(torch.as_tensor(texts, device=self.logit_scale.device), self.training)
+        elif not isinstance(texts, list | tuple) or not texts:
+            raise InputError(f"texts must be a string, strings or an integer tensor of labels, not {texts!r}")
+        return F.normalize(self.text_encoder(texts).float(), dim=-1)
+
+    def forward(self, images, texts: str | list[str] | Tensor) -> tuple[Tensor, Tensor]:
         """B images and T texts -> logits_per_image [B, T] and its transpose logits_per_text [T, B]."""
         return self.logits(self.encode_image(images), self.encode_text(texts))
 
@@ -73,10 +99,13 @@ class CLIP(nn.Module):
         uint8 counts as 0..255, floats as 0..1; digits are bright on black. Raises InputError for anything else.
         """
         if not isinstance(images, Tensor):
-            array = np.asarray(images)
-            if array.dtype.kind not in "uif":
-                raise InputError(f"images must be an array of uint8 or float pixels, not {type(images).__name__}")
-            images = torch.from_numpy(np.ascontiguousarray(array))
+            try:
+                array = np.array(images)
+                images = torch.from_numpy(array.astype(np.uint8 if array.dtype == np.uint8 else np.float32))
+                if array.dtype.kind not in "uf":
+                    raise TypeError
+            except (TypeError, ValueError):
+                raise InputError("images must be one array of uint8 or float pixels, all of one size") from None
         shape = tuple(images.shape)
         if shape == (28, 28):
             images = images[None, None]
@@ -89,8 +118,8 @@ class CLIP(nn.Module):
             return images.float() / 255
         if not images.is_floating_point():
             raise InputError(f"images must be uint8 (0..255) or float (0..1), not {images.dtype}")
-        # Looking at the values waits for the GPU, so the training loop goes without.
-        if not self.training and not ((images >= 0) & (images <= 1)).all():
+        # Looking at the values waits for the GPU, so the training loop goes without there.
+        if not (self.training and images.is_cuda) and not ((images >= 0) & (images <= 1)).all():
             raise InputError("float images must lie in [0, 1]: divide by 255, or pass uint8")
         return images.float()
 
@@ -113,30 +142,40 @@ class CLIP(nn.Module):
         atomic_write(path, content.getvalue())
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "cpu") -> "CLIP":
-        """Rebuild the model from its file, in eval mode. Raises InputError for a file that is not such a one."""
-        checkpoint = load_checkpoint(path, device)
+    def load(cls, path: str | Path, device: str | torch.device = "cpu", text_model: str | None = None) -> "CLIP":
+        """Rebuild the model from its file, in eval mode.
+
+        `text_model` names the language model's place where it has moved since training. Raises InputError for a
+        file that is not such a one, or when its language model cannot be had or has other weights than in training.
+        """
+        device = pick_device(str(device))
+        checkpoint = load_checkpoint(path)
         if checkpoint.get("format") != FORMAT:
             raise InputError(f"{path} is not a model of this project (format {FORMAT}): train one with `make train`")
         try:
-            model = cls(**checkpoint["arch"])
+            moved = {"text_model": text_model} if text_model else {}
+            model = cls(**checkpoint["arch"] | moved)
             model.load_state_dict(checkpoint["state_dict"])
             model.config, model.metrics = checkpoint["config"], checkpoint["metrics"]
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
-            reason = str(error).strip().splitlines()[-1].strip()
-            raise InputError(f"{path} holds another architecture than this version builds: {reason}") from None
+            raise InputError(f"{path} holds another architecture than this version builds: {short(error)}") from None
         return model.to(device).eval()
 
 
-def load_checkpoint(path: str | Path, device: str | torch.device = "cpu") -> dict:
-    """Read a file of tensors and plain values; never runs code from it. Raises InputError when it is not one."""
+def load_checkpoint(path: str | Path) -> dict:
+    """Read a file of tensors and plain values onto the CPU; never runs code from it.
+
+    Raises InputError when it is not one or is damaged.
+    """
     if not Path(path).is_file():
         raise InputError(f"there is no checkpoint {path}: train one with `make train`, or name another")
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch does not look at the check sums
+        checkpoint = None if damaged else torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError):
+    except Exception:  # the unpickler meets arbitrary bytes and raises whatever they lead it to
         checkpoint = None
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} is not a checkpoint, or is damaged: train again with `make train`, or name another")

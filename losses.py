@@ -60,11 +60,12 @@ def same_caption(captions: Tensor) -> Tensor:
     return captions[:, None] == captions[None, :]
 
 
-def sigmoid_bias(captions: Tensor) -> float:
-    """The `logit_bias` at which every pair's probability is the positive rate of these captions.
+def sigmoid_bias(captions: Tensor, batch_size: int) -> float:
+    """The `logit_bias` at which every pair's probability is the positive rate of batches drawn from these captions.
 
-    SigLIP starts at -10, which fits one positive in ten thousand; with ten digits one pair in ten is positive.
+    Each row of a batch has its own pair, which is positive, and B - 1 others, which are so at the rate at which two
+    captions agree. SigLIP starts at -10, which fits one positive in ten thousand; here it is one in eight at B = 32.
     """
     shares = torch.bincount(captions).double() / len(captions)
-    rate = float((shares**2).sum())
+    rate = (1 + (batch_size - 1) * float((shares**2).sum())) / batch_size
     return math.log(rate / (1 - rate)) if rate < 1 else 10.0

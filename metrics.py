@@ -1,10 +1,14 @@
 """What is measured: image -> text and text -> image, over a whole split, with text embeddings computed anew."""
 
+from collections.abc import Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clip import CLIP
 from my_dataset import Split
+from templates import fill
 
 
 @torch.no_grad()
@@ -18,13 +22,18 @@ def embed_images(model: CLIP, images: Tensor, batch_size: int = 1000) -> Tensor:
 
 
 @torch.no_grad()
-def zero_shot_classifier(model: CLIP) -> Tensor:
-    """Unit vectors [10, embed_dim] of the ten captions, computed from the text tower as it is now."""
+def zero_shot_classifier(model: CLIP, templates: Sequence[str] | None = None) -> Tensor:
+    """Unit vectors [10, embed_dim], one for each digit, from the text tower as it is now.
+
+    With several prompts a digit is the mean of their embeddings, normalised again (the prompt ensemble of
+    Radford et al., 2021, section 3.1.4). `templates` holds {word} or {numeral}; None: the encoder's own prompts.
+    """
+    prompts = [[fill(template, digit) for template in templates] for digit in range(10)] if templates else None
     training = model.training
     model.eval()
-    features = model.encode_text(torch.arange(10, device=model.logit_scale.device))
+    features = model.encode_text([text for texts in prompts or model.text_encoder.class_prompts for text in texts])
     model.train(training)
-    return features
+    return F.normalize(features.view(10, -1, features.shape[-1]).mean(dim=1), dim=-1)
 
 
 def zero_shot_accuracy(similarity: Tensor, labels: Tensor) -> float:

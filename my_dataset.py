@@ -132,8 +132,9 @@ def provision(data_path: str | Path = DATA_PATH) -> Path:
     try:
         raw.mkdir(parents=True, exist_ok=True)
         for stale in data_path.glob(".fetch-*"):
-            if time.time() - stale.stat().st_mtime > STALE_SECONDS:
-                shutil.rmtree(stale, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # another process may just have cleared it
+                if time.time() - stale.stat().st_mtime > STALE_SECONDS:
+                    shutil.rmtree(stale, ignore_errors=True)
         tried = []
         for name, source in [
             (f"the folder {data_path}", _from_folder),

@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import fcntl
 import math
 import os
+import platform
 import random
 import signal
 import sys
@@ -17,6 +19,12 @@ class InputError(ValueError):
     """Something a person gave was wrong; the message says what, and what to do. Programs exit with code 2."""
 
 
+def short(error: Exception) -> str:
+    """A library's error as one line that fits into a sentence."""
+    text = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
 @contextlib.contextmanager
 def exit_on_input_error():
     """Turn an InputError, or a disk that says no, into one message on stderr and exit code 2."""
@@ -25,6 +33,9 @@ def exit_on_input_error():
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("\ninterrupted: what was finished is saved, and train.py --resume goes on from there", file=sys.stderr)
+        sys.exit(130)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -47,7 +58,7 @@ def number(kind: type, low: float, high: float = math.inf, low_ok: bool = True):
             value = kind(text)
         except ValueError:
             value = math.nan
-        if not (math.isfinite(value) and low <= value <= high and (low_ok or value > low)):
+        if not (abs(value) < 1e300 and low <= value <= high and (low_ok or value > low)):
             raise argparse.ArgumentTypeError(f"{text!r} is not a {noun} {bound}")
         return value
 
@@ -122,11 +133,34 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
+    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise InputError(f"device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name!r} is not on this machine: use --device cpu, or auto")
     return device
+
+
+def cpu_name() -> str:
+    """The processor's name as the operating system tells it."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def lock(folder: Path):
+    """Take the folder for this process until it ends or dies; None when another process has it.
+
+    Keep what it returns: the lock goes with it.
+    """
+    file = open(folder / ".lock", "w")  # noqa: SIM115, closing it would end the lock
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def warmup_cosine(step: int, total: int, warmup: int) -> float:

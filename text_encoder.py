@@ -8,6 +8,17 @@ from my_utils import InputError
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
+def check_labels(labels: Tensor, training: bool) -> Tensor:
+    """Digit labels of any integer type, [B] or a single one -> int64 [B]. Raises InputError for anything else."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.ndim > 1:
+        raise InputError(f"digit labels must be integers [B], not {labels.dtype} {list(labels.shape)}")
+    labels = labels.long().reshape(-1)
+    # Looking at the values waits for the GPU, so the training loop goes without there.
+    if not (training and labels.is_cuda) and not ((labels >= 0) & (labels < len(DIGIT_WORDS))).all():
+        raise InputError("digit labels must lie in 0..9")
+    return labels
+
+
 class TextEncoder(nn.Module):
     """Digit captions -> features [B, embed_dim], not normalised.
 
@@ -16,14 +27,12 @@ class TextEncoder(nn.Module):
 
     def __init__(self, embed_dim: int):
         super().__init__()
+        self.class_prompts = [[word] for word in DIGIT_WORDS]  # what a digit is called, for zero-shot classification
         self.table = nn.Embedding(len(DIGIT_WORDS), embed_dim)
         self.mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
 
     def forward(self, texts: Tensor | list[str]) -> Tensor:
         labels = texts if isinstance(texts, Tensor) else self.tokenize(texts)
-        # As in CLIP.preprocess: looking at the values waits for the GPU, so training goes without.
-        if not self.training and not ((labels >= 0) & (labels < len(DIGIT_WORDS))).all():
-            raise InputError("digit labels must lie in 0..9")
         # All ten captions go through the MLP once, however large the batch is.
         features = self.mlp(self.table.weight)  # [10, embed_dim]
         return features[labels]  # [B, embed_dim]

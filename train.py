@@ -8,8 +8,11 @@ Writes runs/<run>/ (TensorBoard events, config.json, last.pth, best_model.pth, m
 run has finished, runs/best_model.pth.
 """
 
+import argparse
 import io
 import json
+import os
+import shlex
 import sys
 import time
 from datetime import datetime
@@ -21,7 +24,7 @@ from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from augment import random_affine
-from clip import CLIP, load_checkpoint
+from clip import CLIP, TEXT_MODEL, load_checkpoint
 from losses import LOSSES, loss_floor, sigmoid_bias
 from metrics import embed_images, evaluate, zero_shot_classifier
 from my_dataset import DATA_PATH, epoch_batches, load_mnist
@@ -30,12 +33,15 @@ from my_utils import (
     InputError,
     Interrupt,
     atomic_write,
+    cpu_name,
     exit_on_input_error,
+    lock,
     number,
     pick_device,
     restore_rng_state,
     rng_state,
     seed_everything,
+    short,
     warmup_cosine,
 )
 from pictures import similarity_matrix
@@ -51,11 +57,15 @@ def build_parser() -> ArgumentParser:
     group = parser.add_argument_group("model")
     group.add_argument("--embed-dim", type=number(int, 2, 4096), default=64, help="dimensions of the shared space")
     group.add_argument("--width", type=number(int, 1, 1024), default=16, help="channels of the CNN's first stage")
+    group.add_argument("--text-encoder", choices=("table", "plus"), default="table", help="ten captions, or sentences")
+    group.add_argument("--text-model", default=TEXT_MODEL, help="plus: language model, Hugging Face name or folder")
+    group.add_argument("--freeze-text", action="store_true", help="plus: keep the language model as it is")
     group = parser.add_argument_group("loss and optimisation")
     group.add_argument("--loss", choices=sorted(LOSSES), default="multi_positive", help="contrastive loss")
     group.add_argument("--epochs", type=number(int, 1), default=20, help="passes over the 55,000 training images")
     group.add_argument("--batch-size", type=number(int, 2), default=256, help="image-text pairs a step")
     group.add_argument("--lr", type=number(float, 0, low_ok=False), default=3e-3, help="AdamW's peak learning rate")
+    group.add_argument("--text-lr", type=number(float, 0, low_ok=False), default=2e-5, help="language model's peak")
     group.add_argument("--weight-decay", type=number(float, 0), default=0.05, help="on weight matrices only")
     group.add_argument("--warmup", type=number(float, 0, 1), default=0.1, help="share of the steps to warm up over")
     group.add_argument("--grad-clip", type=number(float, 0, low_ok=False), default=5.0, help="largest gradient norm")
@@ -94,26 +104,30 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"--batch-size {args.batch_size} is larger than the {len(train_split.labels)} training images")
     steps = len(train_split.labels) // args.batch_size  # an epoch
     total_steps = args.epochs * steps
+    warmup_steps = round(args.warmup * total_steps)
 
     # ---- model, loss, optimizer ----
-    bias = sigmoid_bias(train_split.labels) if args.loss == "sigmoid" else None
-    model = CLIP(args.embed_dim, args.width, bias).to(device, memory_format=torch.channels_last)
+    bias = sigmoid_bias(train_split.labels, args.batch_size) if args.loss == "sigmoid" else None
+    model = CLIP(args.embed_dim, args.width, bias, args.text_encoder, args.text_model, args.freeze_text)
+    model.to(device, memory_format=torch.channels_last)
     model.config = vars(args)
     loss_function = LOSSES[args.loss]
-    optimizer = torch.optim.AdamW(parameter_groups(model, args.weight_decay), lr=args.lr, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(model, args), fused=True)
 
     # ---- state: all that a resumed run needs beside the settings ----
-    if state is None:
+    fresh = state is None
+    if fresh:
+        make_folder(run)
+    held = lock(run)
+    if held is None:
+        raise InputError(f"another process is training in {run}: wait for it, or start a run of your own")
+    if fresh:
         state = {"epoch": 0, "step": 0, "seconds": 0.0, "best": -1.0, "epochs": []}
         state["history"] = torch.zeros(steps, len(STEP_COLUMNS), device=device)  # this epoch's steps
-        make_folder(run)
         save_text(run / "config.json", json.dumps(vars(args), indent=2))
         save_state(run, state, model, optimizer, device)
     else:
-        model.load_state_dict(state.pop("model"))
-        optimizer.load_state_dict(state.pop("optimizer"))
-        restore_rng_state(state.pop("rng"), device)
-        state["history"] = state["history"].to(device)
+        restore_state(run, state, model, optimizer, device)
     writer = SummaryWriter(run, purge_step=state["epoch"] * steps)  # points of an epoch that is now done again
     print(f"{run}: {describe(model)}, {args.loss} on {device}{' in bf16' if bf16 else ''}, {steps} steps an epoch")
 
@@ -136,9 +150,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             for step, (images, labels) in enumerate(step_bar, start=skip):
                 for group in optimizer.param_groups:
-                    group["lr"] = args.lr * warmup_cosine(
-                        epoch * steps + step, total_steps, round(args.warmup * total_steps)
-                    )
+                    group["lr"] = group["peak_lr"] * warmup_cosine(epoch * steps + step, total_steps, warmup_steps)
                 if not args.no_augment:
                     images = random_affine(images)  # [B, 1, 28, 28]
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
@@ -164,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
             seconds = time.perf_counter() - started
             done = step + 1
             rate = (done - skip) * args.batch_size / seconds
-            stop_if_not_finite(history[:done], epoch, run)
+            stop_if_not_finite(history[:done], epoch, skip, run)
 
             if done < steps:  # Ctrl-C: keep this very step, so that --resume goes on behind it
                 state |= {"step": done, "seconds": state["seconds"] + seconds}
@@ -200,7 +212,7 @@ def main(argv: list[str] | None = None) -> int:
     if state["epoch"] < args.epochs:
         writer.close()
         print(f"\nstopped at epoch {state['epoch'] + 1}, step {state['step']} of {steps}; everything is saved")
-        print(f"go on with: python train.py --resume {run}")
+        print(f"go on with: {shlex.join([os.path.relpath(sys.executable), 'train.py', '--resume', str(run)])}")
         return 130
 
     # ---- the one look at the test split, with the model that validation chose ----
@@ -212,11 +224,12 @@ def main(argv: list[str] | None = None) -> int:
         "epochs": args.epochs,
         "seed": args.seed,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
+        "cpu": f"{cpu_name()}, {torch.get_num_threads()} threads",
         "torch_version": str(torch.__version__),
+        "date": f"{datetime.now():%Y-%m-%d}",
     }
     best.save(run / "best_model.pth")
-    log_end(writer, best, val_split, args)
+    log_end(writer, best, val_split, args, total_steps)
     writer.close()
     atomic_write(Path(args.runs_dir) / "best_model.pth", (run / "best_model.pth").read_bytes())
     save_text(run / "metrics.json", json.dumps(best.metrics | {"history": state["epochs"]}, indent=2))
@@ -229,7 +242,8 @@ def main(argv: list[str] | None = None) -> int:
         f" seed {args.seed}"
     )
     print(f"saved to {run} and {Path(args.runs_dir) / 'best_model.pth'}\n")
-    print("the curves:    make tensorboard\nthe pictures:  make notebook")
+    logdir = "" if args.runs_dir == "runs" else f' ARGS="--logdir {args.runs_dir}"'
+    print(f"the curves:    make tensorboard{logdir}\nthe pictures:  make notebook")
     return 0
 
 
@@ -238,10 +252,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def settle_run(argv: list[str]) -> tuple:
     """The settings, the run's folder and, when resuming, the saved state (else None)."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    args = build_parser().parse_args(argv)
     runs = Path(args.runs_dir)
     if args.resume is None:
+        if args.text_encoder == "table" and (args.freeze_text or args.text_model != TEXT_MODEL):
+            raise InputError("--text-model and --freeze-text are for sentences: add --text-encoder plus")
         name = args.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{args.loss}_seed{args.seed}"
         if Path(name).name != name or name in (".", ".."):
             raise InputError(f"--run-name {name!r} is not a plain folder name")
@@ -250,7 +265,7 @@ def settle_run(argv: list[str]) -> tuple:
         return args, runs / name, None
 
     if args.resume == "newest":
-        unfinished = [p.parent for p in runs.glob("*/last.pth") if not (p.parent / "metrics.json").exists()]
+        unfinished = [p.parent for p in runs.glob("*/last.pth") if not ended(p.parent) and lock(p.parent)]
         if not unfinished:
             raise InputError(f"there is no unfinished run in {runs} to resume")
         run = max(unfinished, key=lambda folder: (folder / "last.pth").stat().st_mtime)
@@ -258,31 +273,45 @@ def settle_run(argv: list[str]) -> tuple:
         run = Path(args.resume)
         if not (run / "last.pth").is_file():
             raise InputError(f"there is nothing to resume in {run}: name a folder in {runs} that holds last.pth")
-        if (run / "metrics.json").exists():
-            raise InputError(f"{run} is finished, nothing is left to resume: start a new run")
+        if ended(run):
+            raise InputError(f"{run} {ended(run)}, nothing is left to resume: start a new run")
     state = load_checkpoint(run / "last.pth")
-    if not {"config", "model", "optimizer", "rng", "epoch"} <= state.keys():
+    if (
+        not {"config", "model", "optimizer", "rng", "epoch", "step", "seconds", "best", "epochs", "history"}
+        <= state.keys()
+    ):
         raise InputError(f"{run / 'last.pth'} is not the state of a training run")
-    config = state.pop("config")
-    movable = {"resume", "device", "data_path", "runs_dir"}
-    for name, value in vars(args).items():
-        if name in movable:
-            config[name] = value if value != parser.get_default(name) else config[name]
-        elif value not in (parser.get_default(name), config[name]):
+
+    # The run's own settings hold; only where it runs may change. (argparse leaves alone what stands in a namespace
+    # already, so that None remains where a flag was not given.)
+    config = vars(args) | state.pop("config")
+    given = build_parser().parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))
+    for name, value in vars(given).items():
+        if name in ("device", "data_path"):
+            config[name] = value or config[name]
+        elif name not in ("resume", "runs_dir") and value not in (None, config[name]):
             flag = "--" + name.replace("_", "-")
             raise InputError(f"--resume goes on with the run's own settings ({flag} {config[name]}): leave out {flag}")
-    for name, value in config.items():
-        setattr(args, name, value)
-    args.resume = None
-    return args, run, state
+    return argparse.Namespace(**config | {"resume": None, "runs_dir": str(run.parent)}), run, state
 
 
-def parameter_groups(model: CLIP, weight_decay: float) -> list[dict]:
-    """Weight decay for matrices and kernels; none for norms, biases, the embedding table and the temperature."""
+def ended(run: Path) -> str:
+    """Why a run cannot go on: it is finished, or its loss was not finite; empty when it can."""
+    return "is finished" if (run / "metrics.json").exists() else "diverged" if (run / "diverged.txt").exists() else ""
+
+
+def parameter_groups(model: CLIP, args) -> list[dict]:
+    """Weight decay for matrices and kernels; none for norms, biases, the embedding table and the temperature.
+
+    A language model that trains has a peak learning rate of its own.
+    """
     table = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    decayed = [p for p in model.parameters() if p.ndim > 1 and id(p) not in table]
-    free = [p for p in model.parameters() if p.ndim <= 1 or id(p) in table]
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    groups = {}
+    for name, parameter in model.named_parameters():
+        peak = args.text_lr if "language_model" in name else args.lr
+        decay = args.weight_decay if parameter.ndim > 1 and id(parameter) not in table else 0.0
+        groups.setdefault((peak, decay), []).append(parameter)
+    return [{"params": p, "lr": peak, "peak_lr": peak, "weight_decay": decay} for (peak, decay), p in groups.items()]
 
 
 def make_folder(run: Path) -> None:
@@ -301,18 +330,34 @@ def save_state(run: Path, state: dict, model: CLIP, optimizer: torch.optim.Optim
     atomic_write(run / "last.pth", content.getvalue())
 
 
+def restore_state(run: Path, state: dict, model: CLIP, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Undo save_state. Raises InputError when the state fits another version's model or optimizer."""
+    try:
+        model.load_state_dict(state.pop("model"))
+        optimizer.load_state_dict(state.pop("optimizer"))
+        restore_rng_state(state.pop("rng"), device)
+        state["history"] = state["history"].to(device)
+    except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{run / 'last.pth'} fits another version of this program: {short(error)}") from None
+
+
 def save_text(path: Path, text: str) -> None:
     atomic_write(path, (text + "\n").encode())
 
 
-def stop_if_not_finite(history: torch.Tensor, epoch: int, run: Path) -> None:
-    bad = (~history[:, 0].isfinite()).nonzero()
+def stop_if_not_finite(history: torch.Tensor, epoch: int, first: int, run: Path) -> None:
+    """A gradient counts too: it is the loss of the next step. No state with bad weights is ever saved."""
+    bad = (~history[first:].isfinite()).any(dim=1).nonzero()
     if len(bad):
-        step = int(bad[0])
-        sys.exit(
-            f"error: the loss is {history[step, 0].item()} at epoch {epoch + 1}, step {step + 1}: try a lower --lr;"
-            f" {run / 'last.pth'} holds the state before this epoch"
+        step = first + int(bad[0])
+        values = ", ".join(
+            f"{name} {value:.3g}" for name, value in zip(STEP_COLUMNS, history[step].tolist(), strict=True)
         )
+        message = (
+            f"training diverged at epoch {epoch + 1}, step {step + 1} ({values}): start a new run with a lower --lr"
+        )
+        save_text(run / "diverged.txt", message)
+        sys.exit(f"error: {message}")
 
 
 def describe(model: CLIP) -> str:
@@ -347,14 +392,14 @@ def validation_similarity(model: CLIP, split, count: int = 20):
     return similarity_matrix(similarity.cpu(), DIGIT_WORDS, names, "validation images against captions", images.cpu())
 
 
-def log_end(writer: SummaryWriter, best: CLIP, val_split, args) -> None:
+def log_end(writer: SummaryWriter, best: CLIP, val_split, args, total_steps: int) -> None:
     """TensorBoard: the settings beside the results, and the embeddings with their digits' thumbnails."""
     settings = {name: value for name, value in vars(args).items() if name not in NO_HYPERPARAMETERS}
     results = {f"final/{name}": best.metrics[name] for name in ("val_zero_shot_accuracy", "test_zero_shot_accuracy")}
     for summary in hparams(settings, results):
         writer.file_writer.add_summary(summary)
     for name, value in results.items():
-        writer.add_scalar(name, value, args.epochs)
+        writer.add_scalar(name, value, total_steps - 1)
     images, labels = val_split.images[:PROJECTOR_IMAGES], val_split.labels[:PROJECTOR_IMAGES]
     writer.add_embedding(
         torch.cat([embed_images(best, images), zero_shot_classifier(best)]),

