@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from distributed import gather
 from image_encoder import ImageEncoder
 from my_utils import InputError, atomic_write, pick_device, short
 from text_encoder import TextEncoder, check_labels
@@ -78,7 +79,10 @@ class CLIP(nn.Module):
 
     def forward(self, images, texts: str | list[str] | Tensor) -> tuple[Tensor, Tensor]:
         """B images and T texts -> logits_per_image [B, T] and its transpose logits_per_text [T, B]."""
-        return self.logits(self.encode_image(images), self.encode_text(texts))
+        image_features, text_features = self.encode_image(images), self.encode_text(texts)
+        if self.training:  # each process of a data-parallel run has embedded its share of the batch
+            image_features, text_features = gather(image_features), gather(text_features)
+        return self.logits(image_features, text_features)
 
     def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors [B, embed_dim] and [T, embed_dim] -> scaled cosines, as `forward` returns them."""

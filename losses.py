@@ -17,8 +17,7 @@ def infonce(logits: Tensor, captions: Tensor) -> Tensor:
 
     Radford et al., 2021, arXiv 2103.00020. A pair with the same caption counts as a negative.
     """
-    diagonal = torch.arange(len(captions), device=captions.device)
-    return (F.cross_entropy(logits, diagonal) + F.cross_entropy(logits.T, diagonal)) / 2
+    return both_directions("infonce", logits, captions)
 
 
 def multi_positive(logits: Tensor, captions: Tensor) -> Tensor:
@@ -26,9 +25,7 @@ def multi_positive(logits: Tensor, captions: Tensor) -> Tensor:
 
     UniCL (Yang et al., 2022, arXiv 2204.03610), the "out" form of SupCon (Khosla et al., 2020, arXiv 2004.11362).
     """
-    positives = same_caption(captions).to(logits.dtype)  # [B, B], symmetric
-    targets = positives / positives.sum(dim=1, keepdim=True)
-    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
+    return both_directions("multi_positive", logits, captions)
 
 
 def sigmoid(logits: Tensor, captions: Tensor) -> Tensor:
@@ -36,11 +33,29 @@ def sigmoid(logits: Tensor, captions: Tensor) -> Tensor:
 
     SigLIP (Zhai et al., 2023, arXiv 2303.15343), whose positives are the diagonal; here, all same-caption pairs.
     """
-    signs = 2 * same_caption(captions).to(logits.dtype) - 1  # [B, B], +1 or -1
-    return -F.logsigmoid(signs * logits).sum(dim=1).mean()
+    return both_directions("sigmoid", logits, captions)
 
 
 LOSSES = {"multi_positive": multi_positive, "infonce": infonce, "sigmoid": sigmoid}
+
+
+def both_directions(loss_name: str, logits: Tensor, captions: Tensor) -> Tensor:
+    """Mean over the batch of image -> text and text -> image. The sigmoid's pairs are the same in both."""
+    rows = torch.arange(len(captions), device=captions.device)
+    total = row_loss(loss_name, logits, rows, captions)
+    if loss_name != "sigmoid":
+        total = (total + row_loss(loss_name, logits.T, rows, captions)) / 2
+    return total / len(captions)
+
+
+def row_loss(loss_name: str, logits: Tensor, rows: Tensor, captions: Tensor) -> Tensor:
+    """Sum of one direction over R rows of the batch: logits [R, B], their indices `rows` [R], captions [B]."""
+    if loss_name == "infonce":
+        return F.cross_entropy(logits, rows, reduction="sum")
+    positives = (captions[rows, None] == captions).to(logits.dtype)  # [R, B]
+    if loss_name == "multi_positive":
+        return F.cross_entropy(logits, positives / positives.sum(dim=1, keepdim=True), reduction="sum")
+    return -F.logsigmoid((2 * positives - 1) * logits).sum()  # sigmoid: +1 for the same caption, -1 for another
 
 
 def loss_floor(loss_name: str, captions: Tensor) -> Tensor:
@@ -52,12 +67,9 @@ def loss_floor(loss_name: str, captions: Tensor) -> Tensor:
     """
     if loss_name == "sigmoid":
         return torch.zeros((), device=captions.device)
-    return same_caption(captions).sum(dim=1).float().log().mean()
-
-
-def same_caption(captions: Tensor) -> Tensor:
-    """Caption ids [B] -> bool [B, B]: do pair i and pair j carry the same caption?"""
-    return captions[:, None] == captions[None, :]
+    ordered = captions.sort().values  # counts of equal captions, without the wait that torch.unique means on CUDA
+    counts = torch.searchsorted(ordered, captions, right=True) - torch.searchsorted(ordered, captions)
+    return counts.float().log().mean()
 
 
 def sigmoid_bias(captions: Tensor, batch_size: int) -> float:

@@ -3,6 +3,7 @@
     python train.py                                  the default: 20 epochs, minutes on a CPU
     python train.py --epochs 50 --batch-size 32      the original setting
     python train.py --resume                         go on with the newest unfinished run
+    torchrun --nproc-per-node 2 train.py             data parallel, one process a GPU; --batch-size is that of all
 
 Writes runs/<run>/ (TensorBoard events, config.json, last.pth, best_model.pth, metrics.json) and, when the
 run has finished, runs/best_model.pth.
@@ -23,11 +24,13 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
+import distributed
 from augment import random_affine
 from clip import CLIP, TEXT_MODEL, load_checkpoint
+from grad_cache import cached_backward
 from losses import LOSSES, loss_floor, sigmoid_bias
 from metrics import embed_images, evaluate, zero_shot_classifier
-from my_dataset import DATA_PATH, epoch_batches, load_mnist
+from my_dataset import DATA_PATH, epoch_batches, load_mnist, provision
 from my_utils import (
     ArgumentParser,
     InputError,
@@ -64,6 +67,12 @@ def build_parser() -> ArgumentParser:
     group.add_argument("--loss", choices=sorted(LOSSES), default="multi_positive", help="contrastive loss")
     group.add_argument("--epochs", type=number(int, 1), default=20, help="passes over the 55,000 training images")
     group.add_argument("--batch-size", type=number(int, 2), default=256, help="image-text pairs a step")
+    group.add_argument(
+        "--chunk-size",
+        type=number(int, 1),
+        default=None,
+        help="images a pass through the CNN; smaller than a batch that does not fit (GradCache). None: the batch",
+    )
     group.add_argument("--lr", type=number(float, 0, low_ok=False), default=3e-3, help="AdamW's peak learning rate")
     group.add_argument("--text-lr", type=number(float, 0, low_ok=False), default=2e-5, help="language model's peak")
     group.add_argument("--weight-decay", type=number(float, 0), default=0.05, help="on weight matrices only")
@@ -95,13 +104,20 @@ def main(argv: list[str] | None = None) -> int:
     args, run, state = settle_run(sys.argv[1:] if argv is None else argv)
 
     # ---- device, seed, data ----
-    device = pick_device(args.device)
+    device = distributed.start(pick_device(args.device))
+    chief, processes = distributed.rank() == 0, distributed.size()
+    run = Path(distributed.gather_objects(str(run))[0])  # its name may hold the time
     bf16 = args.precision == "bf16" or (args.precision == "auto" and device.type == "cuda")
     seed_everything(args.seed)
+    if chief:
+        provision(args.data_path)
+    distributed.wait()
     train_split = load_mnist("train", args.data_path, device)
     val_split = load_mnist("val", args.data_path, device)
     if args.batch_size > len(train_split.labels):
         raise InputError(f"--batch-size {args.batch_size} is larger than the {len(train_split.labels)} training images")
+    if args.batch_size % processes or (processes > 1 and args.chunk_size):
+        raise InputError(f"{processes} processes share a --batch-size that they divide, and go without --chunk-size")
     steps = len(train_split.labels) // args.batch_size  # an epoch
     total_steps = args.epochs * steps
     warmup_steps = round(args.warmup * total_steps)
@@ -113,27 +129,34 @@ def main(argv: list[str] | None = None) -> int:
     model.config = vars(args)
     loss_function = LOSSES[args.loss]
     optimizer = torch.optim.AdamW(parameter_groups(model, args), fused=True)
+    net = distributed.wrap(model)  # what the loop calls: the model, or DDP around it
+    if not chief:
+        torch.manual_seed(args.seed + distributed.rank())  # each process augments in its own way
 
     # ---- state: all that a resumed run needs beside the settings ----
     fresh = state is None
-    if fresh:
+    if chief and fresh:
         make_folder(run)
-    held = lock(run)
+    held = lock(run) if chief else True
     if held is None:
         raise InputError(f"another process is training in {run}: wait for it, or start a run of your own")
     if fresh:
         state = {"epoch": 0, "step": 0, "seconds": 0.0, "best": -1.0, "epochs": []}
         state["history"] = torch.zeros(steps, len(STEP_COLUMNS), device=device)  # this epoch's steps
-        save_text(run / "config.json", json.dumps(vars(args), indent=2))
         save_state(run, state, model, optimizer, device)
     else:
         restore_state(run, state, model, optimizer, device)
-    writer = SummaryWriter(run, purge_step=state["epoch"] * steps)  # points of an epoch that is now done again
-    print(f"{run}: {describe(model)}, {args.loss} on {device}{' in bf16' if bf16 else ''}, {steps} steps an epoch")
+    if chief:
+        save_text(run / "config.json", json.dumps(vars(args), indent=2))
+        writer = SummaryWriter(run, purge_step=state["epoch"] * steps)  # points of an epoch that is now done again
+        print(f"{run}: {describe(model)}, {args.loss} on {processes} x {device.type}{' in bf16' if bf16 else ''}")
 
     # ---- training ----
     model.train()
-    with Interrupt() as interrupt, tqdm(total=args.epochs, initial=state["epoch"], desc="epochs", unit="epoch") as bar:
+    with (
+        Interrupt() as interrupt,
+        tqdm(total=args.epochs, initial=state["epoch"], desc="epochs", unit="epoch", disable=not chief) as bar,
+    ):
         while state["epoch"] < args.epochs:
             epoch, history, skip = state["epoch"], state["history"], state["step"]
             batches = epoch_batches(train_split, args.batch_size, args.seed, epoch, skip)
@@ -146,18 +169,23 @@ def main(argv: list[str] | None = None) -> int:
                 unit="images",
                 unit_scale=args.batch_size,
                 leave=False,
-                disable=None,  # a log file gets the epochs only
+                disable=None if chief else True,  # a log file gets the epochs only
             )
             for step, (images, labels) in enumerate(step_bar, start=skip):
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak_lr"] * warmup_cosine(epoch * steps + step, total_steps, warmup_steps)
+                images = distributed.share(images)
                 if not args.no_augment:
                     images = random_affine(images)  # [B, 1, 28, 28]
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    logits, _ = model(images, labels)  # [B, B]
-                loss = loss_function(logits, labels)
                 optimizer.zero_grad()
-                loss.backward()
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    if args.chunk_size:
+                        loss = cached_backward(model, images, labels, args.loss, args.chunk_size)
+                    else:
+                        logits, _ = net(images, distributed.share(labels))  # [B, B], of all processes
+                if not args.chunk_size:
+                    loss = loss_function(logits, labels)
+                    loss.backward()
                 grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
                 optimizer.step()
                 model.clamp_logit_scale()
@@ -170,7 +198,7 @@ def main(argv: list[str] | None = None) -> int:
                         break
                     if step % args.log_every == 0:
                         step_bar.set_postfix(loss=f"{loss:.3f}", excess=f"{excess:.3f}", refresh=False)
-                if interrupt.requested:
+                if interrupt.requested and processes == 1:  # several stop together, at the epoch's end
                     break
             step_bar.close()
             seconds = time.perf_counter() - started
@@ -187,12 +215,16 @@ def main(argv: list[str] | None = None) -> int:
             seconds = time.perf_counter() - started
             means = dict(zip(STEP_COLUMNS, history.mean(dim=0).tolist(), strict=True))  # all batches are of one size
             record = {"epoch": epoch + 1, **means, "images_per_second": rate} | {f"val_{k}": v for k, v in val.items()}
-            log_epoch(writer, history.cpu(), record, args, steps, total_steps)
-            if (epoch + 1) % args.picture_every == 0 or epoch + 1 == args.epochs:
-                writer.add_figure("similarity", validation_similarity(model, val_split), (epoch + 1) * steps - 1)
-            writer.flush()
+            if chief:
+                log_epoch(writer, history.cpu(), record, args, steps, total_steps)
+                if (epoch + 1) % args.picture_every == 0 or epoch + 1 == args.epochs:
+                    figure = validation_similarity(model, val_split)
+                    writer.add_figure("similarity", figure, (epoch + 1) * steps - 1)
+                writer.flush()
 
-            if record["val_zero_shot_accuracy"] >= state["best"]:  # of equals the later: it has trained longer
+            if (
+                chief and record["val_zero_shot_accuracy"] >= state["best"]
+            ):  # of equals the later: it has trained longer
                 state["best"] = record["val_zero_shot_accuracy"]
                 model.metrics = {"best_epoch": epoch + 1} | {f"val_{name}": value for name, value in val.items()}
                 model.save(run / "best_model.pth")
@@ -206,9 +238,12 @@ def main(argv: list[str] | None = None) -> int:
                 images_s=f"{rate:,.0f}",
             )
             bar.update()
-            if interrupt.requested:
+            if any(distributed.gather_objects(interrupt.requested)):
                 break
 
+    distributed.stop()
+    if not chief:
+        return 0
     if state["epoch"] < args.epochs:
         writer.close()
         print(f"\nstopped at epoch {state['epoch'] + 1}, step {state['step']} of {steps}; everything is saved")
@@ -324,10 +359,13 @@ def make_folder(run: Path) -> None:
 
 
 def save_state(run: Path, state: dict, model: CLIP, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    content = io.BytesIO()
+    """All processes call this, for each has random numbers of its own; the first one writes."""
     whole = {"config": model.config, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save(state | whole | {"rng": rng_state(device)}, content)
-    atomic_write(run / "last.pth", content.getvalue())
+    whole["rng"] = distributed.gather_objects(rng_state(device))
+    if distributed.rank() == 0:
+        content = io.BytesIO()
+        torch.save(state | whole, content)
+        atomic_write(run / "last.pth", content.getvalue())
 
 
 def restore_state(run: Path, state: dict, model: CLIP, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
@@ -335,8 +373,13 @@ def restore_state(run: Path, state: dict, model: CLIP, optimizer: torch.optim.Op
     try:
         model.load_state_dict(state.pop("model"))
         optimizer.load_state_dict(state.pop("optimizer"))
-        restore_rng_state(state.pop("rng"), device)
+        states = state.pop("rng")
+        if len(states) != distributed.size():
+            raise InputError(f"{run} was trained by {len(states)} processes: resume it with as many")
+        restore_rng_state(states[distributed.rank()], device)
         state["history"] = state["history"].to(device)
+    except InputError:
+        raise
     except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{run / 'last.pth'} fits another version of this program: {short(error)}") from None
 
@@ -411,5 +454,5 @@ def log_end(writer: SummaryWriter, best: CLIP, val_split, args, total_steps: int
 
 
 if __name__ == "__main__":
-    with exit_on_input_error():
+    with exit_on_input_error(), distributed.exit_on_lost_process():
         sys.exit(main())

@@ -53,8 +53,67 @@ def seed_table(*names: str) -> str:
     return "\n".join(lines)
 
 
+SENTENCE_ROWS = {
+    "ensemble_accuracy": "accuracy, ensemble of the training templates",
+    "train_template_accuracy": "accuracy, one training template, mean over the templates",
+    "train_template_worst": "accuracy, the worst training template",
+    "held_out_template_accuracy": "accuracy, one held-out template, mean over the templates",
+    "held_out_template_worst": "accuracy, the worst held-out template",
+    "bare_word_accuracy": "accuracy, bare words (held out)",
+    "bare_numeral_accuracy": "accuracy, bare numerals (held out)",
+    "own_digit_similarity": "mean cosine, image and held-out sentence of its digit",
+    "other_sentence_similarity": "mean cosine, image and sentence of no digit",
+    "pair_auroc": "AUROC of telling these two kinds of pair apart",
+    "sentence_auroc": "AUROC of telling digit sentences from others by their best image",
+}
+
+
+def sentence_table(name: str) -> str:
+    """What sentences.py has measured."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return NOT_MEASURED
+    result = json.loads(path.read_text())
+    lines = ["| on the test split | mean ± std |", "|---|---|"]
+    for key, title in SENTENCE_ROWS.items():
+        row = result["results"][key]
+        number = percent(row) if "accuracy" in key or "worst" in key else f"{row['mean']:.3f} ± {row['std']:.3f}"
+        lines.append(f"| {title} | {number} |")
+    seeds, counts = ", ".join(map(str, result["seeds"])), result["templates"]
+    lines.append("")
+    lines.append(
+        f"`{result['command']}`, seeds {seeds}, {counts['train']} training and {counts['held_out']} held-out templates,"
+        f" {counts['other']} sentences of no digit, torch {result['torch_version']}, {result['date']}"
+    )
+    return "\n".join(lines)
+
+
+def text_encoder_table() -> str:
+    """What text_encoders.py has measured."""
+    path = RESULTS / "text-encoders.json"
+    if not path.exists():
+        return NOT_MEASURED
+    result = json.loads(path.read_text())
+    return "\n".join(
+        [
+            f"| training step, batch {result['batch_size']} | {result['device']}, {result['threads']} threads |",
+            "|---|---|",
+            f"| table | {result['table_ms']:.0f} ms |",
+            f"| `plus`, frozen ALBERT-base | {result['frozen_plus_ms']:.0f} ms,"
+            f" {result['frozen_plus_to_table']:.2f} times the table |",
+            f"| `plus`, ALBERT-base trained too (random weights) | {result['albert_base_step_seconds']:.1f} s,"
+            f" {result['albert_base_peak_gib']:.1f} GiB at the peak |",
+            "",
+            f"`{result['command']}`, medians of {result['steps']} steps taken in turn, torch {result['torch_version']},"
+            f" {result['date']}",
+        ]
+    )
+
+
 BLOCKS = {
-    "results": lambda: seed_table("default"),
+    "results": lambda: seed_table("default", "plus"),
+    "sentences": lambda: sentence_table("plus-sentences"),
+    "text-encoders": text_encoder_table,
 }
 
 

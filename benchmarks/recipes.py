@@ -1,0 +1,181 @@
+"""What a person would train instead, as published, each written from its facts: data from memory, the same machine.
+
+Every function trains on the first device named, in this process, and returns (seconds of training, test accuracy,
+note). Seconds leave out loading and the final test, and for the recipes that run "to" an accuracy also the looks at
+the test split in between. These looks stop other people's recipes at the published figure; nothing of ours is
+selected by them.
+"""
+
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from image_encoder import PIXEL_MEAN, PIXEL_STD
+from my_dataset import Split
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Stopwatch:
+    """Seconds of what runs within its `with` blocks, the device's work included."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.seconds = device, 0.0
+
+    def __enter__(self):
+        synchronize(self.device)
+        self.started = time.perf_counter()
+
+    def __exit__(self, *exception):
+        synchronize(self.device)
+        self.seconds += time.perf_counter() - self.started
+
+
+@torch.no_grad()
+def accuracy(classify, images: Tensor, labels: Tensor) -> float:
+    """classify: float images [B, 1, 28, 28] -> scores [B, 10]."""
+    right = [
+        (classify(x).argmax(dim=1) == y).sum() for x, y in zip(images.split(1000), labels.split(1000), strict=True)
+    ]
+    return float(torch.stack(right).sum()) / len(labels)
+
+
+def pixels(split: Split) -> Tensor:
+    return (split.images[:, None].float() / 255 - PIXEL_MEAN) / PIXEL_STD  # [N, 1, 28, 28]
+
+
+# ---- tuomaso/train_mnist_fast: a plain classifier, one epoch ----
+
+
+def plain_classifier(train: Split, test: Split, seed: int) -> tuple[float, float, str]:
+    """Two convolutions (24 of 5x5, 32 of 3x3) with max-pooling, linear 256 and 10; Adam with betas 0.7 and 0.9,
+    one-cycle to 0.01, batch 256, one epoch over all 60,000 images in fixed order, no augmentation."""
+    torch.manual_seed(seed)
+    device = train.images.device
+    net = nn.Sequential(
+        nn.Conv2d(1, 24, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),  # 12x12
+        nn.Conv2d(24, 32, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),  # 5x5
+        nn.Flatten(),
+        nn.Linear(32 * 5 * 5, 256),
+        nn.ReLU(),
+        nn.Linear(256, 10),
+    ).to(device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.7, 0.9))
+    steps = -(-len(train.labels) // 256)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
+    watch = Stopwatch(device)
+    with watch:
+        for x, y in zip(pixels(train).split(256), train.labels.split(256), strict=True):
+            loss = F.cross_entropy(net(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return watch.seconds, accuracy(net.eval(), pixels(test), test.labels), "one epoch"
+
+
+# ---- PyTorch's own MNIST example ----
+
+
+def pytorch_example(train: Split, test: Split, seed: int, target: float = 0.99, limit: int = 14):
+    """3x3 convolutions of 32 and 64, max-pooling, dropout, linear 128 and 10; Adadelta at 1.0, falling by 0.7 an
+    epoch, batch 64, random order; to the end of the first epoch that reaches `target`."""
+    torch.manual_seed(seed)
+    device = train.images.device
+    net = nn.Sequential(
+        nn.Conv2d(1, 32, 3),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),  # 12x12
+        nn.Dropout(0.25),
+        nn.Flatten(),
+        nn.Linear(64 * 12 * 12, 128),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(128, 10),
+    ).to(device)
+    optimizer = torch.optim.Adadelta(net.parameters(), lr=1.0)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
+    x_train, x_test, watch = pixels(train), pixels(test), Stopwatch(device)
+    epochs, reached = 0, 0.0
+    while reached < target and epochs < limit:
+        epochs += 1
+        net.train()
+        with watch:
+            for index in torch.randperm(len(train.labels), device=device).split(64):
+                loss = F.cross_entropy(net(x_train[index]), train.labels[index])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            schedule.step()
+        reached = accuracy(net.eval(), x_test, test.labels)
+    return watch.seconds, reached, f"{epochs} epochs, to {target:.0%}"
+
+
+# ---- owenliang/mnist-clip: the toy CLIP that people meet first ----
+
+
+class _Block(nn.Module):
+    def __init__(self, channels: int, out: int):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.BatchNorm2d(out)
+        self.conv2, self.norm2 = nn.Conv2d(out, out, 3, padding=1), nn.BatchNorm2d(out)
+        self.skip = nn.Conv2d(channels, out, 1, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        return F.relu(y + self.skip(x))
+
+
+class _ToyClip(nn.Module):
+    """Residual blocks of 16, 4 and 1 channels, 8-dimensional embeddings under layer norm, plain dot products."""
+
+    def __init__(self):
+        super().__init__()
+        self.image = nn.Sequential(
+            _Block(1, 16), _Block(16, 4), _Block(4, 1), nn.Flatten(), nn.Linear(16, 8), nn.LayerNorm(8)
+        )
+        self.text = nn.Sequential(
+            nn.Embedding(10, 16), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 16), nn.Linear(16, 8), nn.LayerNorm(8)
+        )
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        return self.image(images) @ self.text(labels).T
+
+
+def toy_clip(train: Split, test: Split, seed: int, target: float = 0.96, limit: float = 200.0, look_every: int = 500):
+    """Ten distinct digits a step, symmetric cross-entropy on the 10x10 products, Adam at 1e-3; to the first look,
+    every `look_every` steps, at which it reaches `target`, or for `limit` seconds."""
+    torch.manual_seed(seed)
+    device = train.images.device
+    net = _ToyClip().to(device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    digits = torch.arange(10, device=device)
+    of_digit = [(train.labels == digit).nonzero().flatten() for digit in range(10)]
+    x_train, x_test, watch = pixels(train), pixels(test), Stopwatch(device)
+    steps, reached = 0, 0.0
+    while reached < target and watch.seconds < limit:
+        net.train()
+        with watch:
+            picks = torch.stack([one[torch.randint(len(one), (look_every,), device=device)] for one in of_digit], dim=1)
+            for index in picks:  # [10], one image of each digit
+                logits = net(x_train[index], digits)
+                loss = (F.cross_entropy(logits, digits) + F.cross_entropy(logits.T, digits)) / 2
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+        steps += look_every
+        net.eval()
+        reached = accuracy(lambda x: net(x, digits), x_test, test.labels)
+    note = f"{steps:,} steps, to {target:.0%}" if reached >= target else f"{steps:,} steps, {target:.0%} not reached"
+    return watch.seconds, reached, note

@@ -1,0 +1,199 @@
+"""Side by side: `train.py --preset speed` and what a person would train instead, in one process, in turn.
+
+    python benchmarks/speed.py            ten seeds of ours and of the plain classifier, three of the slow ones
+    python benchmarks/speed.py --quick    within 3 minutes: fewer seeds, the slow ones left out
+
+Seconds are those of training alone, ours with its looks at validation. Prints one table and writes it to
+benchmarks/results/speed.json (--quick: speed-quick.json).
+"""
+
+import contextlib
+import io
+import json
+import statistics
+import sys
+import tempfile
+import time
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from open_clip.loss import ClipLoss  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+import train  # noqa: E402
+from augment import random_affine  # noqa: E402
+from benchmarks.recipes import Stopwatch, plain_classifier, pytorch_example, synchronize, toy_clip  # noqa: E402
+from clip import CLIP  # noqa: E402
+from losses import multi_positive  # noqa: E402
+from my_dataset import DATA_PATH, Split, epoch_batches, load_mnist  # noqa: E402
+from my_utils import ArgumentParser, atomic_write, cpu_name, exit_on_input_error, number, pick_device  # noqa: E402
+
+OURS = "ours, --preset speed"
+
+
+def main() -> None:
+    parser = ArgumentParser(prog="speed.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=number(int, 2), default=10, help="seeds of ours and the plain classifier")
+    parser.add_argument("--slow-seeds", type=number(int, 1), default=3, help="seeds of the recipes that take minutes")
+    parser.add_argument("--quick", action="store_true", help="3 seeds, the slow recipes left out")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    if args.quick:
+        args.seeds, args.slow_seeds = 3, 0
+
+    parts = [load_mnist(split, ROOT / DATA_PATH, device) for split in ("train", "val", "test")]
+    everything = Split(*(torch.cat(pair) for pair in zip(parts[0], parts[1], strict=True)))  # others train on 60,000
+    test = parts[2]
+    recipes = {
+        OURS: (args.seeds, lambda seed: ours(seed, device)),
+        "plain classifier (train_mnist_fast)": (args.seeds, lambda seed: plain_classifier(everything, test, seed)),
+        "PyTorch's MNIST example": (args.slow_seeds, lambda seed: pytorch_example(everything, test, seed)),
+        "toy CLIP (mnist-clip)": (args.slow_seeds, lambda seed: toy_clip(everything, test, seed)),
+    }
+    ours(seed=99, device=device)  # warm-up: libraries load, kernels are chosen
+    runs = {name: [] for name in recipes}
+    for seed in tqdm(range(max(count for count, _ in recipes.values())), desc="seeds"):
+        for name, (count, recipe) in recipes.items():
+            if seed < count:
+                runs[name].append(recipe(seed))
+
+    medians = {name: statistics.median(run[0] for run in done) for name, done in runs.items() if done}
+    rows = []
+    for name, done in runs.items():
+        if done:
+            accuracies = [run[1] for run in done]
+            rows.append(
+                {
+                    "recipe": name,
+                    "seconds": medians[name],
+                    "seconds_min": min(run[0] for run in done),
+                    "seconds_max": max(run[0] for run in done),
+                    "ratio_to_ours": medians[name] / medians[OURS],
+                    "accuracy_mean": statistics.mean(accuracies),
+                    "accuracy_std": statistics.stdev(accuracies) if len(done) > 1 else None,
+                    "seeds": len(done),
+                    "note": "; ".join(sorted({run[2] for run in done})),
+                }
+            )
+    result = {
+        "command": "python benchmarks/speed.py" + (" --quick" if args.quick else ""),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "torch_version": str(torch.__version__),
+        "date": f"{date.today()}",
+        "recipes": rows,
+        "loss_step": loss_step(parts[0], device),
+        "roofline": roofline(parts[0], device),
+    }
+    name = "speed-quick" if args.quick else "speed"
+    if device.type == "cuda":
+        name += "-cuda"
+    atomic_write(ROOT / "benchmarks" / "results" / f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
+
+    print(f"\n{result['device']}, {result['threads']} threads, torch {result['torch_version']}")
+    print(f"{'recipe':38}{'median s':>9}{'min-max':>14}{'x ours':>8}{'test accuracy':>18}  seeds, note")
+    for row in rows:
+        spread = f" +- {row['accuracy_std']:.2%}" if row["accuracy_std"] is not None else ""
+        print(
+            f"{row['recipe']:38}{row['seconds']:9.2f}{row['seconds_min']:7.1f}-{row['seconds_max']:<6.1f}"
+            f"{row['ratio_to_ours']:8.2f}{row['accuracy_mean']:10.2%}{spread}  {row['seeds']}, {row['note']}"
+        )
+    for step in (result["loss_step"], result["roofline"]):
+        print(json.dumps(step))
+
+
+def ours(seed: int, device: torch.device) -> tuple[float, float, str]:
+    """The program as it is: its own clock, its own look at the test split."""
+    with tempfile.TemporaryDirectory() as runs:
+        flags = [
+            "--preset",
+            "speed",
+            "--seed",
+            str(seed),
+            "--device",
+            str(device),
+            "--data-path",
+            str(ROOT / DATA_PATH),
+        ]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            train.main([*flags, "--runs-dir", runs, "--run-name", "run"])
+        metrics = json.loads((Path(runs) / "run" / "metrics.json").read_text())
+    return metrics["train_seconds"], metrics["test_zero_shot_accuracy"], f"{metrics['epochs']} epoch(s)"
+
+
+def loss_step(split: Split, device: torch.device, batch_size: int = 256, steps: int = 40) -> dict:
+    """Images/s of whole training steps, the same two towers and batch: our loss against open_clip's ClipLoss."""
+    models = {"ours": CLIP().to(device, memory_format=torch.channels_last), "open_clip": CLIP().to(device)}
+    optimizers = {
+        "ours": torch.optim.AdamW(models["ours"].parameters(), lr=1e-3, fused=True),
+        "open_clip": torch.optim.AdamW(models["open_clip"].parameters(), lr=1e-3),  # as its training script has it
+    }
+    reference = ClipLoss()
+    seconds = {name: [] for name in models}
+    for number_, (images, labels) in zip(
+        range(steps + 5), epoch_batches(split, batch_size, seed=0, epoch=0), strict=False
+    ):
+        images = random_affine(images)
+        for name, model in models.items():
+            synchronize(device)
+            started = time.perf_counter()
+            if name == "ours":
+                loss = multi_positive(model(images, labels)[0], labels)
+            else:
+                features = model.encode_image(images), model.encode_text(labels)
+                loss = reference(*features, model.logit_scale.exp())
+            optimizers[name].zero_grad()
+            loss.backward()
+            optimizers[name].step()
+            synchronize(device)
+            if number_ >= 5:
+                seconds[name].append(time.perf_counter() - started)
+    rates = {name: batch_size / statistics.median(values) for name, values in seconds.items()}
+    return {
+        "batch_size": batch_size,
+        "images_per_second": rates,
+        "ours_to_open_clip": rates["ours"] / rates["open_clip"],
+    }
+
+
+def roofline(split: Split, device: torch.device, steps: int = 30) -> dict:
+    """FLOPs of the default training step over its time, against a large float32 matrix product in the same process."""
+    model = CLIP().to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    images, labels = next(epoch_batches(split, 256, seed=0, epoch=0))
+
+    def step() -> None:
+        loss = multi_positive(model(random_affine(images), labels)[0], labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    a, b = torch.randn(2, 2048, 2048, device=device)
+    step_seconds, product_seconds = [], []
+    for _ in range(steps):
+        for work, seconds in ((step, step_seconds), (lambda: a @ b, product_seconds)):
+            watch = Stopwatch(device)
+            with watch:
+                work()
+            seconds.append(watch.seconds)
+    rate = counter.get_total_flops() / statistics.median(step_seconds)
+    peak = 2 * 2048**3 / statistics.median(product_seconds)
+    return {
+        "step_gflop": counter.get_total_flops() / 1e9,
+        "step_gflop_per_second": rate / 1e9,
+        "matrix_product_gflop_per_second": peak / 1e9,
+        "share_of_matrix_product": rate / peak,
+    }
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()

@@ -1,0 +1,89 @@
+"""Data parallel training under `torchrun train.py`: torch.distributed as it is, one loss over all processes.
+
+Each process embeds its share of the batch; `gather` brings all embeddings to every process, with gradients on the
+way back, so that each compares all images with all texts. The same loss then stands in every process: what flows
+back through `gather` is the sum over the processes, and DDP's mean over them makes it the gradient of that one loss.
+"""
+
+import contextlib
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+from torch.nn.parallel import DistributedDataParallel
+
+from my_utils import InputError, short
+
+
+def start(device: torch.device) -> torch.device:
+    """Join the processes of torchrun, where there are any; returns this process's device."""
+    if "WORLD_SIZE" not in os.environ:
+        return device
+    if device.type == "cuda":
+        local = int(os.environ["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise InputError(f"{local + 1} processes but {torch.cuda.device_count()} GPUs: lower --nproc-per-node")
+        device = torch.device("cuda", local)
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """The model to call in training: DDP where there are several processes, else the model itself."""
+    return DistributedDataParallel(model) if size() > 1 else model
+
+
+def share(x: Tensor) -> Tensor:
+    """This process's rows of a batch [B, ...] -> [B / processes, ...]."""
+    return x.chunk(size())[rank()]
+
+
+def gather(features: Tensor) -> Tensor:
+    """Every process's features [B / processes, D] -> [B, D], in the order of `share`, with gradients."""
+    return torch.cat(all_gather(features.contiguous())) if size() > 1 else features
+
+
+def gather_objects(item) -> list:
+    """A plain value from each process, in their order."""
+    items = [item] * size()
+    if size() > 1:
+        dist.all_gather_object(items, item)
+    return items
+
+
+def wait() -> None:
+    if size() > 1:
+        dist.barrier()
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def exit_on_lost_process():
+    """Turn a collective call that fails because another process is gone into one message and exit code 1."""
+    try:
+        yield
+    except RuntimeError as error:
+        if size() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+            raise
+        sys.stderr.write(
+            f"error: another process of this run has ended ({short(error)}): go on from the last whole epoch with"
+            " torchrun, as before, and train.py --resume\n"
+        )
+        sys.stderr.flush()
+        os._exit(1)  # without the exit handlers, which would wait for the lost process
