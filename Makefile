@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test lint format tensorboard notebook clean
+.PHONY: train test lint format tensorboard notebook benchmark clean
 
 train: .venv/use
 	$(BIN)/python train.py $(ARGS)
@@ -25,6 +25,10 @@ tensorboard: .venv/use
 
 notebook: .venv/use
 	$(BIN)/jupyter lab inference.ipynb $(ARGS)
+
+benchmark: .venv/dev
+	$(BIN)/python benchmarks/speed.py $(ARGS)
+	$(BIN)/python benchmarks/tables.py
 
 # The data, the runs and the pictures stay.
 clean:

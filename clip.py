@@ -7,6 +7,7 @@ logits_per_image, logits_per_text = model(images, ["seven", "2"])
 import io
 import math
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from text_encoder import TextEncoder, check_labels
 
 FORMAT = "minist-clip-1"  # raised when an older file can no longer be read
 TEXT_MODEL = "albert-base-v2"
-INIT_LOGIT_SCALE = math.log(1 / 0.07)
+INIT_TEMPERATURE = 0.07
 MAX_LOGIT_SCALE = math.log(100)
 
 
@@ -29,7 +30,8 @@ class CLIP(nn.Module):
     """Images and texts in one space of `embed_dim` dimensions; every embedding has length 1.
 
     `text_encoder` is "table" (ten captions) or "plus" (any sentence, through the pretrained language model
-    `text_model`, which `freeze_text` keeps as it is). `logit_scale` is the logarithm of the inverse temperature.
+    `text_model`, which `freeze_text` keeps as it is). `width`, `blocks`, `block_convs`, `margin` and `pool`
+    shape the CNN as image_encoder.py tells. `logit_scale` is the logarithm of the inverse temperature.
     `init_logit_bias` adds a learned `logit_bias` to the logits, for the sigmoid loss; None leaves it out.
     Raises InputError when the language model cannot be had.
     """
@@ -42,21 +44,30 @@ class CLIP(nn.Module):
         text_encoder: str = "table",
         text_model: str = TEXT_MODEL,
         freeze_text: bool = False,
+        blocks: Sequence[int] = (1, 1, 1),
+        block_convs: int = 2,
+        margin: int = 0,
+        pool: str = "mean",
+        init_temperature: float = INIT_TEMPERATURE,
     ):
         super().__init__()
         self.arch = {"embed_dim": embed_dim, "width": width, "init_logit_bias": init_logit_bias}
+        self.arch |= {"blocks": list(blocks), "block_convs": block_convs, "margin": margin, "pool": pool}
+        self.arch |= {"init_temperature": init_temperature}
         if text_encoder == "plus":
+            if Path(text_model).is_dir():
+                text_model = str(Path(text_model).resolve())  # found again from wherever the model is loaded
             self.arch |= {"text_encoder": "plus", "text_model": text_model, "freeze_text": freeze_text}
         self.config: dict = {}  # how it was trained
         self.metrics: dict = {}  # what it reached
-        self.image_encoder = ImageEncoder(embed_dim, width)
+        self.image_encoder = ImageEncoder(embed_dim, width, blocks, block_convs, margin, pool)
         if text_encoder == "plus":
             from text_encoder_plus import TextEncoderPlus  # transformers takes seconds to import
 
             self.text_encoder = TextEncoderPlus(embed_dim, text_model, freeze_text)
         else:
             self.text_encoder = TextEncoder(embed_dim)
-        self.logit_scale = nn.Parameter(torch.tensor(INIT_LOGIT_SCALE))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / init_temperature)))
         self.logit_bias = None if init_logit_bias is None else nn.Parameter(torch.tensor(init_logit_bias))
 
     def encode_image(self, images) -> Tensor:
@@ -71,9 +82,9 @@ class CLIP(nn.Module):
         """
         if isinstance(texts, str):
             texts = [texts]
-        elif isinstance(texts, Tensor | np.ndarray):
+        elif isinstance(texts, Tensor) or (isinstance(texts, np.ndarray) and texts.dtype.kind in "biuf"):
             texts = check_labels(torch.as_tensor(texts, device=self.logit_scale.device), self.training)
-        elif not isinstance(texts, list | tuple) or not texts:
+        elif not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
             raise InputError(f"texts must be a string, strings or an integer tensor of labels, not {texts!r}")
         return F.normalize(self.text_encoder(texts).float(), dim=-1)
 

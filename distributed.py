@@ -7,6 +7,7 @@ back through `gather` is the sum over the processes, and DDP's mean over them ma
 
 import contextlib
 import os
+import signal
 import sys
 
 import torch
@@ -18,18 +19,21 @@ from torch.nn.parallel import DistributedDataParallel
 from my_utils import InputError, short
 
 
-def start(device: torch.device) -> torch.device:
-    """Join the processes of torchrun, where there are any; returns this process's device."""
-    if "WORLD_SIZE" not in os.environ:
+def start() -> None:
+    """Join the processes of torchrun, where there are any."""
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+
+
+def own_device(device: torch.device) -> torch.device:
+    """The device of this process: several processes take a GPU each."""
+    if size() == 1 or device.type != "cuda":
         return device
-    if device.type == "cuda":
-        local = int(os.environ["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
-            raise InputError(f"{local + 1} processes but {torch.cuda.device_count()} GPUs: lower --nproc-per-node")
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return device
+    local = int(os.environ["LOCAL_RANK"])
+    if local >= torch.cuda.device_count():
+        raise InputError(f"{local + 1} processes but {torch.cuda.device_count()} GPUs: lower --nproc-per-node")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
 
 
 def rank() -> int:
@@ -75,15 +79,24 @@ def stop() -> None:
 
 @contextlib.contextmanager
 def exit_on_lost_process():
-    """Turn a collective call that fails because another process is gone into one message and exit code 1."""
+    """When another process is gone, end with one message and exit code 1.
+
+    A process notices by a collective call that fails, or by the SIGTERM that torchrun then sends to those left.
+    """
+
+    def give_up(reason: str) -> None:
+        sys.stderr.write(
+            f"error: another process of this run has ended ({reason}): go on from the last whole epoch with torchrun,"
+            " as before, and train.py --resume\n"
+        )
+        sys.stderr.flush()
+        os._exit(1)  # without the exit handlers, which would wait for the lost process
+
+    if "WORLD_SIZE" in os.environ:
+        signal.signal(signal.SIGTERM, lambda *_: give_up("torchrun says so"))
     try:
         yield
     except RuntimeError as error:
         if size() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        sys.stderr.write(
-            f"error: another process of this run has ended ({short(error)}): go on from the last whole epoch with"
-            " torchrun, as before, and train.py --resume\n"
-        )
-        sys.stderr.flush()
-        os._exit(1)  # without the exit handlers, which would wait for the lost process
+        give_up(short(error))

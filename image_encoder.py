@@ -1,5 +1,7 @@
 """Image tower: a small residual CNN on 1x28x28 digits as they are."""
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -9,41 +11,54 @@ PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around a skip connection (He et al., 2016, arXiv 1512.03385)."""
+    """3x3 convolutions, two by default, around a skip connection (He et al., 2016, arXiv 1512.03385)."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, convs: int = 2):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(channels)
+        layers = []
+        for _ in range(convs):
+            layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+        self.branch = nn.Sequential(*layers[:-1])  # the last ReLU comes after the sum
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.norm1(self.conv1(x)))
-        return F.relu(x + self.norm2(self.conv2(y)))
+        return F.relu(x + self.branch(x))
 
 
 class ImageEncoder(nn.Module):
     """Float images [B, 1, 28, 28] in [0, 1] -> features [B, embed_dim], not normalised.
 
-    `width` is the number of channels of the first stage; the second has twice, the third four times that.
+    Each stage halves the resolution; the first has `width` channels, each later one twice as many as the one before.
+    A stage ends in its number of residual `blocks`, of `block_convs` convolutions. `margin` border pixels are cut off
+    on each side: MNIST's ink lies in the middle. `pool` is what the last map becomes: its "mean" or, with "flatten",
+    all of it.
     """
 
-    def __init__(self, embed_dim: int, width: int):
+    def __init__(
+        self,
+        embed_dim: int,
+        width: int,
+        blocks: Sequence[int] = (1, 1, 1),
+        block_convs: int = 2,
+        margin: int = 0,
+        pool: str = "mean",
+    ):
         super().__init__()
-        stages, channels = [], 1
-        for out, kernel in ((width, 5), (2 * width, 3), (4 * width, 3)):
-            stages += [
+        self.margin, self.pool = margin, pool
+        layers, channels, side = [], 1, 28 - 2 * margin
+        for stage, count in enumerate(blocks):
+            out, kernel = width * 2**stage, 5 if stage == 0 else 3
+            layers += [
                 nn.Conv2d(channels, out, kernel, stride=2, padding=kernel // 2, bias=False),
                 nn.BatchNorm2d(out),
                 nn.ReLU(),
-                ResidualBlock(out),
+                *(ResidualBlock(out, block_convs) for _ in range(count)),
             ]
-            channels = out
-        self.stages = nn.Sequential(*stages)
-        self.projection = nn.Linear(channels, embed_dim)
+            channels, side = out, (side + 1) // 2
+        self.stages = nn.Sequential(*layers)
+        self.projection = nn.Linear(channels * (side**2 if pool == "flatten" else 1), embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = (images - PIXEL_MEAN) / PIXEL_STD
-        x = self.stages(x)  # [B, 4 * width, 4, 4], by way of 14x14 and 7x7
-        return self.projection(x.mean(dim=(2, 3)))  # [B, embed_dim]
+        x = images[:, :, self.margin : 28 - self.margin, self.margin : 28 - self.margin]
+        x = self.stages((x - PIXEL_MEAN) / PIXEL_STD)  # [B, 4 * width, 4, 4] without margin, by way of 14x14 and 7x7
+        x = x.flatten(1) if self.pool == "flatten" else x.mean(dim=(2, 3))
+        return self.projection(x)  # [B, embed_dim]

@@ -87,12 +87,18 @@ def atomic_write(path: str | Path, content: bytes) -> None:
 
 
 class Interrupt:
-    """Within its `with` block the first Ctrl-C (or SIGTERM) only sets `requested`; a second one acts at once."""
+    """Within its `with` block the first Ctrl-C only sets `requested`; a second one acts at once.
+
+    SIGTERM does the same for a process that is `alone`; among several it is torchrun's way to end them all.
+    """
 
     requested = False
 
+    def __init__(self, alone: bool = True):
+        self.signals = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
+
     def __enter__(self) -> "Interrupt":
-        self.previous = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        self.previous = {number: signal.signal(number, self._handle) for number in self.signals}
         return self
 
     def __exit__(self, *exception) -> None:

@@ -6,6 +6,7 @@ arXiv 1909.11942.
 """
 
 import hashlib
+from pathlib import Path
 
 import torch
 from huggingface_hub import model_info
@@ -17,6 +18,7 @@ from my_utils import InputError, short
 from templates import TRAIN_TEMPLATES, fill
 
 MAX_TOKENS = 64  # a longer sentence is cut
+POOLED: dict[tuple[str, str], Tensor] = {}  # (hash of a frozen model, sentence) -> [width], once per process
 HUB_TIMEOUT = 10  # seconds
 CHUNK = 64  # sentences a pass through the language model, where no gradient is wanted
 
@@ -44,7 +46,6 @@ class TextEncoderPlus(nn.Module):
         self.projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, embed_dim))
         self.train_sentences = [fill(template, digit) for digit in range(10) for template in TRAIN_TEMPLATES]
         self.class_prompts = [[fill(template, digit) for template in TRAIN_TEMPLATES] for digit in range(10)]
-        self._pooled: dict[str, Tensor] = {}  # of a frozen model
         self._train_table: Tensor | None = None  # [10 * templates, width], of a frozen model
 
     def forward(self, texts: Tensor | list[str]) -> Tensor:
@@ -75,14 +76,16 @@ class TextEncoderPlus(nn.Module):
         """Distinct sentences [S] -> mean of their token vectors [S, width]."""
         if not self.frozen:
             return self.run(self.language_model, sentences)
-        missing = [sentence for sentence in sentences if sentence not in self._pooled]
+        key = self._fingerprint
+        missing = [sentence for sentence in sentences if (key, sentence) not in POOLED]
         if missing:
             model = self._hidden[0].to(self.device)
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            # Plain tensors whatever the caller's mode: they may serve training later.
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 for i in range(0, len(missing), CHUNK):
                     chunk = missing[i : i + CHUNK]
-                    self._pooled |= zip(chunk, self.run(model, chunk).unbind(), strict=True)
-        return torch.stack([self._pooled[sentence].to(self.device) for sentence in sentences])
+                    POOLED.update({(key, text): row for text, row in zip(chunk, self.run(model, chunk), strict=True)})
+        return torch.stack([POOLED[key, sentence].to(self.device) for sentence in sentences])
 
     def run(self, model: nn.Module, sentences: list[str]) -> Tensor:
         tokens = self.tokenizer(sentences, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
@@ -124,32 +127,45 @@ def hash_weights(model: nn.Module) -> str:
 def load_language_model(name: str) -> tuple:
     """Tokenizer and model of a Hugging Face name or a local folder, what is on this machine first.
 
-    Raises InputError when it cannot be had, or when its files lack weights.
+    Raises InputError when it cannot be had, lacks weights, or cannot encode sentences.
     """
-    failure = None
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        for local in (True, False):
-            try:
-                if not local:
-                    model_info(name, timeout=HUB_TIMEOUT)  # one question; the loaders below would ask for minutes
-                tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-                model, info = AutoModel.from_pretrained(
-                    name, local_files_only=local, output_loading_info=True, dtype=torch.float32
-                )
-            except Exception as error:  # whatever the library raises for a missing or damaged model
-                failure = error
-            else:
-                missing = [key for key in info["missing_keys"] if "pooler" not in key]  # pooling is our own
-                if missing:
-                    raise InputError(f"the language model {name} lacks weights ({missing[0]}, ...): download it again")
-                return tokenizer, model
+        try:
+            return read_language_model(name, local=True)
+        except Exception as error:  # whatever the library raises for a missing or damaged model
+            if isinstance(error, InputError):
+                raise
+            if Path(name).is_dir():
+                raise InputError(f"the folder {name} holds no usable language model: {short(error)}") from None
+        try:
+            model_info(name, timeout=HUB_TIMEOUT)  # one question; the loaders would ask for minutes
+            return read_language_model(name, local=False)
+        except Exception as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                f"the language model {name} is neither on this machine nor could it be fetched ({short(error)})."
+                f" Download config.json, tokenizer.json and model.safetensors of {name} from its page on the Hugging"
+                " Face hub into a folder, and name that folder with --text-model"
+            ) from None
     finally:
         logging.set_verbosity(verbosity)
-    raise InputError(
-        f"the language model {name} is neither on this machine nor could it be fetched"
-        f" ({short(failure)}). Download config.json, tokenizer.json and model.safetensors of"
-        f" {name} from its page on the Hugging Face hub into a folder, and name that folder with --text-model"
-    )
+
+
+def read_language_model(name: str, local: bool) -> tuple:
+    tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
+    model, info = AutoModel.from_pretrained(name, local_files_only=local, output_loading_info=True, dtype=torch.float32)
+    missing = [key for key in info["missing_keys"] if "pooler" not in key]
+    if missing:
+        raise InputError(f"the language model {name} lacks weights ({missing[0]}, ...): download it again")
+    if hasattr(model, "pooler"):
+        model.pooler = None  # pooling is our own: its weights would get no gradient, and are random where they lack
+    try:
+        with torch.no_grad():
+            model.eval()(**tokenizer(["a seven", "a handwritten eight"], padding=True, return_tensors="pt"))
+    except Exception as error:
+        raise InputError(f"the language model {name} cannot encode sentences: {short(error)}") from None
+    return tokenizer, model

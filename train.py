@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 import distributed
 from augment import random_affine
-from clip import CLIP, TEXT_MODEL, load_checkpoint
+from clip import CLIP, INIT_TEMPERATURE, TEXT_MODEL, load_checkpoint
 from grad_cache import cached_backward
 from losses import LOSSES, loss_floor, sigmoid_bias
 from metrics import embed_images, evaluate, zero_shot_classifier
@@ -52,14 +52,42 @@ from text_encoder import DIGIT_WORDS
 
 PROJECTOR_IMAGES = 1000  # validation images in TensorBoard's embedding projector
 NO_HYPERPARAMETERS = ("device", "data_path", "runs_dir", "run_name", "resume", "log_every", "picture_every")
+TEXT_LR = 2e-5
 STEP_COLUMNS = ("loss", "excess_loss", "grad_norm", "temperature")
 
 
-def build_parser() -> ArgumentParser:
+# What --preset changes; flags that are given win over it.
+PRESETS = {
+    "default": {},
+    # Little of the CNN at full resolution, no border, one epoch without augmentation in small batches.
+    "speed": {
+        "epochs": 1,
+        "batch_size": 128,
+        "lr": 1e-2,
+        "warmup": 0.2,
+        "blocks": [1, 0, 0],
+        "block_convs": 1,
+        "margin": 4,
+        "pool": "flatten",
+        "init_temperature": 0.125,
+        "no_augment": True,
+    },
+}
+
+
+def build_parser(preset: str = "default") -> ArgumentParser:
     parser = ArgumentParser(prog="train.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--preset", choices=sorted(PRESETS), default="default", help="settings that go together")
     group = parser.add_argument_group("model")
     group.add_argument("--embed-dim", type=number(int, 2, 4096), default=64, help="dimensions of the shared space")
     group.add_argument("--width", type=number(int, 1, 1024), default=16, help="channels of the CNN's first stage")
+    group.add_argument("--blocks", type=number(int, 0), nargs="+", default=[1, 1, 1], help="residual blocks by stage")
+    group.add_argument("--block-convs", type=number(int, 1, 9), default=2, help="convolutions of a residual block")
+    group.add_argument("--margin", type=number(int, 0, 10), default=0, help="border pixels that the CNN cuts off")
+    group.add_argument("--pool", choices=("mean", "flatten"), default="mean", help="what the CNN's last map becomes")
+    group.add_argument(
+        "--init-temperature", type=number(float, 0.01, 10), default=INIT_TEMPERATURE, help="of the logits at the start"
+    )
     group.add_argument("--text-encoder", choices=("table", "plus"), default="table", help="ten captions, or sentences")
     group.add_argument("--text-model", default=TEXT_MODEL, help="plus: language model, Hugging Face name or folder")
     group.add_argument("--freeze-text", action="store_true", help="plus: keep the language model as it is")
@@ -74,7 +102,7 @@ def build_parser() -> ArgumentParser:
         help="images a pass through the CNN; smaller than a batch that does not fit (GradCache). None: the batch",
     )
     group.add_argument("--lr", type=number(float, 0, low_ok=False), default=3e-3, help="AdamW's peak learning rate")
-    group.add_argument("--text-lr", type=number(float, 0, low_ok=False), default=2e-5, help="language model's peak")
+    group.add_argument("--text-lr", type=number(float, 0, low_ok=False), default=TEXT_LR, help="language model's peak")
     group.add_argument("--weight-decay", type=number(float, 0), default=0.05, help="on weight matrices only")
     group.add_argument("--warmup", type=number(float, 0, 1), default=0.1, help="share of the steps to warm up over")
     group.add_argument("--grad-clip", type=number(float, 0, low_ok=False), default=5.0, help="largest gradient norm")
@@ -97,14 +125,16 @@ def build_parser() -> ArgumentParser:
     )
     group.add_argument("--log-every", type=number(int, 1), default=10, help="steps between TensorBoard points")
     group.add_argument("--picture-every", type=number(int, 1), default=5, help="epochs between similarity matrices")
+    parser.set_defaults(**PRESETS[preset])
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:
+    distributed.start()
     args, run, state = settle_run(sys.argv[1:] if argv is None else argv)
 
     # ---- device, seed, data ----
-    device = distributed.start(pick_device(args.device))
+    device = distributed.own_device(pick_device(args.device))
     chief, processes = distributed.rank() == 0, distributed.size()
     run = Path(distributed.gather_objects(str(run))[0])  # its name may hold the time
     bf16 = args.precision == "bf16" or (args.precision == "auto" and device.type == "cuda")
@@ -124,7 +154,19 @@ def main(argv: list[str] | None = None) -> int:
 
     # ---- model, loss, optimizer ----
     bias = sigmoid_bias(train_split.labels, args.batch_size) if args.loss == "sigmoid" else None
-    model = CLIP(args.embed_dim, args.width, bias, args.text_encoder, args.text_model, args.freeze_text)
+    model = CLIP(
+        args.embed_dim,
+        args.width,
+        bias,
+        args.text_encoder,
+        args.text_model,
+        args.freeze_text,
+        args.blocks,
+        args.block_convs,
+        args.margin,
+        args.pool,
+        args.init_temperature,
+    )
     model.to(device, memory_format=torch.channels_last)
     model.config = vars(args)
     loss_function = LOSSES[args.loss]
@@ -154,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
     # ---- training ----
     model.train()
     with (
-        Interrupt() as interrupt,
+        Interrupt(alone=processes == 1) as interrupt,
         tqdm(total=args.epochs, initial=state["epoch"], desc="epochs", unit="epoch", disable=not chief) as bar,
     ):
         while state["epoch"] < args.epochs:
@@ -178,7 +220,8 @@ def main(argv: list[str] | None = None) -> int:
                 if not args.no_augment:
                     images = random_affine(images)  # [B, 1, 28, 28]
                 optimizer.zero_grad()
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                # (In chunks the CNN runs twice, and the second time must not reuse the first one's casts.)
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=not args.chunk_size):
                     if args.chunk_size:
                         loss = cached_backward(model, images, labels, args.loss, args.chunk_size)
                     else:
@@ -258,6 +301,7 @@ def main(argv: list[str] | None = None) -> int:
         "train_seconds": round(state["seconds"], 2),
         "epochs": args.epochs,
         "seed": args.seed,
+        "processes": processes,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu": f"{cpu_name()}, {torch.get_num_threads()} threads",
         "torch_version": str(torch.__version__),
@@ -288,10 +332,13 @@ def main(argv: list[str] | None = None) -> int:
 def settle_run(argv: list[str]) -> tuple:
     """The settings, the run's folder and, when resuming, the saved state (else None)."""
     args = build_parser().parse_args(argv)
+    args = build_parser(args.preset).parse_args(argv)
     runs = Path(args.runs_dir)
     if args.resume is None:
         if args.text_encoder == "table" and (args.freeze_text or args.text_model != TEXT_MODEL):
             raise InputError("--text-model and --freeze-text are for sentences: add --text-encoder plus")
+        if args.text_lr != TEXT_LR and (args.text_encoder == "table" or args.freeze_text):
+            raise InputError("--text-lr is for a language model that trains: --text-encoder plus, no --freeze-text")
         name = args.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{args.loss}_seed{args.seed}"
         if Path(name).name != name or name in (".", ".."):
             raise InputError(f"--run-name {name!r} is not a plain folder name")
@@ -300,10 +347,10 @@ def settle_run(argv: list[str]) -> tuple:
         return args, runs / name, None
 
     if args.resume == "newest":
-        unfinished = [p.parent for p in runs.glob("*/last.pth") if not ended(p.parent) and lock(p.parent)]
-        if not unfinished:
+        # The first process chooses for all: to look whether a run is free takes its lock for a moment.
+        run = distributed.gather_objects(newest_unfinished(runs) if distributed.rank() == 0 else None)[0]
+        if run is None:
             raise InputError(f"there is no unfinished run in {runs} to resume")
-        run = max(unfinished, key=lambda folder: (folder / "last.pth").stat().st_mtime)
     else:
         run = Path(args.resume)
         if not (run / "last.pth").is_file():
@@ -328,6 +375,11 @@ def settle_run(argv: list[str]) -> tuple:
             flag = "--" + name.replace("_", "-")
             raise InputError(f"--resume goes on with the run's own settings ({flag} {config[name]}): leave out {flag}")
     return argparse.Namespace(**config | {"resume": None, "runs_dir": str(run.parent)}), run, state
+
+
+def newest_unfinished(runs: Path) -> Path | None:
+    free = [p.parent for p in runs.glob("*/last.pth") if not ended(p.parent) and lock(p.parent)]
+    return max(free, key=lambda folder: (folder / "last.pth").stat().st_mtime, default=None)
 
 
 def ended(run: Path) -> str:
@@ -399,7 +451,8 @@ def stop_if_not_finite(history: torch.Tensor, epoch: int, first: int, run: Path)
         message = (
             f"training diverged at epoch {epoch + 1}, step {step + 1} ({values}): start a new run with a lower --lr"
         )
-        save_text(run / "diverged.txt", message)
+        if distributed.rank() == 0:
+            save_text(run / "diverged.txt", message)
         sys.exit(f"error: {message}")
 
 
@@ -438,6 +491,8 @@ def validation_similarity(model: CLIP, split, count: int = 20):
 def log_end(writer: SummaryWriter, best: CLIP, val_split, args, total_steps: int) -> None:
     """TensorBoard: the settings beside the results, and the embeddings with their digits' thumbnails."""
     settings = {name: value for name, value in vars(args).items() if name not in NO_HYPERPARAMETERS}
+    settings["blocks"] = " ".join(map(str, args.blocks))
+    settings["chunk_size"] = args.chunk_size or args.batch_size
     results = {f"final/{name}": best.metrics[name] for name in ("val_zero_shot_accuracy", "test_zero_shot_accuracy")}
     for summary in hparams(settings, results):
         writer.file_writer.add_summary(summary)

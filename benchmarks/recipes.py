@@ -71,7 +71,7 @@ def plain_classifier(train: Split, test: Split, seed: int) -> tuple[float, float
     ).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.7, 0.9))
     steps = -(-len(train.labels) // 256)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps, cycle_momentum=False)
     watch = Stopwatch(device)
     with watch:
         for x, y in zip(pixels(train).split(256), train.labels.split(256), strict=True):

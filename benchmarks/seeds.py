@@ -75,7 +75,7 @@ def main() -> None:
 def finished_run(name: str, flags: list[str]) -> dict:
     """The metrics of runs/<name>, after training, resuming or neither."""
     run = ROOT / "runs" / name
-    wanted = vars(train.build_parser().parse_args(["--run-name", name, *flags]))
+    wanted = vars(train.settle_run(["--run-name", f"{name}-wanted", *flags])[0]) | {"run_name": name}
     if (run / "config.json").exists():
         config = json.loads((run / "config.json").read_text())
         for setting, value in wanted.items():

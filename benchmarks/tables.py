@@ -77,7 +77,8 @@ def sentence_table(name: str) -> str:
     lines = ["| on the test split | mean ± std |", "|---|---|"]
     for key, title in SENTENCE_ROWS.items():
         row = result["results"][key]
-        number = percent(row) if "accuracy" in key or "worst" in key else f"{row['mean']:.3f} ± {row['std']:.3f}"
+        spread = f" ± {row['std']:.3f}" if row["std"] is not None else ""
+        number = percent(row) if "accuracy" in key or "worst" in key else f"{row['mean']:.3f}{spread}"
         lines.append(f"| {title} | {number} |")
     seeds, counts = ", ".join(map(str, result["seeds"])), result["templates"]
     lines.append("")
@@ -101,16 +102,54 @@ def text_encoder_table() -> str:
             f"| table | {result['table_ms']:.0f} ms |",
             f"| `plus`, frozen ALBERT-base | {result['frozen_plus_ms']:.0f} ms,"
             f" {result['frozen_plus_to_table']:.2f} times the table |",
-            f"| `plus`, ALBERT-base trained too (random weights) | {result['albert_base_step_seconds']:.1f} s,"
-            f" {result['albert_base_peak_gib']:.1f} GiB at the peak |",
+            f"| `plus`, ALBERT-base trained too (random weights; one step, after one to warm up) |"
+            f" {result['albert_base_step_seconds']:.1f} s,"
+            f" {result['albert_base_peak_gib']:.1f} GiB at most for the process |",
             "",
-            f"`{result['command']}`, medians of {result['steps']} steps taken in turn, torch {result['torch_version']},"
+            f"`{result['command']}`, the first two as medians of {result['steps']} steps taken in turn, torch"
+            f" {result['torch_version']},"
             f" {result['date']}",
         ]
     )
 
 
+def speed_table() -> str:
+    """What speed.py has measured, here and, where there was one, on a GPU."""
+    lines = []
+    for name, title in (("speed", "CPU"), ("speed-cuda", "CUDA")):
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            lines.append(f"{title}: {NOT_MEASURED} (`python benchmarks/speed.py` on such a machine fills this in).\n")
+            continue
+        result = json.loads(path.read_text())
+        lines.append("| recipe | median seconds (min to max) | times ours | test accuracy | seeds | note |")
+        lines.append("|---|---|---|---|---|---|")
+        for row in result["recipes"]:
+            spread = f" ± {100 * row['accuracy_std']:.2f}" if row["accuracy_std"] is not None else ""
+            lines.append(
+                f"| {row['recipe']} | {row['seconds']:.1f} ({row['seconds_min']:.1f} to {row['seconds_max']:.1f})"
+                f" | {row['ratio_to_ours']:.2f} | {row['accuracy_mean']:.2%}{spread} | {row['seeds']} | {row['note']} |"
+            )
+        step, roof = result["loss_step"], result["roofline"]
+        lines.append("")
+        lines.append(
+            f"Whole training steps at batch {step['batch_size']} with the same two towers: ours"
+            f" {step['images_per_second']['ours']:,.0f} images/s, with open_clip's ClipLoss"
+            f" {step['images_per_second']['open_clip']:,.0f}, {step['ours_to_open_clip']:.2f} times. The default step's"
+            f" {roof['step_gflop']:.1f} GFLOP run at {roof['step_gflop_per_second']:.0f} GFLOP/s,"
+            f" {roof['share_of_matrix_product']:.0%} of a large float32 matrix product in the same process"
+            f" ({roof['matrix_product_gflop_per_second']:.0f} GFLOP/s)."
+        )
+        lines.append("")
+        lines.append(
+            f"`{result['command']}`, {result['device']}, {result['threads']} threads, torch {result['torch_version']},"
+            f" {result['date']}\n"
+        )
+    return "\n".join(lines).rstrip()
+
+
 BLOCKS = {
+    "speed": speed_table,
     "results": lambda: seed_table("default", "plus"),
     "sentences": lambda: sentence_table("plus-sentences"),
     "text-encoders": text_encoder_table,

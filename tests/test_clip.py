@@ -39,7 +39,7 @@ def test_texts_are_strings_words_numerals_and_labels(model):
         assert torch.equal(model.encode_text(text), expected)
 
 
-@pytest.mark.parametrize("text", ["ten", "10", "-1", "", "³", "a seven", 7.5, None])
+@pytest.mark.parametrize("text", ["ten", "10", "-1", "", "³", "a seven"])
 def test_unknown_text_is_refused(model, text):
     with pytest.raises(InputError, match="does not know the text"):
         model.encode_text([text])
@@ -60,7 +60,7 @@ def test_labels_of_any_integer_type_are_labels(model):
     assert torch.equal(model.encode_text(torch.tensor(3)), expected[3:4])
 
 
-@pytest.mark.parametrize("bad", [7, None, [], {"seven"}])
+@pytest.mark.parametrize("bad", [7, None, [], {"seven"}, [7.5], ["seven", None], np.array(["seven"])])
 def test_what_is_no_text_is_refused(model, bad):
     with pytest.raises(InputError, match="texts must be"):
         model.encode_text(bad)

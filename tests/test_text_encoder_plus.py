@@ -6,6 +6,8 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 import templates
+import text_encoder_plus
+import train
 from clip import CLIP
 from conftest import run_train
 from metrics import zero_shot_classifier
@@ -17,13 +19,13 @@ from text_encoder_plus import TextEncoderPlus, load_language_model, mean_pool
 
 
 def test_templates_are_many_of_several_kinds_and_split():
-    train, held_out = templates.TRAIN_TEMPLATES, templates.HELD_OUT_TEMPLATES
-    assert len(train) >= 30
+    for_training, held_out = templates.TRAIN_TEMPLATES, templates.HELD_OUT_TEMPLATES
+    assert len(for_training) >= 30
     assert len(held_out) >= 10
-    assert len(set(train) | set(held_out) | set(templates.BARE_TEMPLATES)) == len(train) + len(held_out) + 2
-    for template in (*train, *held_out):
+    assert len({*for_training, *held_out, *templates.BARE_TEMPLATES}) == len(for_training) + len(held_out) + 2
+    for template in (*for_training, *held_out):
         assert ("{word}" in template) != ("{numeral}" in template), template
-    assert sum("{numeral}" in template for template in train) >= 5
+    assert sum("{numeral}" in template for template in for_training) >= 5
     assert fill("a {word}, a {numeral}", 7) == "a seven, a 7"
 
 
@@ -63,11 +65,13 @@ def test_no_sentence_is_encoded_twice(tiny_albert, frozen, monkeypatch):
     seen = []
     run = TextEncoderPlus.run
     monkeypatch.setattr(TextEncoderPlus, "run", lambda self, model, s: seen.append(list(s)) or run(self, model, s))
-    encoder = TextEncoderPlus(8, str(tiny_albert), frozen).train()
-    for _ in range(3):
-        encoder(torch.randint(10, (512,)))
-    encoder.eval()(["a seven", "a seven", "three"])
-    encoder(["a seven", "three"])
+    monkeypatch.setattr(text_encoder_plus, "POOLED", {})
+    for _ in range(2):
+        encoder = TextEncoderPlus(8, str(tiny_albert), frozen).train()
+        for _ in range(3):
+            encoder(torch.randint(10, (512,)))
+        encoder.eval()(["a seven", "a seven", "three"])
+        encoder(["a seven", "three"])
     if frozen:  # once per process
         everything = [sentence for chunk in seen for sentence in chunk]
         assert len(everything) == len(set(everything)) == 10 * len(templates.TRAIN_TEMPLATES) + 2
@@ -161,6 +165,24 @@ def test_no_network_is_one_message(monkeypatch):
     assert "model.safetensors" in str(error.value)
 
 
+def test_a_folder_that_is_no_language_model_is_one_message(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="holds no usable language model"):
+        load_language_model(str(tmp_path))
+
+
+def test_a_model_without_pooler_weights_is_known_again(tiny_albert, tmp_path):
+    """Such as one that was pretrained on masked words only: what its file lacks must not be drawn at random."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(tiny_albert, tmp_path / "albert")
+    weights = load_file(tmp_path / "albert" / "model.safetensors")
+    weights = {name: value for name, value in weights.items() if "pooler" not in name}
+    save_file(weights, tmp_path / "albert" / "model.safetensors", metadata={"format": "pt"})
+    plus(tmp_path / "albert", True).save(tmp_path / "model.pth")
+    CLIP.load(tmp_path / "model.pth")
+
+
 def test_weights_that_are_missing_are_never_made_up(tiny_albert, tmp_path):
     from safetensors.torch import load_file, save_file
 
@@ -184,7 +206,15 @@ def test_training_with_albert_that_learns_too(tiny_albert, tmp_path, data_path):
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test_zero_shot_accuracy"] > 0.5
     trained = CLIP.load(tmp_path / "best_model.pth").text_encoder.language_model.state_dict()
     before = AutoModel.from_pretrained(tiny_albert).state_dict()
-    assert any(not torch.equal(trained[name], value) for name, value in before.items())
+    assert all(not torch.equal(value, before[name]) for name, value in trained.items() if "ffn.weight" in name)
+
+
+def test_the_language_model_has_a_learning_rate_of_its_own(tiny_albert):
+    args = train.build_parser().parse_args(["--lr", "0.5", "--text-lr", "0.25"])
+    model = plus(tiny_albert, frozen=False)
+    peaks = {id(p): group["peak_lr"] for group in train.parameter_groups(model, args) for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        assert peaks[id(parameter)] == (0.25 if "language_model" in name else 0.5), name
 
 
 def test_training_with_a_real_pretrained_encoder(tmp_path, data_path, minilm):

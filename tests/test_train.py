@@ -225,6 +225,14 @@ def test_resume_refuses_other_settings_damaged_states_and_running_runs(tmp_path,
     held.close()
 
 
+def test_presets_change_defaults_and_flags_win(tmp_path):
+    args, _, _ = train.settle_run(["--preset", "speed", "--epochs", "3", "--runs-dir", str(tmp_path)])
+    assert (args.epochs, args.batch_size, args.no_augment) == (3, 128, True)
+    known = vars(train.build_parser().parse_args([]))
+    for preset in train.PRESETS.values():
+        assert preset.keys() <= known.keys()
+
+
 def test_schedule_warms_up_and_ends_near_zero():
     factors = [warmup_cosine(step, 100, 10) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
