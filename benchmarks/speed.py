@@ -10,6 +10,7 @@ benchmarks/results/speed.json (--quick: speed-quick.json).
 import contextlib
 import io
 import json
+import shlex
 import statistics
 import sys
 import tempfile
@@ -82,7 +83,7 @@ def main() -> None:
                 }
             )
     result = {
-        "command": "python benchmarks/speed.py" + (" --quick" if args.quick else ""),
+        "command": shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "torch_version": str(torch.__version__),
