@@ -12,7 +12,6 @@ import resource
 import statistics
 import sys
 import tempfile
-import time
 from datetime import date
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import torch  # noqa: E402
 
 from augment import random_affine  # noqa: E402
 from benchmarks.make_albert import BASE, make_albert  # noqa: E402
+from benchmarks.recipes import Stopwatch  # noqa: E402
 from clip import CLIP  # noqa: E402
 from losses import multi_positive  # noqa: E402
 from my_dataset import DATA_PATH, epoch_batches, load_mnist  # noqa: E402
@@ -84,21 +84,15 @@ def stepper(model: CLIP, device: torch.device):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def step(images, labels) -> float:
-        synchronize(device)
-        started = time.perf_counter()
-        logits, _ = model(random_affine(images), labels)
-        optimizer.zero_grad()
-        multi_positive(logits, labels).backward()
-        optimizer.step()
-        synchronize(device)
-        return time.perf_counter() - started
+        watch = Stopwatch(device)
+        with watch:
+            logits, _ = model(random_affine(images), labels)
+            optimizer.zero_grad()
+            multi_positive(logits, labels).backward()
+            optimizer.step()
+        return watch.seconds
 
     return step
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 if __name__ == "__main__":
