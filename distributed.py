@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -56,7 +57,11 @@ def share(x: Tensor) -> Tensor:
 
 def gather(features: Tensor) -> Tensor:
     """Every process's features [B / processes, D] -> [B, D], in the order of `share`, with gradients."""
-    return torch.cat(all_gather(features.contiguous())) if size() > 1 else features
+    if size() == 1:
+        return features
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # its successor's name is not there in older versions
+        return torch.cat(all_gather(features.contiguous()))
 
 
 def gather_objects(item) -> list:
@@ -73,13 +78,15 @@ def wait() -> None:
 
 
 def stop() -> None:
+    """Leave together: to the others a process that is gone early looks like a lost one."""
     if dist.is_initialized():
+        wait()
         dist.destroy_process_group()
 
 
 @contextlib.contextmanager
-def exit_on_lost_process():
-    """When another process is gone, end with one message and exit code 1.
+def clean_exit():
+    """When another process of torchrun is gone, end with one message and exit code 1; and never look like that oneself.
 
     A process notices by a collective call that fails, or by the SIGTERM that torchrun then sends to those left.
     """
@@ -96,6 +103,13 @@ def exit_on_lost_process():
         signal.signal(signal.SIGTERM, lambda *_: give_up("torchrun says so"))
     try:
         yield
+    except SystemExit as end:
+        if "WORLD_SIZE" not in os.environ or isinstance(end.code, str):
+            raise
+        # A thread of the collectives that meets Python's shutdown can abort a process whose work is done.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code or 0)
     except RuntimeError as error:
         if size() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise

@@ -20,16 +20,18 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 import distributed
-from augment import random_affine
+from augment import random_warp
 from clip import CLIP, INIT_TEMPERATURE, TEXT_MODEL, load_checkpoint
 from grad_cache import cached_backward
 from losses import LOSSES, loss_floor, sigmoid_bias
 from metrics import embed_images, evaluate, zero_shot_classifier
+from muon import Muon
 from my_dataset import DATA_PATH, epoch_batches, load_mnist, provision
 from my_utils import (
     ArgumentParser,
@@ -62,8 +64,9 @@ PRESETS = {
     # Little of the CNN at full resolution, no border, one epoch without augmentation in small batches.
     "speed": {
         "epochs": 1,
-        "batch_size": 128,
+        "batch_size": 256,
         "lr": 1e-2,
+        "muon_lr": 0.1,
         "warmup": 0.2,
         "blocks": [1, 0, 0],
         "block_convs": 1,
@@ -102,11 +105,25 @@ def build_parser(preset: str = "default") -> ArgumentParser:
         help="images a pass through the CNN; smaller than a batch that does not fit (GradCache). None: the batch",
     )
     group.add_argument("--lr", type=number(float, 0, low_ok=False), default=3e-3, help="AdamW's peak learning rate")
+    group.add_argument(
+        "--muon-lr",
+        type=number(float, 0),
+        default=0.0,
+        help="peak learning rate of Muon for the CNN's kernels and matrices; 0: AdamW for all",
+    )
+    group.add_argument("--muon-momentum", type=number(float, 0, 0.999), default=0.7, help="Nesterov momentum of Muon")
+    group.add_argument(
+        "--ema-decay",
+        type=number(float, 0, 0.99999),
+        default=0.0,
+        help="measure and keep a moving average of the weights, with this decay a step; 0: the weights themselves",
+    )
     group.add_argument("--text-lr", type=number(float, 0, low_ok=False), default=TEXT_LR, help="language model's peak")
     group.add_argument("--weight-decay", type=number(float, 0), default=0.05, help="on weight matrices only")
     group.add_argument("--warmup", type=number(float, 0, 1), default=0.1, help="share of the steps to warm up over")
     group.add_argument("--grad-clip", type=number(float, 0, low_ok=False), default=5.0, help="largest gradient norm")
     group.add_argument("--no-augment", action="store_true", help="train on the images as they are")
+    group.add_argument("--elastic", type=number(float, 0, 14), default=0.0, help="pixels that augmentation bends by")
     group.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="for weights, order and augmentation")
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -155,22 +172,27 @@ def main(argv: list[str] | None = None) -> int:
     # ---- model, loss, optimizer ----
     bias = sigmoid_bias(train_split.labels, args.batch_size) if args.loss == "sigmoid" else None
     model = CLIP(
-        args.embed_dim,
-        args.width,
-        bias,
-        args.text_encoder,
-        args.text_model,
-        args.freeze_text,
-        args.blocks,
-        args.block_convs,
-        args.margin,
-        args.pool,
-        args.init_temperature,
+        embed_dim=args.embed_dim,
+        width=args.width,
+        init_logit_bias=bias,
+        text_encoder=args.text_encoder,
+        text_model=args.text_model,
+        freeze_text=args.freeze_text,
+        blocks=args.blocks,
+        block_convs=args.block_convs,
+        margin=args.margin,
+        pool=args.pool,
+        init_temperature=args.init_temperature,
     )
     model.to(device, memory_format=torch.channels_last)
     model.config = vars(args)
     loss_function = LOSSES[args.loss]
-    optimizer = torch.optim.AdamW(parameter_groups(model, args), fused=True)
+    optimizers = make_optimizers(model, args)
+    final, average = model, None  # `final` is what is measured and kept
+    if args.ema_decay:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=True)
+        final = average.module
+    parts = [model, *optimizers] + [average] * bool(average)  # all that changes in training
     net = distributed.wrap(model)  # what the loop calls: the model, or DDP around it
     if not chief:
         torch.manual_seed(args.seed + distributed.rank())  # each process augments in its own way
@@ -185,9 +207,9 @@ def main(argv: list[str] | None = None) -> int:
     if fresh:
         state = {"epoch": 0, "step": 0, "seconds": 0.0, "best": -1.0, "epochs": []}
         state["history"] = torch.zeros(steps, len(STEP_COLUMNS), device=device)  # this epoch's steps
-        save_state(run, state, model, optimizer, device)
+        save_state(run, state, parts, vars(args), device)
     else:
-        restore_state(run, state, model, optimizer, device)
+        restore_state(run, state, parts, device)
     if chief:
         save_text(run / "config.json", json.dumps(vars(args), indent=2))
         writer = SummaryWriter(run, purge_step=state["epoch"] * steps)  # points of an epoch that is now done again
@@ -214,12 +236,15 @@ def main(argv: list[str] | None = None) -> int:
                 disable=None if chief else True,  # a log file gets the epochs only
             )
             for step, (images, labels) in enumerate(step_bar, start=skip):
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak_lr"] * warmup_cosine(epoch * steps + step, total_steps, warmup_steps)
+                factor = warmup_cosine(epoch * steps + step, total_steps, warmup_steps)
+                for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                    group["lr"] = group["peak_lr"] * factor
                 images = distributed.share(images)
                 if not args.no_augment:
-                    images = random_affine(images)  # [B, 1, 28, 28]
-                optimizer.zero_grad()
+                    # In chunks, like the CNN: a batch that does not fit would not fit here either.
+                    chunks = images.split(args.chunk_size or len(images))
+                    images = torch.cat([random_warp(chunk, args.elastic) for chunk in chunks])  # [B, 1, 28, 28]
+                model.zero_grad()
                 # (In chunks the CNN runs twice, and the second time must not reuse the first one's casts.)
                 with torch.autocast(device.type, torch.bfloat16, enabled=bf16, cache_enabled=not args.chunk_size):
                     if args.chunk_size:
@@ -230,8 +255,11 @@ def main(argv: list[str] | None = None) -> int:
                     loss = loss_function(logits, labels)
                     loss.backward()
                 grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip)
-                optimizer.step()
+                for optimizer in optimizers:
+                    optimizer.step()
                 model.clamp_logit_scale()
+                if average:
+                    average.update_parameters(model)
 
                 # Kept on the device: reading a value here would make the CPU wait for the GPU.
                 excess = loss.detach() - loss_floor(args.loss, labels)
@@ -251,17 +279,17 @@ def main(argv: list[str] | None = None) -> int:
 
             if done < steps:  # Ctrl-C: keep this very step, so that --resume goes on behind it
                 state |= {"step": done, "seconds": state["seconds"] + seconds}
-                save_state(run, state, model, optimizer, device)
+                save_state(run, state, parts, vars(args), device)
                 break
 
-            val = evaluate(model, val_split)
+            val = evaluate(final, val_split)
             seconds = time.perf_counter() - started
             means = dict(zip(STEP_COLUMNS, history.mean(dim=0).tolist(), strict=True))  # all batches are of one size
             record = {"epoch": epoch + 1, **means, "images_per_second": rate} | {f"val_{k}": v for k, v in val.items()}
             if chief:
                 log_epoch(writer, history.cpu(), record, args, steps, total_steps)
                 if (epoch + 1) % args.picture_every == 0 or epoch + 1 == args.epochs:
-                    figure = validation_similarity(model, val_split)
+                    figure = validation_similarity(final, val_split)
                     writer.add_figure("similarity", figure, (epoch + 1) * steps - 1)
                 writer.flush()
 
@@ -269,11 +297,11 @@ def main(argv: list[str] | None = None) -> int:
                 chief and record["val_zero_shot_accuracy"] >= state["best"]
             ):  # of equals the later: it has trained longer
                 state["best"] = record["val_zero_shot_accuracy"]
-                model.metrics = {"best_epoch": epoch + 1} | {f"val_{name}": value for name, value in val.items()}
-                model.save(run / "best_model.pth")
+                final.metrics = {"best_epoch": epoch + 1} | {f"val_{name}": value for name, value in val.items()}
+                final.save(run / "best_model.pth")
             state |= {"epoch": epoch + 1, "step": 0, "seconds": state["seconds"] + seconds}
             state["epochs"] = [*state["epochs"], record]
-            save_state(run, state, model, optimizer, device)
+            save_state(run, state, parts, vars(args), device)
             bar.set_postfix(
                 loss=f"{record['loss']:.3f}",
                 excess=f"{record['excess_loss']:.3f}",
@@ -358,10 +386,7 @@ def settle_run(argv: list[str]) -> tuple:
         if ended(run):
             raise InputError(f"{run} {ended(run)}, nothing is left to resume: start a new run")
     state = load_checkpoint(run / "last.pth")
-    if (
-        not {"config", "model", "optimizer", "rng", "epoch", "step", "seconds", "best", "epochs", "history"}
-        <= state.keys()
-    ):
+    if not {"config", "parts", "rng", "epoch", "step", "seconds", "best", "epochs", "history"} <= state.keys():
         raise InputError(f"{run / 'last.pth'} is not the state of a training run")
 
     # The run's own settings hold; only where it runs may change. (argparse leaves alone what stands in a namespace
@@ -387,18 +412,27 @@ def ended(run: Path) -> str:
     return "is finished" if (run / "metrics.json").exists() else "diverged" if (run / "diverged.txt").exists() else ""
 
 
-def parameter_groups(model: CLIP, args) -> list[dict]:
-    """Weight decay for matrices and kernels; none for norms, biases, the embedding table and the temperature.
+def make_optimizers(model: CLIP, args) -> list[torch.optim.Optimizer]:
+    """AdamW, and with --muon-lr also Muon, which then has the CNN's kernels and matrices.
 
-    A language model that trains has a peak learning rate of its own.
+    Weight decay for matrices and kernels; none for norms, biases, the embedding table and the temperature. A language
+    model that trains has a peak learning rate of its own.
     """
     table = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    groups = {}
+    muon, groups = [], {}
     for name, parameter in model.named_parameters():
+        if args.muon_lr and name.startswith("image_encoder") and parameter.ndim > 1:
+            muon.append(parameter)
+            continue
         peak = args.text_lr if "language_model" in name else args.lr
         decay = args.weight_decay if parameter.ndim > 1 and id(parameter) not in table else 0.0
         groups.setdefault((peak, decay), []).append(parameter)
-    return [{"params": p, "lr": peak, "peak_lr": peak, "weight_decay": decay} for (peak, decay), p in groups.items()]
+    groups = [{"params": p, "lr": peak, "peak_lr": peak, "weight_decay": decay} for (peak, decay), p in groups.items()]
+    optimizers = [torch.optim.AdamW(groups, fused=True)]
+    if muon:
+        group = {"params": muon, "peak_lr": args.muon_lr, "weight_decay": args.weight_decay}
+        optimizers.append(Muon([group], momentum=args.muon_momentum))
+    return optimizers
 
 
 def make_folder(run: Path) -> None:
@@ -410,9 +444,9 @@ def make_folder(run: Path) -> None:
         ) from None
 
 
-def save_state(run: Path, state: dict, model: CLIP, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+def save_state(run: Path, state: dict, parts: list, config: dict, device: torch.device) -> None:
     """All processes call this, for each has random numbers of its own; the first one writes."""
-    whole = {"config": model.config, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    whole = {"config": config, "parts": [part.state_dict() for part in parts]}
     whole["rng"] = distributed.gather_objects(rng_state(device))
     if distributed.rank() == 0:
         content = io.BytesIO()
@@ -420,11 +454,11 @@ def save_state(run: Path, state: dict, model: CLIP, optimizer: torch.optim.Optim
         atomic_write(run / "last.pth", content.getvalue())
 
 
-def restore_state(run: Path, state: dict, model: CLIP, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
-    """Undo save_state. Raises InputError when the state fits another version's model or optimizer."""
+def restore_state(run: Path, state: dict, parts: list, device: torch.device) -> None:
+    """Undo save_state. Raises InputError when the state fits another version's model or optimizers."""
     try:
-        model.load_state_dict(state.pop("model"))
-        optimizer.load_state_dict(state.pop("optimizer"))
+        for part, saved in zip(parts, state.pop("parts"), strict=True):
+            part.load_state_dict(saved)
         states = state.pop("rng")
         if len(states) != distributed.size():
             raise InputError(f"{run} was trained by {len(states)} processes: resume it with as many")
@@ -509,5 +543,5 @@ def log_end(writer: SummaryWriter, best: CLIP, val_split, args, total_steps: int
 
 
 if __name__ == "__main__":
-    with exit_on_input_error(), distributed.exit_on_lost_process():
+    with exit_on_input_error(), distributed.clean_exit():
         sys.exit(main())

@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import train  # noqa: E402
-from augment import random_affine  # noqa: E402
+from augment import random_warp  # noqa: E402
 from benchmarks.recipes import Stopwatch, plain_classifier, pytorch_example, synchronize, toy_clip  # noqa: E402
 from clip import CLIP  # noqa: E402
 from losses import multi_positive  # noqa: E402
@@ -138,7 +138,7 @@ def loss_step(split: Split, device: torch.device, batch_size: int = 256, steps: 
     for number_, (images, labels) in zip(
         range(steps + 5), epoch_batches(split, batch_size, seed=0, epoch=0), strict=False
     ):
-        images = random_affine(images)
+        images = random_warp(images)
         for name in sorted(models, reverse=number_ % 2 == 0):
             model = models[name]
             synchronize(device)
@@ -169,7 +169,7 @@ def roofline(split: Split, device: torch.device, steps: int = 30) -> dict:
     images, labels = next(epoch_batches(split, 256, seed=0, epoch=0))
 
     def step() -> None:
-        loss = multi_positive(model(random_affine(images), labels)[0], labels)
+        loss = multi_positive(model(random_warp(images), labels)[0], labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from augment import random_affine  # noqa: E402
+from augment import random_warp  # noqa: E402
 from benchmarks.make_albert import BASE, make_albert  # noqa: E402
 from benchmarks.recipes import Stopwatch  # noqa: E402
 from clip import CLIP  # noqa: E402
@@ -86,7 +86,7 @@ def stepper(model: CLIP, device: torch.device):
     def step(images, labels) -> float:
         watch = Stopwatch(device)
         with watch:
-            logits, _ = model(random_affine(images), labels)
+            logits, _ = model(random_warp(images), labels)
             optimizer.zero_grad()
             multi_positive(logits, labels).backward()
             optimizer.step()

@@ -13,7 +13,7 @@ import torch
 import torchvision
 
 import my_dataset
-from augment import random_affine
+from augment import random_warp
 from image_encoder import PIXEL_MEAN, PIXEL_STD
 from my_dataset import MD5, MNISTDataset, Split, epoch_batches, load_mnist, provision, stratified_indices
 from my_utils import InputError
@@ -93,20 +93,30 @@ def test_batches_are_a_permutation_that_seed_and_epoch_decide():
 def test_augmentation_moves_each_image_a_little_and_keeps_its_ink(data_path):
     images = load_mnist("val", data_path).images[:200]
     torch.manual_seed(0)
-    changed = random_affine(images)
+    changed = random_warp(images)
     assert changed.shape == (200, 1, 28, 28)
     assert changed.min() >= 0
     assert changed.max() <= 1
     ink = changed.sum((1, 2, 3)) / (images.float() / 255).sum((1, 2))
     assert 0.6 < ink.min() < ink.max() < 1.6
-    one, other = random_affine(images[:1].expand(2, 28, 28))
+    one, other = random_warp(images[:1].expand(2, 28, 28))
     assert not torch.equal(one, other), "each image has its own map"
+
+
+def test_elastic_warps_bend_by_the_pixels_asked_for(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, 0.5))  # no affine part
+    torch.manual_seed(0)
+    columns = torch.arange(28.0).expand(300, 28, 28)  # a picture of its own x coordinate
+    shifts = (random_warp(columns.to(torch.uint8), elastic=1.0)[:, 0] * 255 - columns)[:, 9:19, 9:19]
+    assert 0.4 < shifts.std() < 1.1, "pixels; between the cells' centres the bends average out in part"
+    assert shifts.mean().abs() < 0.1
+    assert shifts.diff(dim=2).abs().mean() < 0.4, "neighbours move together"
 
 
 def test_augmentation_without_change_is_the_identity(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, 0.5))
     images = torch.randint(256, (3, 28, 28), dtype=torch.uint8)
-    torch.testing.assert_close(random_affine(images)[:, 0], images / 255, atol=1e-5, rtol=0)
+    torch.testing.assert_close(random_warp(images)[:, 0], images / 255, atol=1e-5, rtol=0)
 
 
 # ---- provisioning ----

@@ -20,22 +20,28 @@ import distributed
 from clip import CLIP
 from losses import LOSSES
 
-distributed.start()
-inputs = torch.load(sys.argv[1], weights_only=True)
-model = CLIP(**inputs["arch"])
-model.load_state_dict(inputs["model"])
-for module in model.train().modules():
-    if isinstance(module, torch.nn.BatchNorm2d):
-        module.eval()  # a batch norm's own statistics are of one process's share
-net = distributed.wrap(model)
-logits, _ = net(distributed.share(inputs["images"]), distributed.share(inputs["labels"]))
-loss = LOSSES[inputs["loss"]](logits, inputs["labels"])
-loss.backward()
-torch.save(
-    {"loss": loss.detach(), "gradients": {name: p.grad for name, p in model.named_parameters()}},
-    f"{sys.argv[2]}-{distributed.rank()}",
-)
-distributed.stop()
+
+def main():
+    distributed.start()
+    inputs = torch.load(sys.argv[1], weights_only=True)
+    model = CLIP(**inputs["arch"])
+    model.load_state_dict(inputs["model"])
+    for module in model.train().modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # a batch norm's own statistics are of one process's share
+    net = distributed.wrap(model)
+    logits, _ = net(distributed.share(inputs["images"]), distributed.share(inputs["labels"]))
+    loss = LOSSES[inputs["loss"]](logits, inputs["labels"])
+    loss.backward()
+    torch.save(
+        {"loss": loss.detach(), "gradients": {name: p.grad for name, p in model.named_parameters()}},
+        f"{sys.argv[2]}-{distributed.rank()}",
+    )
+    distributed.stop()
+
+
+with distributed.clean_exit():
+    sys.exit(main())
 """
 
 

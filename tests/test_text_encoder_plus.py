@@ -212,7 +212,9 @@ def test_training_with_albert_that_learns_too(tiny_albert, tmp_path, data_path):
 def test_the_language_model_has_a_learning_rate_of_its_own(tiny_albert):
     args = train.build_parser().parse_args(["--lr", "0.5", "--text-lr", "0.25"])
     model = plus(tiny_albert, frozen=False)
-    peaks = {id(p): group["peak_lr"] for group in train.parameter_groups(model, args) for p in group["params"]}
+    peaks = {
+        id(p): group["peak_lr"] for group in train.make_optimizers(model, args)[0].param_groups for p in group["params"]
+    }
     for name, parameter in model.named_parameters():
         assert peaks[id(parameter)] == (0.25 if "language_model" in name else 0.5), name
 
