@@ -12,7 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from augment import random_warp
+from clip import CLIP
+from grad_cache import cached_backward
 from image_encoder import PIXEL_MEAN, PIXEL_STD
+from losses import multi_positive
 from my_dataset import Split
 
 
@@ -34,6 +38,21 @@ class Stopwatch:
     def __exit__(self, *exception):
         synchronize(self.device)
         self.seconds += time.perf_counter() - self.started
+
+
+def our_step(model: CLIP, optimizer, images: Tensor, labels: Tensor, chunk_size: int | None = None) -> Tensor:
+    """One training step as train.py does it with its default settings: uint8 images [B, 28, 28], labels [B] -> loss."""
+    chunks = images.split(chunk_size or len(images))
+    images = torch.cat([random_warp(chunk) for chunk in chunks])  # [B, 1, 28, 28]
+    optimizer.zero_grad()
+    if chunk_size:
+        loss = cached_backward(model, images, labels, "multi_positive", chunk_size)
+    else:
+        loss = multi_positive(model(images, labels)[0], labels)
+        loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+    optimizer.step()
+    return loss.detach()
 
 
 @torch.no_grad()

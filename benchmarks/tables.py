@@ -130,11 +130,11 @@ def speed_table() -> str:
                 f"| {row['recipe']} | {row['seconds']:.1f} ({row['seconds_min']:.1f} to {row['seconds_max']:.1f})"
                 f" | {row['ratio_to_ours']:.2f} | {row['accuracy_mean']:.2%}{spread} | {row['seeds']} | {row['note']} |"
             )
-        step, roof = result["loss_step"], result["roofline"]
+        step, roof = result["open_clip_step"], result["roofline"]
         lines.append("")
         lines.append(
             f"Whole training steps at batch {step['batch_size']} with the same two towers: ours"
-            f" {step['images_per_second']['ours']:,.0f} images/s, with open_clip's ClipLoss"
+            f" {step['images_per_second']['ours']:,.0f} images/s, in open_clip's model with its ClipLoss"
             f" {step['images_per_second']['open_clip']:,.0f}, {step['ours_to_open_clip']:.2f} times. The default step's"
             f" {roof['step_gflop']:.1f} GFLOP run at {roof['step_gflop_per_second']:.0f} GFLOP/s,"
             f" {roof['share_of_matrix_product']:.0%} of a large float32 matrix product in the same process"
