@@ -50,13 +50,13 @@ def contrast(images: Tensor, factor: float, generator: Generator) -> Tensor:
 def occlusion(images: Tensor, side: float, generator: Generator) -> Tensor:
     """A dark square of this side in pixels, wholly within the central 20x20 pixels, where the ink is."""
     side = int(side)
-    corner = 4 + torch.randint(20 - side + 1, (2, len(images), 1), generator=generator)
+    corner = 4 + (torch.rand(2, len(images), 1, generator=generator) * (20 - side + 1)).long()
     rows, columns = (torch.arange(28) >= corner) & (torch.arange(28) < corner + side)  # [B, 28] each
     return images.masked_fill(rows[:, :, None] & columns[:, None, :], 0)
 
 
 def inversion(images: Tensor, blend: float, generator: Generator) -> Tensor:
-    """From the image (0) towards its negative (1): beyond one half, dark digits on bright ground."""
+    """Colours from the image's own (0) towards its negative's (1): beyond one half, dark digits on bright ground."""
     return (1 - blend) * images + blend * (1 - images)
 
 
@@ -71,11 +71,11 @@ class Corruption(NamedTuple):
 CORRUPTIONS = {
     "rotation": Corruption(rotation, "degrees", (18, 36, 54, 72, 90)),
     "translation": Corruption(translation, "pixels", (2, 4, 6, 8, 10)),
-    "noise": Corruption(noise, "standard deviation", (0.05, 0.1, 0.2, 0.3, 0.5)),
-    "blur": Corruption(blur, "sigma in pixels", (0.5, 1, 1.5, 2, 3)),
+    "noise": Corruption(noise, "std", (0.05, 0.1, 0.2, 0.3, 0.5)),
+    "blur": Corruption(blur, "sigma, pixels", (0.5, 1, 1.5, 2, 3)),
     "contrast": Corruption(contrast, "factor", (0.9, 0.7, 0.5, 0.3, 0.1)),
-    "occlusion": Corruption(occlusion, "side in pixels", (4, 6, 8, 10, 12)),
-    "inverted colours": Corruption(inversion, "share of the negative", (0.1, 0.2, 0.4, 0.8, 1)),
+    "occlusion": Corruption(occlusion, "side, pixels", (4, 6, 8, 10, 12)),
+    "inversion": Corruption(inversion, "share", (0.1, 0.2, 0.4, 0.8, 1)),
 }
 
 

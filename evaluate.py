@@ -276,11 +276,10 @@ def corruption_examples(model: CLIP, captions: Tensor, split: Split):
     """A row for each corruption: one test image, itself and at the five severities, and what it is taken for."""
     rows = []
     for i, (name, (_, unit, amounts)) in enumerate(CORRUPTIONS.items()):
-        # (A corruption draws its lots in the order of the images, so that this is what `robustness` measures.)
-        images = torch.stack([corrupted(split.images[: i + 1], name, amount)[i] for amount in amounts])
+        images = torch.cat([corrupted(split.images[i : i + 1], name, amount) for amount in amounts])
         predicted = (embed(model, images) @ captions.T).argmax(dim=1)
         notes = [f"{amount:g}: {DIGIT_WORDS[digit]}" for amount, digit in zip(amounts, predicted, strict=True)]
-        rows.append((f"{name},\n{unit}", split.images[i], images, notes, (predicted == split.labels[i]).tolist()))
+        rows.append((f"{name}\n{unit}", split.images[i], images, notes, (predicted == split.labels[i]).tolist()))
     return pictures.ranked_images(rows, "corruptions at five severities, and what the model reads")
 
 
@@ -300,7 +299,7 @@ def check_writable(folder: Path) -> None:
 def print_table(results: dict) -> None:
     def share(value: dict) -> str:
         low, high = value["interval"]
-        return f"{value['accuracy']:.2%}  95%: {low:.2%} to {high:.2%}, {value['right']:,} of {value['images']:,}"
+        return f"{value['accuracy']:.2%} (95%: {low:.2%} to {high:.2%}), {value['right']:,} of {value['images']:,}"
 
     zero, found, probe = results["zero_shot"], results["retrieval"], results["probes"]
     confused = [(n, i, j) for i, row in enumerate(zero["confusion"]) for j, n in enumerate(row) if n and i != j]
@@ -349,9 +348,7 @@ def print_table(results: dict) -> None:
         *[
             (
                 name,
-                f"{one['auroc']:.4f}  {one['images']:,} images"
-                if one
-                else f"not measured: no {FASHION_FILE} in the data folder",
+                f"{one['auroc']:.4f}  {one['images']:,} images" if one else f"not installed: {FASHION_FILE}",
             )
             for name, one in results["open_set"].items()
         ],

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -15,7 +16,7 @@ COLOURS = (RIGHT, WRONG, "#009E73", "#CC79A7")
 
 
 def show_digit(axes: Axes, image: Tensor, caption: str = "", colour: str = "black") -> None:
-    axes.imshow(image, cmap="gray_r")
+    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1 if image.is_floating_point() else 255)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(caption, fontsize=9, color=colour)
@@ -154,6 +155,7 @@ def reliability_diagram(calibration: dict) -> Figure:
         above.legend(loc="upper left")
         below.bar([(i + 0.5) / len(count) for i in range(len(count))], count, 0.9 / len(count), color=RIGHT)
         below.set_yscale("log")
+        below.set_ylim(bottom=0.5)  # one image shows too
         below.set_xlabel("confidence of the best caption")
     grid[0, 0].set_ylabel("accuracy")
     grid[1, 0].set_ylabel("images")
@@ -166,11 +168,13 @@ def embedding_map(points: Tensor, labels: Tensor, names: Sequence[str]) -> Figur
     figure = Figure(figsize=(7.6, 6.6), layout="constrained")
     axes = figure.subplots()
     images, captions = points[: len(labels)], points[len(labels) :]
+    # (Ten digits need ten colours, more than Okabe and Ito have: the names beside the stars say which is which.)
     axes.scatter(*images.T, c=labels, cmap="tab10", s=9, alpha=0.7, label="test image, coloured by its digit")
     axes.scatter(*captions.T, marker="*", s=200, color="black", edgecolor="white", label="caption")
-    for name, (x, y) in zip(names, captions.tolist(), strict=True):
-        box = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
-        axes.annotate(name, (x, y), (7, 7), textcoords="offset points", fontsize=10, bbox=box)
+    for digit, (name, (x, y)) in enumerate(zip(names, captions.tolist(), strict=True)):
+        side = -1 if x < float(images[labels == digit, 0].mean()) else 1  # the name stands away from the images
+        align = {"ha": "right" if side < 0 else "left", "va": "center", "fontsize": 10}
+        axes.annotate(name, (x, y), (9 * side, 0), textcoords="offset points", **align)
     axes.margins(0.09)
     axes.set_xlabel("t-SNE 1 (no unit)")
     axes.set_ylabel("t-SNE 2 (no unit)")
@@ -208,9 +212,9 @@ def open_set(best: dict[str, Tensor], examples: dict[str, Tensor]) -> Figure:
     figure = Figure(figsize=(10.0, 3.6 + 0.7 * len(examples)), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(3.4, 0.7 * len(examples)))
     axes = top.subplots()
-    low = min(float(values.min()) for values in best.values())
+    low, high = (float(torch.cat(list(best.values())).aminmax()[i]) for i in (0, 1))
     for (name, values), colour in zip(best.items(), COLOURS, strict=False):
-        edges = [low + (1 - low) * i / 60 for i in range(61)]
+        edges = [low + (high - low) * i / 60 for i in range(61)]
         share = [100 / len(values)] * len(values)
         axes.hist(values, edges, weights=share, histtype="stepfilled", alpha=0.35, color=colour)
         axes.hist(values, edges, weights=share, histtype="step", color=colour, label=f"{name} ({len(values):,} images)")
