@@ -338,7 +338,7 @@ def print_table(results: dict) -> None:
         (f"Robustness, {CORRUPTED_IMAGES:,} test images, accuracy at severities 1 to 5", None),
         ("clean", f"{results['robustness']['clean']:.2%}"),
         *[
-            (f"{name}, {one['unit']}", "  ".join(f"{accuracy:.1%}" for accuracy in one["accuracies"]))
+            (f"{name} ({one['unit']})", "  ".join(f"{accuracy:.1%}" for accuracy in one["accuracies"]))
             for name, one in results["robustness"]["corruptions"].items()
         ],
         ("mean corruption error", f"{results['robustness']['mean_corruption_error']:.2%}"),

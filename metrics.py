@@ -53,7 +53,7 @@ def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
     """Bounds of a share that was `right` of `n`, at 95% for z = 1.96 (Wilson, 1927). Never beyond 0..1, n > 0."""
     centre = (right + z**2 / 2) / (n + z**2)
     half = z / (n + z**2) * math.sqrt(right * (n - right) / n + z**2 / 4)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return (centre - half if right else 0.0), (centre + half if right < n else 1.0)  # rounding would miss these two
 
 
 def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:

@@ -146,7 +146,7 @@ def test_wilson_interval():
     low, high = wilson_interval(10, 10)
     assert high == 1
     assert low == pytest.approx(10 / (10 + 1.96**2))
-    assert wilson_interval(0, 10)[0] == 0
+    assert all(wilson_interval(0, n)[0] == 0 and wilson_interval(n, n)[1] == 1 for n in range(1, 1200))
 
 
 def test_calibration_by_hand():
