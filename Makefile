@@ -4,10 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test lint format tensorboard notebook benchmark clean
+.PHONY: train evaluate test lint format tensorboard notebook benchmark clean
 
 train: .venv/use
 	$(BIN)/python train.py $(ARGS)
+
+evaluate: .venv/use
+	$(BIN)/python evaluate.py $(ARGS)
 
 test: .venv/dev
 	$(BIN)/python -m pytest $(ARGS)

@@ -1,8 +1,9 @@
-"""The pictures of training and inference, as matplotlib figures. Images are uint8 or float [N, 28, 28] on the CPU."""
+"""The pictures, as matplotlib figures. Images are uint8 or float [N, 28, 28] on the CPU."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -11,10 +12,11 @@ from my_utils import InputError
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and in print.
 RIGHT, WRONG = "#0072B2", "#D55E00"
+COLOURS = (RIGHT, WRONG, "#009E73", "#CC79A7")
 
 
 def show_digit(axes: Axes, image: Tensor, caption: str = "", colour: str = "black") -> None:
-    axes.imshow(image, cmap="gray_r")
+    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1 if image.is_floating_point() else 255)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(caption, fontsize=9, color=colour)
@@ -94,6 +96,138 @@ def ranked_images(
             show_digit(line[0], query, name)
         for axes, image, caption, good in zip(line[1:], images, captions, right, strict=True):
             show_digit(axes, image, caption, RIGHT if good else WRONG)
+    return figure
+
+
+# ---- the pictures of evaluate.py ----
+
+
+def confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
+    """Images of each true digit (y) by what they are taken for (x). Mistakes alone have colour, or none would show."""
+    figure = Figure(figsize=(7.2, 6.4), layout="constrained")
+    axes = figure.subplots()
+    mistakes = [[0 if i == j else n for j, n in enumerate(row)] for i, row in enumerate(counts)]
+    most = max(map(max, mistakes))
+    picture = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(1, most))
+    for i, row in enumerate(counts):
+        for j, n in enumerate(row):
+            weight, colour = ("bold", RIGHT) if i == j else ("normal", "white" if 2 * n > most > 0 else "black")
+            axes.text(j, i, f"{n:,}" if n else "", ha="center", va="center", fontsize=9, color=colour, weight=weight)
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlabel("predicted digit")
+    axes.set_ylabel("true digit")
+    axes.set_title("confusion matrix, test images")
+    figure.colorbar(picture, ax=axes, label="mistakes (images)", fraction=0.05)
+    return figure
+
+
+def digit_accuracy(digits: Sequence[dict]) -> Figure:
+    """Accuracy of each digit with its 95% interval, as `evaluate.right_of` gives them."""
+    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+    axes = figure.subplots()
+    values = [100 * digit["accuracy"] for digit in digits]
+    low, high = zip(*(digit["interval"] for digit in digits), strict=True)
+    whiskers = [
+        [v - 100 * x for v, x in zip(values, low, strict=True)],
+        [100 * x - v for v, x in zip(values, high, strict=True)],
+    ]
+    axes.errorbar(range(len(values)), values, whiskers, fmt="o", color=RIGHT, capsize=4)
+    axes.set_xticks(range(len(values)))
+    axes.set_xlabel("digit")
+    axes.set_ylabel("accuracy (%)")
+    axes.set_title("zero-shot accuracy of each digit, 95% Wilson intervals, test images")
+    axes.grid(axis="y", alpha=0.3)
+    return figure
+
+
+def reliability_diagram(calibration: dict) -> Figure:
+    """Accuracy by confidence before and after temperature scaling, above how many images each bin holds."""
+    figure = Figure(figsize=(9.0, 5.2), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
+    for column, (name, one) in enumerate(calibration.items()):
+        count, confidence, accuracy = (one["bins"][key] for key in ("count", "confidence", "accuracy"))
+        filled = [i for i, n in enumerate(count) if n]
+        above, below = grid[0, column], grid[1, column]
+        above.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect calibration")
+        above.plot([confidence[i] for i in filled], [accuracy[i] for i in filled], "o-", color=RIGHT, label="model")
+        above.set_title(f"{name} temperature {one['temperature']:.3f}: ECE {one['ece']:.2%}")
+        above.legend(loc="upper left")
+        below.bar([(i + 0.5) / len(count) for i in range(len(count))], count, 0.9 / len(count), color=RIGHT)
+        below.set_yscale("log")
+        below.set_ylim(bottom=0.5)  # one image shows too
+        below.set_xlabel("confidence of the best caption")
+    grid[0, 0].set_ylabel("accuracy")
+    grid[1, 0].set_ylabel("images")
+    figure.suptitle("reliability on test images; the fitted temperature is validation's")
+    return figure
+
+
+def embedding_map(points: Tensor, labels: Tensor, names: Sequence[str]) -> Figure:
+    """Points [N + 10, 2] of N images with these labels, then of the captions, a star with its name each."""
+    figure = Figure(figsize=(7.6, 6.6), layout="constrained")
+    axes = figure.subplots()
+    images, captions = points[: len(labels)], points[len(labels) :]
+    # (Ten digits need ten colours, more than Okabe and Ito have: the names beside the stars say which is which.)
+    axes.scatter(*images.T, c=labels, cmap="tab10", s=9, alpha=0.7, label="test image, coloured by its digit")
+    axes.scatter(*captions.T, marker="*", s=200, color="black", edgecolor="white", label="caption")
+    for digit, (name, (x, y)) in enumerate(zip(names, captions.tolist(), strict=True)):
+        side = -1 if x < float(images[labels == digit, 0].mean()) else 1  # the name stands away from the images
+        align = {"ha": "right" if side < 0 else "left", "va": "center", "fontsize": 10}
+        axes.annotate(name, (x, y), (9 * side, 0), textcoords="offset points", **align)
+    axes.margins(0.09)
+    axes.set_xlabel("t-SNE 1 (no unit)")
+    axes.set_ylabel("t-SNE 2 (no unit)")
+    axes.set_title("images and captions in one space, by cosine distance")
+    axes.legend(loc="best", fontsize=9)
+    return figure
+
+
+def robustness_curves(robustness: dict) -> Figure:
+    """Accuracy by severity, a panel for each corruption with its own unit; the first point is the clean image."""
+    corruptions = robustness["corruptions"]
+    columns = -(-len(corruptions) // 2)
+    figure = Figure(figsize=(3.0 * columns, 5.6), layout="constrained")
+    grid = figure.subplots(2, columns, sharey=True)
+    for axes, (name, one) in zip(grid.flat, corruptions.items(), strict=False):
+        accuracies = [100 * accuracy for accuracy in (robustness["clean"], *one["accuracies"])]
+        axes.plot(range(len(accuracies)), accuracies, "o-", color=RIGHT)
+        axes.axhline(10, color=WRONG, linestyle="--")
+        axes.set_xticks(range(len(accuracies)), ["clean", *(f"{amount:g}" for amount in one["amounts"])])
+        axes.set_xlabel(one["unit"])
+        axes.set_title(f"{name}: mean error {one['error']:.1%}", fontsize=10)
+        axes.set_ylim(0, 103)
+        axes.grid(axis="y", alpha=0.3)
+    for axes in grid.flat[len(corruptions) :]:
+        axes.axis("off")
+        axes.legend(handles=grid.flat[0].lines, labels=["the model", "chance"], loc="center", fontsize=11)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("accuracy (%)")
+    figure.suptitle(f"robustness: mean corruption error {robustness['mean_corruption_error']:.1%}")
+    return figure
+
+
+def open_set(best: dict[str, Tensor], examples: dict[str, Tensor]) -> Figure:
+    """Histograms of the best similarity, digits' and each other set's, above some images of the other sets."""
+    figure = Figure(figsize=(10.0, 3.6 + 0.7 * len(examples)), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(3.4, 0.7 * len(examples)))
+    axes = top.subplots()
+    low, high = (float(torch.cat(list(best.values())).aminmax()[i]) for i in (0, 1))
+    for (name, values), colour in zip(best.items(), COLOURS, strict=False):
+        edges = [low + (high - low) * i / 60 for i in range(61)]
+        share = [100 / len(values)] * len(values)
+        axes.hist(values, edges, weights=share, histtype="stepfilled", alpha=0.35, color=colour)
+        axes.hist(values, edges, weights=share, histtype="step", color=colour, label=f"{name} ({len(values):,} images)")
+    axes.set_xlabel("cosine similarity to the nearest of the ten captions")
+    axes.set_ylabel("share of the set (%)")
+    axes.set_title("images that are no digit: how close they come to a caption")
+    axes.legend(loc="upper left", fontsize=9)
+    for axes, (name, images) in zip(
+        bottom.subplots(len(examples), 1, squeeze=False).flat, examples.items(), strict=True
+    ):
+        axes.imshow(images.permute(1, 0, 2).flatten(1), cmap="gray_r", vmin=0, vmax=255)
+        axes.set_title(name, fontsize=9)
+        axes.axis("off")
     return figure
 
 

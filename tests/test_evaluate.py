@@ -1,0 +1,285 @@
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Generator
+
+import evaluate
+from conftest import ROOT
+from corruptions import CORRUPTIONS
+from my_utils import InputError
+from other_images import FASHION_FILE, LETTERS, drawn_letters, fashion, inverted_noise, mnist_form, uci_digits
+from pictures import show_digit
+
+PICTURES = {"confusion", "digits", "reliability", "map", "robustness", "corruptions", "another_hand", "open_set"}
+
+
+@pytest.fixture(scope="module")
+def evaluated(trained, data_path, tmp_path_factory) -> SimpleNamespace:
+    """`python evaluate.py` on a copy of the short run's model, as a person types it."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    checkpoint = shutil.copy(trained.checkpoint, folder)
+    command = [sys.executable, str(ROOT / "evaluate.py"), checkpoint, "--data-path", str(data_path), "--device", "cpu"]
+    done = subprocess.run(
+        [*command, "--pictures", str(folder / "pictures")], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((folder / "evaluation.json").read_text())
+    return SimpleNamespace(folder=folder, output=done.stdout, errors=done.stderr, results=results)
+
+
+def test_it_writes_what_it_says_and_nothing_else(evaluated):
+    assert {path.name for path in evaluated.folder.iterdir()} == {"best_model.pth", "evaluation.json", "pictures"}
+    assert evaluated.errors == ""
+    pictures = {path.name: path for path in (evaluated.folder / "pictures").iterdir()}
+    assert pictures.keys() == {f"evaluation_{name}.png" for name in PICTURES | {"mistakes"}}
+    for path in pictures.values():
+        image = Image.open(path).convert("L")
+        assert min(image.size) > 300
+        assert image.getextrema() == (0, 255)
+
+
+def test_the_table_has_every_section_and_the_accuracy_that_training_told(evaluated, trained):
+    accuracy = trained.metrics["test_zero_shot_accuracy"]
+    assert evaluated.results["zero_shot"]["accuracy"] == pytest.approx(accuracy, abs=2e-4)
+    assert f"{evaluated.results['zero_shot']['accuracy']:.2%}" in evaluated.output
+    for name in ("Zero-shot", "Retrieval", "Frozen", "Calibration", "Geometry", "Robustness", "Another", "Open set"):
+        assert re.search(rf"^{name}", evaluated.output, re.MULTILINE)
+    assert all(len(line) <= 120 for line in evaluated.output.splitlines() if "written" not in line)
+
+
+def test_zero_shot_section_agrees_with_itself(evaluated):
+    zero = evaluated.results["zero_shot"]
+    confusion = torch.tensor(zero["confusion"])
+    assert confusion.sum() == zero["images"] == 10_000
+    assert confusion.trace() == zero["right"]
+    assert confusion.sum(dim=1).tolist() == [digit["images"] for digit in zero["digits"]]
+    for share in [zero, *zero["digits"]]:
+        low, high = share["interval"]
+        assert 0.9 < low < share["accuracy"] < high <= 1
+    confidences = [mistake["confidence"] for mistake in zero["most_confident_mistakes"]]
+    assert confidences == sorted(confidences, reverse=True)
+    assert all(confusion[mistake["true"], mistake["predicted"]] for mistake in zero["most_confident_mistakes"])
+    assert all(mistake["true"] != mistake["predicted"] for mistake in zero["most_confident_mistakes"])
+
+
+def test_retrieval_probes_calibration_and_geometry(evaluated):
+    to_image, to_text, to_same = (
+        evaluated.results["retrieval"][name] for name in ("text_to_image", "image_to_text", "image_to_image")
+    )
+    assert all(0.9 < value <= 1 for value in to_image.values())
+    assert to_text["texts"] == 10
+    assert to_text["recall_at_1"] == pytest.approx(evaluated.results["zero_shot"]["accuracy"])  # one text a caption
+    assert to_text["recall_at_1"] < to_text["recall_at_2"] <= to_text["recall_at_5"] <= 1
+    assert 0.8 < to_same["mean_average_precision"] < 1
+    for name in ("linear", "nearest_neighbours"):
+        assert evaluated.results["probes"][name]["accuracy"] > 0.95
+    learned, fitted = (evaluated.results["calibration"][name] for name in ("learned", "fitted"))
+    for one in (learned, fitted):
+        assert sum(one["bins"]["count"]) == 10_000
+        assert 0 < one["ece"] < 0.1
+    assert learned["temperature"] != fitted["temperature"]
+    assert fitted["nll"] < learned["nll"] + 1e-3  # fitted on other images, so not exactly the lowest
+    geometry = evaluated.results["geometry"]
+    assert 0 < geometry["modality_gap"] < 2
+    assert 0 < geometry["alignment"] < 2  # the distance of unrelated vectors
+    assert geometry["uniformity_images"] < -1
+    assert 5 < geometry["effective_rank_images"] < geometry["embed_dim"]
+    assert 5 < geometry["effective_rank_captions"] <= 10
+
+
+def test_robustness_other_digits_and_open_set(evaluated, data_path):
+    robustness = evaluated.results["robustness"]
+    assert robustness["corruptions"].keys() == CORRUPTIONS.keys()
+    assert robustness["clean"] > 0.95
+    for one in robustness["corruptions"].values():
+        assert len(one["accuracies"]) == len(one["amounts"]) == 5
+        assert robustness["clean"] > one["accuracies"][-1]
+        assert one["error"] == pytest.approx(1 - sum(one["accuracies"]) / 5)
+    errors = [one["error"] for one in robustness["corruptions"].values()]
+    assert robustness["mean_corruption_error"] == pytest.approx(sum(errors) / 7)
+    assert evaluated.results["another_hand"]["images"] == 1797
+    assert evaluated.results["another_hand"]["accuracy"] > 0.8
+    open_set = evaluated.results["open_set"]
+    assert open_set["letters"]["auroc"] > 0.55
+    assert open_set["inverted noise"]["images"] == 1000
+    if not (data_path / FASHION_FILE).exists():
+        assert open_set["Fashion-MNIST"] is None
+        assert "not installed" in evaluated.output
+
+
+def test_auroc_by_hand():
+    digits, others = torch.tensor([0.9, 0.5]), torch.tensor([0.7, 0.1])
+    assert evaluate.auroc(digits, others) == {"images": 2, "auroc": 3 / 4}  # three of four pairs in the right order
+    assert evaluate.auroc(digits, None) is None
+
+
+# ---- bad input: one sentence, before the long work, and nothing written ----
+
+
+def test_missing_checkpoint_ends_with_code_2(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "evaluate.py"), "no.pth"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2
+    assert re.fullmatch(r"error: there is no checkpoint no\.pth.*\n", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def no_long_work(monkeypatch):
+    def fail(*arguments):
+        raise AssertionError("the data was loaded before the folders were looked at")
+
+    monkeypatch.setattr(evaluate, "load_mnist", fail)
+
+
+def test_a_damaged_checkpoint_is_refused(trained, tmp_path, no_long_work):
+    (tmp_path / "bad.pth").write_bytes(trained.checkpoint.read_bytes()[:-1000])
+    with pytest.raises(InputError, match="damaged"):
+        evaluate.main([str(tmp_path / "bad.pth"), "--pictures", str(tmp_path / "pictures")])
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.pth"]
+
+
+def test_a_folder_that_cannot_be_written_is_found_first(trained, tmp_path, read_only, no_long_work):
+    checkpoint = shutil.copy(trained.checkpoint, tmp_path)
+    with pytest.raises(InputError, match="choose another --pictures"):
+        evaluate.main([checkpoint, "--pictures", str(read_only(tmp_path / "file"))])
+    assert not (tmp_path / "evaluation.json").exists()
+    with open(checkpoint, "rb") as file, pytest.raises(InputError, match="copy the checkpoint elsewhere"):
+        evaluate.main([f"/dev/fd/{file.fileno()}", "--pictures", str(tmp_path / "pictures")])  # nobody writes there
+    assert not (tmp_path / "pictures").exists()
+
+
+def test_unknown_device_and_flag(trained, tmp_path, no_long_work):
+    for flags, message in ((["--device", "abacus"], "unknown device"), (["--seed", "1"], "see --help")):
+        with pytest.raises(InputError, match=message):
+            evaluate.main([str(trained.checkpoint), "--pictures", str(tmp_path / "pictures"), *flags])
+    assert not list(tmp_path.iterdir())
+
+
+# ---- corruptions ----
+
+
+@pytest.fixture(scope="module")
+def digits() -> torch.Tensor:
+    """Float [20, 28, 28] in [0, 1], some ink of each."""
+    return uci_digits().images[:20].float() / 255
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_corruptions_stay_in_range_repeat_and_grow(name, digits):
+    change, _, amounts = CORRUPTIONS[name]
+    assert len(amounts) == 5
+    results = [change(digits, amount, Generator().manual_seed(3)) for amount in amounts]
+    for result in results:
+        assert result.shape == digits.shape
+        assert 0 <= result.min() <= result.max() <= 1
+    torch.testing.assert_close(results[2], change(digits, amounts[2], Generator().manual_seed(3)), rtol=0, atol=0)
+    distances = [(result - digits).abs().mean() for result in results]
+    assert 0 < distances[0] < distances[-1]
+
+
+def test_corruptions_by_hand(digits):
+    def change(name: str, amount: float, images=digits) -> torch.Tensor:
+        return CORRUPTIONS[name].change(images, amount, Generator().manual_seed(0))
+
+    torch.testing.assert_close(change("inversion", 1), 1 - digits)
+    torch.testing.assert_close(change("inversion", 0.5), torch.full_like(digits, 0.5))
+    torch.testing.assert_close(change("contrast", 0.5).std(dim=(1, 2)), digits.std(dim=(1, 2)) / 2)
+    torch.testing.assert_close(change("contrast", 0.5).mean(dim=(1, 2)), digits.mean(dim=(1, 2)))
+    turned = change("rotation", 90)
+    for image, result in zip(digits, turned, strict=True):  # to either side
+        assert min((image.rot90(side) - result).abs().max() for side in (1, 3)) < 1e-4
+    moved = change("translation", 2)
+    for image, result in zip(digits, moved, strict=True):
+        shifts = [(x, y) for x in (-2, 2) for y in (-2, 2)]
+        assert min((image.roll(shift, (0, 1)) - result).abs().max() for shift in shifts) < 1e-4
+    bright = torch.ones(50, 28, 28)
+    hole = 1 - change("occlusion", 6, bright)
+    assert (hole.sum(dim=(1, 2)) == 36).all()
+    assert hole[:, 4:24, 4:24].sum() == hole.sum()
+    assert (hole.sum(dim=0) > 0).sum() > 200, "the squares lie in different places"
+    point = torch.zeros(1, 28, 28)
+    point[0, 14, 14] = 1
+    blurred = change("blur", 1.5, point)
+    assert blurred.sum() == pytest.approx(1, abs=1e-4)
+    rows = torch.arange(28.0) - 14
+    assert (blurred[0].sum(dim=1) * rows**2).sum().sqrt() == pytest.approx(1.5, rel=0.05)
+
+
+# ---- images that MNIST does not have ----
+
+
+def test_mnist_form_fits_the_box_and_centres_by_mass():
+    ink = torch.zeros(90, 70)
+    ink[10:70, 5:35] = 3.0  # 60 high, 30 wide, of any brightness
+    ink[60:70, 5:65] = 3.0  # and a heavy foot to the right
+    image = mnist_form(ink)
+    assert image.dtype == torch.uint8
+    assert image.max() == 255
+    rows, columns = (image.any(dim=dim).nonzero().flatten() for dim in (1, 0))
+    assert len(rows) == 20
+    assert len(columns) == 20
+    mass = image.double() / image.sum()
+    for dim in (0, 1):
+        assert abs((mass.sum(dim=dim) * torch.arange(28)).sum() - 13.5) <= 0.51
+    tall = mnist_form(ink[:, :35], 16)
+    assert [int(tall.any(dim=dim).sum()) for dim in (1, 0)] == [16, 8]
+    with pytest.raises(InputError, match="without ink"):
+        mnist_form(torch.zeros(9, 9))
+
+
+def test_uci_digits_look_like_mnist():
+    images, labels = uci_digits()
+    assert images.shape == (1797, 28, 28)
+    assert labels.bincount().min() > 170
+    sides = torch.stack([(images.amax(dim=dim) > 0).sum(dim=1) for dim in (1, 2)])
+    assert sides.amax(dim=0).unique().tolist() == [20]
+    assert (images.flatten(1).amax(dim=1) == 255).all()
+
+
+def test_letters_repeat_and_leave_out_what_looks_like_a_digit():
+    assert not set(LETTERS) & set("OoQDIliLjJZzSsbGBgqTtYyAa") - {"A"}
+    letters = drawn_letters(40)
+    assert (letters == drawn_letters(40)).all()
+    assert len(letters.unique(dim=0)) == 40
+    assert (letters.flatten(1).amax(dim=1) == 255).all()
+
+
+def test_inverted_noise_keeps_the_grey_levels_and_no_shape(digits):
+    images = (digits * 255).to(torch.uint8)
+    noise = inverted_noise(images)
+    assert (noise.flatten(1).sort().values == (255 - images).flatten(1).sort().values).all()
+    assert (noise != 255 - images).flatten(1).any(dim=1).all()
+
+
+def test_fashion_is_read_where_it_is_and_refused_where_it_is_damaged(tmp_path):
+    assert fashion(tmp_path) is None
+    path = tmp_path / FASHION_FILE
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(1000))
+    with pytest.raises(InputError, match="place Fashion-MNIST's file again"):
+        fashion(tmp_path)
+    content = io.BytesIO(bytes(16))
+    content.seek(16)
+    content.write(bytes(range(28)) * 280_000)
+    path.write_bytes(content.getvalue())
+    images = fashion(tmp_path)
+    assert images.shape == (10_000, 28, 28)
+    assert images[-1, -1].tolist() == list(range(28))
+
+
+def test_pictures_do_not_stretch_grey_levels():
+    for image, top in ((torch.full((28, 28), 0.5), 1), (torch.full((28, 28), 9, dtype=torch.uint8), 255)):
+        axes = Figure().subplots()
+        show_digit(axes, image)
+        assert axes.images[0].get_clim() == (0, top)
