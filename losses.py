@@ -36,7 +36,16 @@ def sigmoid(logits: Tensor, captions: Tensor) -> Tensor:
     return both_directions("sigmoid", logits, captions)
 
 
-LOSSES = {"multi_positive": multi_positive, "infonce": infonce, "sigmoid": sigmoid}
+def infonce_distinct(logits: Tensor, captions: Tensor) -> Tensor:
+    """InfoNCE within groups of ten neighbouring pairs, in which `epoch_batches` gives each caption once.
+
+    A common cure for same-caption negatives; it leaves most pairs of the batch unused.
+    """
+    return both_directions("infonce_distinct", logits, captions)
+
+
+LOSSES = {f.__name__: f for f in (multi_positive, infonce, infonce_distinct, sigmoid)}
+GROUP = 10  # pairs, one of each digit
 
 
 def both_directions(loss_name: str, logits: Tensor, captions: Tensor) -> Tensor:
@@ -50,7 +59,10 @@ def both_directions(loss_name: str, logits: Tensor, captions: Tensor) -> Tensor:
 
 def row_loss(loss_name: str, logits: Tensor, rows: Tensor, captions: Tensor) -> Tensor:
     """Sum of one direction over R rows of the batch: logits [R, B], their indices `rows` [R], captions [B]."""
-    if loss_name == "infonce":
+    if loss_name == "infonce_distinct":
+        others = rows[:, None] // GROUP != torch.arange(len(captions), device=rows.device) // GROUP  # [R, B]
+        logits = logits.masked_fill(others, -torch.inf)
+    if loss_name.startswith("infonce"):
         return F.cross_entropy(logits, rows, reduction="sum")
     positives = (captions[rows, None] == captions).to(logits.dtype)  # [R, B]
     if loss_name == "multi_positive":
@@ -63,10 +75,14 @@ def loss_floor(loss_name: str, captions: Tensor) -> Tensor:
 
     infonce and multi_positive: an image cannot tell the n texts of its caption apart, so the right ones get
     1/n each at best, and -ln(1/n) stays; likewise from text to image. The mean of ln n over the batch.
+    infonce_distinct: the same within each group, so that nothing stays where a group holds each caption once.
     sigmoid: the pairs of one caption all have one sign, so nothing stays.
     """
     if loss_name == "sigmoid":
         return torch.zeros((), device=captions.device)
+    if loss_name == "infonce_distinct":  # the captions of two groups never meet
+        group = torch.arange(len(captions), device=captions.device) // GROUP
+        captions = captions + (captions.max() + 1) * group
     ordered = captions.sort().values  # counts of equal captions, without the wait that torch.unique means on CUDA
     counts = torch.searchsorted(ordered, captions, right=True) - torch.searchsorted(ordered, captions)
     return counts.float().log().mean()

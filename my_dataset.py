@@ -86,15 +86,25 @@ def stratified_indices(labels: Tensor, size: int, seed: int) -> Tensor:
     return by_class[steps.long()].sort().values  # ascending, or the first images would all be zeros
 
 
-def epoch_batches(split: Split, batch_size: int, seed: int, epoch: int, skip: int = 0):
+def epoch_images(split: Split, distinct: bool = False) -> int:
+    """How many images an epoch draws from; `distinct`: ten times the rarest digit's."""
+    return 10 * int(split.labels.bincount(minlength=10).min()) if distinct else len(split.labels)
+
+
+def epoch_batches(split: Split, batch_size: int, seed: int, epoch: int, skip: int = 0, distinct: bool = False):
     """Yield (images uint8 [B, 28, 28], labels [B]) in a random order that (seed, epoch) decides alone.
 
     The last, incomplete batch is left out: the loss and its floor depend on the batch size. Another
     epoch's order leaves out other images. `skip` batches are passed over when a run is resumed.
+    `distinct` draws groups of ten images, the digits 0 to 9; B must be a multiple of ten.
     """
     device = split.labels.device
     generator = torch.Generator(device).manual_seed(seed * 100_003 + epoch)
     order = torch.randperm(len(split.labels), generator=generator, device=device)
+    if distinct:
+        groups = epoch_images(split, distinct) // 10
+        digits = split.labels[order]
+        order = torch.stack([order[digits == digit][:groups] for digit in range(10)], dim=1).flatten()
     for start in range(skip * batch_size, len(order) - batch_size + 1, batch_size):
         index = order[start : start + batch_size]
         yield split.images[index], split.labels[index]

@@ -29,10 +29,10 @@ import distributed
 from augment import random_warp
 from clip import CLIP, INIT_TEMPERATURE, TEXT_MODEL, load_checkpoint
 from grad_cache import cached_backward
-from losses import LOSSES, loss_floor, sigmoid_bias
+from losses import GROUP, LOSSES, loss_floor, sigmoid_bias
 from metrics import embed_images, evaluate, zero_shot_classifier
 from muon import Muon
-from my_dataset import DATA_PATH, epoch_batches, load_mnist, provision
+from my_dataset import DATA_PATH, epoch_batches, epoch_images, load_mnist, provision
 from my_utils import (
     ArgumentParser,
     InputError,
@@ -127,6 +127,11 @@ def build_parser(preset: str = "default") -> ArgumentParser:
     group.add_argument("--seed", type=number(int, 0, 2**31), default=0, help="for weights, order and augmentation")
     group = parser.add_argument_group("machine")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the CNN with torch.compile, on CUDA into CUDA graphs; the first step then takes long",
+    )
     group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA")
     group = parser.add_argument_group("files and logging")
     group.add_argument("--data-path", default=DATA_PATH, help="folder of MNIST; fetched when it is not there")
@@ -165,7 +170,10 @@ def main(argv: list[str] | None = None) -> int:
         raise InputError(f"--batch-size {args.batch_size} is larger than the {len(train_split.labels)} training images")
     if args.batch_size % processes or (processes > 1 and args.chunk_size):
         raise InputError(f"{processes} processes share a --batch-size that they divide, and go without --chunk-size")
-    steps = len(train_split.labels) // args.batch_size  # an epoch
+    distinct = args.loss == "infonce_distinct"
+    if distinct and args.batch_size % GROUP:
+        raise InputError(f"--loss infonce_distinct takes groups of {GROUP}: make --batch-size a multiple of it")
+    steps = epoch_images(train_split, distinct) // args.batch_size  # an epoch
     total_steps = args.epochs * steps
     warmup_steps = round(args.warmup * total_steps)
 
@@ -192,6 +200,8 @@ def main(argv: list[str] | None = None) -> int:
     if args.ema_decay:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=True)
         final = average.module
+    if args.compile:
+        model.image_encoder.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
     parts = [model, *optimizers] + [average] * bool(average)  # all that changes in training
     net = distributed.wrap(model)  # what the loop calls: the model, or DDP around it
     if not chief:
@@ -223,7 +233,7 @@ def main(argv: list[str] | None = None) -> int:
     ):
         while state["epoch"] < args.epochs:
             epoch, history, skip = state["epoch"], state["history"], state["step"]
-            batches = epoch_batches(train_split, args.batch_size, args.seed, epoch, skip)
+            batches = epoch_batches(train_split, args.batch_size, args.seed, epoch, skip, distinct)
             started = time.perf_counter()
             step_bar = tqdm(
                 batches,

@@ -15,7 +15,7 @@ import torchvision
 import my_dataset
 from augment import random_warp
 from image_encoder import PIXEL_MEAN, PIXEL_STD
-from my_dataset import MD5, MNISTDataset, Split, epoch_batches, load_mnist, provision, stratified_indices
+from my_dataset import MD5, MNISTDataset, Split, epoch_batches, epoch_images, load_mnist, provision, stratified_indices
 from my_utils import InputError
 
 
@@ -88,6 +88,18 @@ def test_batches_are_a_permutation_that_seed_and_epoch_decide():
     assert order(0, 0, skip=2) == first[32:]
     for images, labels in epoch_batches(split, 16, 0, 0):
         assert torch.equal(images[:, 0, 0].long() % 10, labels)
+
+
+def test_distinct_batches_hold_each_digit_once_in_every_ten():
+    labels = torch.tensor([0] * 7 + [1] * 4 + [digit for digit in range(2, 10) for _ in range(5)])
+    split = Split(torch.arange(len(labels)).to(torch.uint8)[:, None, None].expand(-1, 28, 28), labels)
+    assert epoch_images(split, distinct=True) == 40  # the rarest digit has four images
+    seen = []
+    for images, digits in epoch_batches(split, 20, seed=0, epoch=0, distinct=True):
+        assert digits.tolist() == list(range(10)) * 2
+        assert torch.equal(labels[images[:, 0, 0].long()], digits)
+        seen += images[:, 0, 0].tolist()
+    assert len(seen) == len(set(seen)) == 40
 
 
 def test_augmentation_moves_each_image_a_little_and_keeps_its_ink(data_path):

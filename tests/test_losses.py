@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from losses import LOSSES, infonce, loss_floor, multi_positive, sigmoid, sigmoid_bias
+from losses import LOSSES, infonce, infonce_distinct, loss_floor, multi_positive, sigmoid, sigmoid_bias
 from text_encoder import TextEncoder
 
 ln = math.log
@@ -64,6 +64,16 @@ def test_floor_is_reached_by_perfect_embeddings_and_never_passed(name):
 def test_floor_of_distinct_captions_is_zero_and_of_equal_ones_ln_b():
     assert loss_floor("infonce", torch.arange(10)).item() == 0
     assert loss_floor("multi_positive", torch.zeros(32, dtype=torch.long)).item() == pytest.approx(ln(32), abs=1e-6)
+
+
+def test_infonce_distinct_is_the_mean_of_its_groups():
+    torch.manual_seed(0)
+    logits, captions = torch.randn(30, 30), torch.arange(10).repeat(3)
+    groups = [infonce(logits[i : i + 10, i : i + 10], captions[:10]) for i in (0, 10, 20)]
+    torch.testing.assert_close(infonce_distinct(logits, captions), torch.stack(groups).mean())
+    assert loss_floor("infonce_distinct", captions) == 0
+    twice = torch.tensor([0, 0, 2, 3, 4, 5, 6, 7, 8, 9])  # two of ten have a twin in their group
+    assert loss_floor("infonce_distinct", torch.cat([twice, captions])).item() == pytest.approx(2 * math.log(2) / 40)
 
 
 def test_infonce_equals_multi_positive_when_a_caption_has_one_embedding():

@@ -64,9 +64,11 @@ def test_tensorboard_has_every_curve_and_picture(trained):
     assert "images and captions" in (trained.run / "projector_config.pbtxt").read_text()
 
 
-@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+@pytest.mark.parametrize("loss", ["infonce", "infonce_distinct", "sigmoid"])
 def test_the_other_losses_train(loss, tmp_path, data_path):
-    done = run_train(*TINY, "--loss", loss, "--epochs", 2, "--runs-dir", tmp_path, "--run-name", "run")
+    done = run_train(
+        *TINY, "--loss", loss, "--epochs", 2, "--batch-size", 250, "--runs-dir", tmp_path, "--run-name", "run"
+    )
     assert done.returncode == 0, done.stderr
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
     assert history[-1]["val_zero_shot_accuracy"] > 0.5
@@ -167,6 +169,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data_path):
         (["--lr", "0"], "number above 0"),
         (["--lr", "nan"], "number above 0"),
         (["--warmup", "1.5"], "from 0 to 1"),
+        (["--loss", "infonce_distinct"], "groups of 10: make --batch-size a multiple"),
         (["--seed", "-1"], "whole number from 0"),
         (["--muon-lr", "-1"], "number from 0"),
         (["--ema-decay", "1"], "number from 0 to 0.99999"),
