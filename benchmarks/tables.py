@@ -148,9 +148,120 @@ def speed_table() -> str:
     return "\n".join(lines).rstrip()
 
 
+# What was weighed for --preset accuracy: short runs, chosen between by validation alone.
+TRIED = {
+    "tried-adamw": "AdamW",
+    "tried-muon": "Muon for the CNN (`--muon-lr 0.05`)",
+    "tried-elastic": "Muon, elastic warps (`--elastic 0.5`)",
+    "tried-ema": "Muon, moving average (`--ema-decay 0.998`)",
+    "tried-width": "Muon, width 32 (bf16)",
+}
+
+
+def tried_table() -> str:
+    """Validation accuracy of each thing tried, beside the first."""
+    lines = ["| tried | validation accuracy | to the first | seeds | command |", "|---|---|---|---|---|"]
+    first = None
+    for name, title in TRIED.items():
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            lines.append(f"| {title} |{f' {NOT_MEASURED} |' * 4}")
+            continue
+        result = json.loads(path.read_text())
+        row = result["results"]["val_zero_shot_accuracy"]
+        first = row["mean"] if first is None else first
+        lines.append(
+            f"| {title} | {percent(row)} | {100 * (row['mean'] - first):+.2f} | {', '.join(map(str, result['seeds']))}"
+            f" | `{result['command']}` |"
+        )
+    return "\n".join(lines)
+
+
+def about(result: dict) -> str:
+    threads = f", {result['threads']} threads" if "threads" in result else ""
+    return f"`{result['command']}`, {result['device']}{threads}, torch {result['torch_version']}, {result['date']}"
+
+
+def cost_table() -> str:
+    """What cost.py has measured, here and, where there was one, on a GPU."""
+    lines = []
+    for name, title in (("cost", "CPU"), ("cost-cuda", "CUDA")):
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            lines.append(f"{title}: {NOT_MEASURED} (`python benchmarks/cost.py` on such a machine fills this in).\n")
+            continue
+        result = json.loads(path.read_text())
+        lines.append("| batch size | `embed_dim` | chunk size | images/s | memory of a step |\n|---|---|---|---|---|")
+        for row in result["rows"]:
+            chunk = f"{row['chunk_size']:,}" if row["chunk_size"] else "the batch"
+            lines.append(
+                f"| {row['batch_size']:,} | {row['embed_dim']} | {chunk} | {row['images_per_second']:,.0f}"
+                f" | {row['step_mib']:,.0f} MiB |"
+            )
+        lines.append(f"\n{about(result)}\n")
+    return "\n".join(lines).rstrip()
+
+
+def profile_table() -> str:
+    """What profile_step.py has measured, here and, where there was one, on a GPU."""
+    lines = []
+    for name, title in (("profile", "CPU"), ("profile-cuda", "CUDA")):
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            lines.append(
+                f"{title}: {NOT_MEASURED} (`python benchmarks/profile_step.py` on such a machine fills this in).\n"
+            )
+            continue
+        result = json.loads(path.read_text())
+        lines.append("| a training step | median | the first three steps together |\n|---|---|---|")
+        for row in result["variants"]:
+            lines.append(f"| {row['variant']} | {row['ms']:.1f} ms | {row['first_seconds']:.1f} s |")
+        extra = result["measures"]
+        lines.append(
+            f"\nThe measures of an epoch beside accuracy (mAP, R-precision, ECE, modality gap, effective rank, each"
+            f" digit's accuracy) take {extra['extra_ms']:.0f} ms, {extra['share_of_epoch']:.2%} of a default epoch."
+        )
+        lines.append(f"\n{about(result)}\n")
+    return "\n".join(lines).rstrip()
+
+
+def losses_table(encoder: str) -> str:
+    """What experiments/losses.py has measured."""
+    path = RESULTS / f"losses-{encoder}.json"
+    if not path.exists():
+        return NOT_MEASURED
+
+    def plain(row: dict) -> str:
+        return f"{row['mean']:.3f}" + (f" ± {row['std']:.3f}" if row["std"] is not None else "")
+
+    result = json.loads(path.read_text())
+    lines = [
+        "| batch | loss | test accuracy | test mAP, text → image | final excess loss | temperature | modality gap |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['batch_size']:,} | `{row['loss']}` | {percent(row['zero_shot_accuracy'])}"
+            f" | {percent(row['mean_average_precision'])} | {plain(row['excess_loss'])} | {plain(row['temperature'])}"
+            f" | {plain(row['modality_gap'])} |"
+        )
+    model = f", sentences through {result['text_model']}" if result["text_model"] else ""
+    lines.append(
+        f"\n{result['epochs']} epochs of the CNN of `--preset speed`{model}, seeds"
+        f" {', '.join(map(str, result['seeds']))}; {about(result)}"
+    )
+    return "\n".join(lines)
+
+
 BLOCKS = {
     "speed": speed_table,
-    "results": lambda: seed_table("default", "plus"),
+    "results": lambda: seed_table("default", "plus", "accuracy"),
+    "accuracy-cuda": lambda: seed_table("accuracy-cuda"),
+    "tried": tried_table,
+    "cost": cost_table,
+    "profile": profile_table,
+    "losses-table": lambda: losses_table("table"),
+    "losses-plus": lambda: losses_table("plus"),
     "sentences": lambda: sentence_table("plus-sentences"),
     "text-encoders": text_encoder_table,
 }
