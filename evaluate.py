@@ -37,7 +37,7 @@ from metrics import (
 )
 from my_dataset import DATA_PATH, Split, load_mnist, stratified_indices
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_input_error, pick_device
-from other_images import FASHION_FILE, drawn_letters, fashion, inverted_noise, uci_digits
+from other_images import drawn_letters, fashion, inverted_noise, uci_digits
 from retrieval import (
     image_to_image_mean_average_precision,
     mean_average_precision,
@@ -348,7 +348,9 @@ def print_table(results: dict) -> None:
         *[
             (
                 name,
-                f"{one['auroc']:.4f}  {one['images']:,} images" if one else f"not installed: {FASHION_FILE}",
+                f"{one['auroc']:.4f}  {one['images']:,} images"
+                if one
+                else "not installed: Debian's package dataset-fashion-mnist",
             )
             for name, one in results["open_set"].items()
         ],

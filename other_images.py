@@ -4,6 +4,8 @@ All are uint8 [N, 28, 28]. What has ink is bright on dark, fitted into 20x20 pix
 made: LeCun et al., 1998). Seeds are fixed: every model is shown the same images.
 """
 
+import gzip
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,13 @@ from my_dataset import Split
 from my_utils import InputError
 
 INK = 0.1  # a pixel above this share of the brightest one is ink
-FASHION_FILE = Path("FashionMNIST") / "raw" / "t10k-images-idx3-ubyte"  # below the data folder, torchvision's place
+# Fashion-MNIST's test images, plain or .gz: where Debian's package `dataset-fashion-mnist` puts them, and, below the
+# data folder, where torchvision does.
+FASHION_FILES = (
+    Path("/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte"),
+    Path("FashionMNIST/raw/t10k-images-idx3-ubyte"),
+)
+FASHION_SHA256 = "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"  # of the plain file
 
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic")
 # Left out, because some hand or font makes them look like a digit: BCDGIJLOQSTYZ and abcegijlopqstyz.
@@ -60,17 +68,21 @@ def inverted_noise(images: Tensor, seed: int = 0) -> Tensor:
 
 
 def fashion(data_path: str | Path) -> Tensor | None:
-    """Fashion-MNIST's 10,000 test images (Xiao et al., 2017), or None where their file is not in the data folder.
+    """Fashion-MNIST's 10,000 test images (Xiao et al., 2017), or None where they are not installed.
 
     They keep their own form, which fills the frame. Raises InputError for a file that does not hold them.
     """
-    path = Path(data_path) / FASHION_FILE
-    if not path.is_file():
-        return None
-    pixels = np.fromfile(path, np.uint8, offset=16)
-    if len(pixels) != 10_000 * 28 * 28:
-        raise InputError(f"{path} does not hold 10,000 images of 28x28: place Fashion-MNIST's file again, or remove it")
-    return torch.from_numpy(pixels).view(-1, 28, 28)
+    places = [Path(data_path) / file for file in FASHION_FILES]  # an absolute path stays as it is
+    for path in [place.with_name(place.name + end) for place in places for end in ("", ".gz")]:
+        if path.is_file():
+            try:
+                content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            except (EOFError, gzip.BadGzipFile, gzip.zlib.error):
+                content = b""
+            if hashlib.sha256(content).hexdigest() != FASHION_SHA256:
+                raise InputError(f"{path} is truncated or corrupt: place Fashion-MNIST's file again, or remove it")
+            return torch.from_numpy(np.frombuffer(content, np.uint8, offset=16).copy()).view(-1, 28, 28)
+    return None
 
 
 def mnist_form(ink: Tensor, box: int = 20) -> Tensor:

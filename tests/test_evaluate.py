@@ -1,4 +1,5 @@
-import io
+import gzip
+import hashlib
 import json
 import re
 import shutil
@@ -13,10 +14,11 @@ from PIL import Image
 from torch import Generator
 
 import evaluate
+import other_images
 from conftest import ROOT
 from corruptions import CORRUPTIONS
 from my_utils import InputError
-from other_images import FASHION_FILE, LETTERS, drawn_letters, fashion, inverted_noise, mnist_form, uci_digits
+from other_images import LETTERS, drawn_letters, fashion, inverted_noise, mnist_form, uci_digits
 from pictures import show_digit
 
 PICTURES = {"confusion", "digits", "reliability", "map", "robustness", "corruptions", "another_hand", "open_set"}
@@ -111,8 +113,10 @@ def test_robustness_other_digits_and_open_set(evaluated, data_path):
     open_set = evaluated.results["open_set"]
     assert open_set["letters"]["auroc"] > 0.55
     assert open_set["inverted noise"]["images"] == 1000
-    if not (data_path / FASHION_FILE).exists():
-        assert open_set["Fashion-MNIST"] is None
+    if open_set["Fashion-MNIST"]:
+        assert open_set["Fashion-MNIST"]["images"] == 10_000
+        assert open_set["Fashion-MNIST"]["auroc"] > 0.7
+    else:
         assert "not installed" in evaluated.output
 
 
@@ -262,20 +266,21 @@ def test_inverted_noise_keeps_the_grey_levels_and_no_shape(digits):
     assert (noise != 255 - images).flatten(1).any(dim=1).all()
 
 
-def test_fashion_is_read_where_it_is_and_refused_where_it_is_damaged(tmp_path):
+def test_fashion_is_read_where_it_is_and_refused_where_it_is_damaged(tmp_path, monkeypatch):
+    content = bytes(16) + bytes(range(28)) * 280_000  # 10,000 images of 28 columns
+    monkeypatch.setattr(other_images, "FASHION_FILES", (tmp_path / "system" / "images", "own/images"))
+    monkeypatch.setattr(other_images, "FASHION_SHA256", hashlib.sha256(content).hexdigest())
     assert fashion(tmp_path) is None
-    path = tmp_path / FASHION_FILE
-    path.parent.mkdir(parents=True)
-    path.write_bytes(bytes(1000))
-    with pytest.raises(InputError, match="place Fashion-MNIST's file again"):
-        fashion(tmp_path)
-    content = io.BytesIO(bytes(16))
-    content.seek(16)
-    content.write(bytes(range(28)) * 280_000)
-    path.write_bytes(content.getvalue())
-    images = fashion(tmp_path)
-    assert images.shape == (10_000, 28, 28)
-    assert images[-1, -1].tolist() == list(range(28))
+    for path, packed in (("own/images", content), ("system/images.gz", gzip.compress(content, 1))):
+        (tmp_path / path).parent.mkdir()
+        for damaged in (b"", packed[:1000]):
+            (tmp_path / path).write_bytes(damaged)
+            with pytest.raises(InputError, match="place Fashion-MNIST's file again"):
+                fashion(tmp_path)
+        (tmp_path / path).write_bytes(packed)
+        images = fashion(tmp_path)
+        assert images.shape == (10_000, 28, 28)
+        assert images[-1, -1].tolist() == list(range(28))
 
 
 def test_pictures_do_not_stretch_grey_levels():
