@@ -9,6 +9,7 @@ is fitted is fitted elsewhere: the temperature on validation, the probes on trai
 """
 
 import json
+import shlex
 import sys
 import tempfile
 import time
@@ -123,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
         shown = Split(test.images[wrong], test.labels[wrong])
         save("mistakes", predictions(shown, predicted, "the most confident mistakes on the test split", notes))
     about = {
-        "checkpoint": Path(args.checkpoint).name,
+        "command": shlex.join(["python", "evaluate.py", *(sys.argv[1:] if argv is None else argv)]),
         "images": {"test": len(test.labels), "corrupted": len(few.labels), "probes": len(train.labels)},
         "device": pick_device(args.device).type,
         "torch_version": str(torch.__version__),

@@ -253,7 +253,47 @@ def losses_table(encoder: str) -> str:
     return "\n".join(lines)
 
 
+def evaluation_table() -> str:
+    """What evaluate.py has told of the model that the pictures are of."""
+    path = RESULTS / "evaluation.json"
+    if not path.exists():
+        return NOT_MEASURED
+    result = json.loads(path.read_text())
+
+    def share(value: dict) -> str:
+        low, high = value["interval"]
+        return f"{value['accuracy']:.2%} (95%: {low:.2%} to {high:.2%})"
+
+    retrieval, geometry, robust = result["retrieval"], result["geometry"], result["robustness"]
+    learned, fitted = result["calibration"]["learned"], result["calibration"]["fitted"]
+    rows = {
+        "zero-shot accuracy": share(result["zero_shot"]),
+        "text → image mAP": f"{retrieval['text_to_image']['mean_average_precision']:.2%}",
+        "image → text recall@1": f"{retrieval['image_to_text']['recall_at_1']:.2%}",
+        "image → image mAP": f"{retrieval['image_to_image']['mean_average_precision']:.2%}",
+        "logistic regression on frozen embeddings": share(result["probes"]["linear"]),
+        "20 nearest neighbours": share(result["probes"]["nearest_neighbours"]),
+        "ECE at the learned temperature, after scaling": f"{learned['ece']:.2%}, {fitted['ece']:.2%}",
+        "modality gap": f"{geometry['modality_gap']:.3f}",
+        "effective rank of the images": f"{geometry['effective_rank_images']:.1f} of {geometry['embed_dim']}",
+        "mean corruption error": f"{robust['mean_corruption_error']:.1%}",
+        "UCI digits, not trained on": share(result["another_hand"]),
+    } | {
+        f"AUROC of the best similarity, digits against {name}": f"{one['auroc']:.3f}" if one else NOT_MEASURED
+        for name, one in result["open_set"].items()
+    }
+    return "\n".join(
+        [
+            "| on the test split | |",
+            "|---|---|",
+            *(f"| {name} | {value} |" for name, value in rows.items()),
+            f"\n`{result['about']['command']}`, torch {result['about']['torch_version']}, {result['about']['date']}",
+        ]
+    )
+
+
 BLOCKS = {
+    "evaluation": evaluation_table,
     "speed": speed_table,
     "results": lambda: seed_table("default", "plus", "accuracy"),
     "accuracy-cuda": lambda: seed_table("accuracy-cuda"),

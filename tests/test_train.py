@@ -179,6 +179,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data_path):
         (["--device", "cuda:99"], "not on this machine"),
         (["--device", "cpu:3"], "not supported"),
         (["--epochs", "9" * 400], "whole number from 1"),
+        (["--compile", "--chunk-size", "64"], "leave out --chunk-size"),
         (["--freeze-text"], "add --text-encoder plus"),
         (["--text-model", "bert"], "add --text-encoder plus"),
         (["--resume", "nowhere"], "nothing to resume in nowhere"),
