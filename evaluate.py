@@ -54,7 +54,6 @@ CORRUPTED_IMAGES = 2_000  # test images that are corrupted
 OTHER_IMAGES = 1_000  # of each open set that is drawn here
 MAP_IMAGES = 1_000  # test images on the 2-D map
 SHOWN = 20  # images in a picture of images
-BATCH = 250  # images a pass through the CNN: they stay in a CPU's cache
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -244,7 +243,7 @@ def auroc(digits: Tensor, others: Tensor | None) -> dict | None:
 
 
 def embed(model: CLIP, images: Tensor) -> Tensor:
-    return embed_images(model, images, BATCH).cpu()
+    return embed_images(model, images).cpu()
 
 
 def subset(split: Split, size: int) -> Split:

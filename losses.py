@@ -25,7 +25,10 @@ def multi_positive(logits: Tensor, captions: Tensor) -> Tensor:
 
     UniCL (Yang et al., 2022, arXiv 2204.03610), the "out" form of SupCon (Khosla et al., 2020, arXiv 2004.11362).
     """
-    return both_directions("multi_positive", logits, captions)
+    positives = (captions[:, None] == captions).to(logits.dtype)  # [B, B], symmetric
+    # Both directions have this term in common: texts and images of one caption are equally many.
+    own = (positives * logits).sum(dim=1) / positives.sum(dim=1)  # [B]
+    return ((logits.logsumexp(dim=1) + logits.logsumexp(dim=0)) / 2 - own).mean()
 
 
 def sigmoid(logits: Tensor, captions: Tensor) -> Tensor:
@@ -66,7 +69,7 @@ def row_loss(loss_name: str, logits: Tensor, rows: Tensor, captions: Tensor) -> 
         return F.cross_entropy(logits, rows, reduction="sum")
     positives = (captions[rows, None] == captions).to(logits.dtype)  # [R, B]
     if loss_name == "multi_positive":
-        return F.cross_entropy(logits, positives / positives.sum(dim=1, keepdim=True), reduction="sum")
+        return (logits.logsumexp(dim=1) - (positives * logits).sum(dim=1) / positives.sum(dim=1)).sum()
     return -F.logsigmoid((2 * positives - 1) * logits).sum()  # sigmoid: +1 for the same caption, -1 for another
 
 

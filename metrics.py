@@ -15,8 +15,8 @@ from templates import fill
 
 
 @torch.no_grad()
-def embed_images(model: CLIP, images: Tensor, batch_size: int = 1000) -> Tensor:
-    """Images [N, 28, 28] -> unit vectors [N, embed_dim], in eval mode, in batches that fit anywhere."""
+def embed_images(model: CLIP, images: Tensor, batch_size: int = 250) -> Tensor:
+    """Images [N, 28, 28] -> unit vectors [N, embed_dim], in eval mode, in batches that fit into a CPU's cache."""
     training = model.training
     model.eval()
     features = torch.cat([model.encode_image(batch) for batch in images.split(batch_size)])

@@ -68,12 +68,13 @@ PRESETS = {
         "muon_lr": 0.05,
         "ema_decay": 0.998,
     },
-    # Little of the CNN at full resolution, no border, one epoch without augmentation in small batches.
+    # Little of the CNN at full resolution, no border, one epoch without augmentation.
     "speed": {
         "epochs": 1,
-        "batch_size": 256,
+        "batch_size": 512,
         "lr": 1e-2,
-        "muon_lr": 0.1,
+        "muon_lr": 0.12,
+        "muon_momentum": 0.65,
         "warmup": 0.2,
         "blocks": [1, 0, 0],
         "block_convs": 1,

@@ -65,7 +65,10 @@ class Step:
         self.model.to(device, memory_format=layout)
         self.optimizers = train.make_optimizers(self.model, args)
         if not fused:
-            self.optimizers[0] = torch.optim.AdamW(self.optimizers[0].param_groups, foreach=False, fused=False)
+            groups = [
+                {"params": g["params"], "weight_decay": g["weight_decay"]} for g in self.optimizers[0].param_groups
+            ]
+            self.optimizers[0] = torch.optim.AdamW(groups, lr=args.lr, foreach=False, fused=False)
         if compiled:
             self.model.image_encoder.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
         self.bf16, self.device = bf16, device
