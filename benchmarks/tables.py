@@ -150,11 +150,11 @@ def speed_table() -> str:
 
 # What was weighed for --preset accuracy: short runs, chosen between by validation alone.
 TRIED = {
-    "tried-adamw": "AdamW",
-    "tried-muon": "Muon for the CNN (`--muon-lr 0.05`)",
-    "tried-elastic": "Muon, elastic warps (`--elastic 0.5`)",
-    "tried-ema": "Muon, moving average (`--ema-decay 0.998`)",
-    "tried-width": "Muon, width 32 (bf16)",
+    "tried-adamw": "AdamW, width 16",
+    "tried-muon": "Muon, width 16",
+    "tried-width": "Muon, width 32, bf16",
+    "tried-flatten": "the same, the last map flattened instead of averaged",
+    "tried-elastic": "Muon, width 32, bf16, elastic warps",
 }
 
 
@@ -300,7 +300,6 @@ BLOCKS = {
     "tried": tried_table,
     "cost": cost_table,
     "profile": profile_table,
-    "losses-table": lambda: losses_table("table"),
     "losses-plus": lambda: losses_table("plus"),
     "sentences": lambda: sentence_table("plus-sentences"),
     "text-encoders": text_encoder_table,

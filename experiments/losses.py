@@ -127,6 +127,8 @@ def figure_of(rows: list[dict]) -> Figure:
             sizes = [row["batch_size"] for row in own]
             axes.errorbar(sizes, values, spread, fmt=style, color=colour, capsize=3, markersize=5, label=loss)
         axes.set_xscale("log", base=2)
+        if name == "excess_loss":  # the sigmoid's is a sum over the batch's texts
+            axes.set_yscale("log")
         axes.set_xticks(BATCH_SIZES, [str(size) for size in BATCH_SIZES])
         axes.minorticks_off()
         axes.set_xlabel("batch size (pairs)")
