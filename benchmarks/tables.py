@@ -213,7 +213,7 @@ def profile_table() -> str:
             )
             continue
         result = json.loads(path.read_text())
-        lines.append("| a training step | median | the first three steps together |\n|---|---|---|")
+        lines.append("| a training step of 256 images | median | the first three steps together |\n|---|---|---|")
         for row in result["variants"]:
             lines.append(f"| {row['variant']} | {row['ms']:.1f} ms | {row['first_seconds']:.1f} s |")
         extra = result["measures"]
