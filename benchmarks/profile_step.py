@@ -193,7 +193,7 @@ def share_figure(shares: dict[str, dict[str, float]]) -> Figure:
     axes.set_xlim(0, 100)
     axes.set_xlabel("share of the operators' own time (%)")
     axes.set_title("where a training step's time goes")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=4, fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     return figure
 
 

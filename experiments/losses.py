@@ -12,6 +12,7 @@ import contextlib
 import io
 import json
 import math
+import shlex
 import statistics
 import sys
 from datetime import date
@@ -71,7 +72,7 @@ def main() -> None:
                 row[name] = {"mean": statistics.mean(values), "std": spread}
             rows.append(row)
     result = {
-        "command": f"python experiments/losses.py{' --text-encoder plus ...' if encoder == 'plus' else ''}",
+        "command": shlex.join(["python", "experiments/losses.py", *sys.argv[1:]]),
         "text_model": Path(settings.text_model).parent.name if encoder == "plus" else None,
         "epochs": EPOCHS,
         "seeds": args.seeds,
