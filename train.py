@@ -71,7 +71,8 @@ PRESETS = {
     # Little of the CNN at full resolution, no border, one epoch without augmentation.
     "speed": {
         "epochs": 1,
-        "batch_size": 512,
+        "batch_size": 448,
+        "embed_dim": 32,
         "lr": 1e-2,
         "muon_lr": 0.12,
         "muon_momentum": 0.65,

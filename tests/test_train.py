@@ -240,7 +240,7 @@ def test_resume_refuses_other_settings_damaged_states_and_running_runs(tmp_path,
 
 def test_presets_change_defaults_and_flags_win(tmp_path):
     args, _, _ = train.settle_run(["--preset", "speed", "--epochs", "3", "--runs-dir", str(tmp_path)])
-    assert (args.epochs, args.batch_size, args.no_augment) == (3, 512, True)
+    assert (args.epochs, args.batch_size, args.no_augment) == (3, 448, True)
     known = vars(train.build_parser().parse_args([]))
     for preset in train.PRESETS.values():
         assert preset.keys() <= known.keys()
