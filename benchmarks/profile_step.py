@@ -8,12 +8,14 @@ to benchmarks/results/profile.json (CUDA: profile-cuda.json).
 """
 
 import json
+import os
 import statistics
 import sys
 import time
 from datetime import date
 from pathlib import Path
 
+os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # or a second run would not see what compiling costs
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
