@@ -20,7 +20,7 @@ from image_encoder import ImageEncoder
 from my_utils import InputError, atomic_write, pick_device, short
 from text_encoder import TextEncoder, check_labels
 
-FORMAT = "minist-clip-1"  # raised when an older file can no longer be read
+FORMAT = "minist-clip-2"  # raised when an older file can no longer be read
 TEXT_MODEL = "albert-base-v2"
 INIT_TEMPERATURE = 0.07
 MAX_LOGIT_SCALE = math.log(100)

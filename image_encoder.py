@@ -60,5 +60,6 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = images[:, :, self.margin : 28 - self.margin, self.margin : 28 - self.margin]
         x = self.stages((x - PIXEL_MEAN) / PIXEL_STD)  # [B, 4 * width, 4, 4] without margin, by way of 14x14 and 7x7
-        x = x.flatten(1) if self.pool == "flatten" else x.mean(dim=(2, 3))
+        # Channels last, as the map lies in memory: its gradient then comes back in that order too.
+        x = x.permute(0, 2, 3, 1).flatten(1) if self.pool == "flatten" else x.mean(dim=(2, 3))
         return self.projection(x)  # [B, embed_dim]

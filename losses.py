@@ -25,10 +25,10 @@ def multi_positive(logits: Tensor, captions: Tensor) -> Tensor:
 
     UniCL (Yang et al., 2022, arXiv 2204.03610), the "out" form of SupCon (Khosla et al., 2020, arXiv 2004.11362).
     """
-    positives = (captions[:, None] == captions).to(logits.dtype)  # [B, B], symmetric
-    # Both directions have this term in common: texts and images of one caption are equally many.
-    own = (positives * logits).sum(dim=1) / positives.sum(dim=1)  # [B]
-    return ((logits.logsumexp(dim=1) + logits.logsumexp(dim=0)) / 2 - own).mean()
+    positives = (captions[:, None] == captions).to(logits.dtype)
+    targets = positives / positives.sum(dim=1)  # [B, B], symmetric: both directions have the same
+    log_probabilities = logits.log_softmax(dim=1) + logits.log_softmax(dim=0)
+    return -(targets * log_probabilities).sum() / (2 * len(captions))
 
 
 def sigmoid(logits: Tensor, captions: Tensor) -> Tensor:

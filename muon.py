@@ -49,5 +49,6 @@ def orthogonalise(matrix: Tensor, iterations: int = 3) -> Tensor:
     a, b, c = NEWTON_SCHULZ
     for _ in range(iterations):
         square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+        factor = torch.addmm(square, square, square, beta=b, alpha=c)
+        x = torch.addmm(x, factor, x, beta=a)  # a x + (b x x^T + c (x x^T)^2) x
     return x.T if tall else x

@@ -107,7 +107,7 @@ def epoch_batches(split: Split, batch_size: int, seed: int, epoch: int, skip: in
         order = torch.stack([order[digits == digit][:groups] for digit in range(10)], dim=1).flatten()
     for start in range(skip * batch_size, len(order) - batch_size + 1, batch_size):
         index = order[start : start + batch_size]
-        yield split.images[index], split.labels[index]
+        yield split.images.index_select(0, index), split.labels[index]  # whole rows: much faster than images[index]
 
 
 class MNISTDataset(Dataset):

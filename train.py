@@ -77,11 +77,11 @@ PRESETS = {
         "muon_lr": 0.12,
         "muon_momentum": 0.65,
         "warmup": 0.2,
-        "blocks": [1, 0, 0],
+        "blocks": [0, 1, 0],
         "block_convs": 1,
         "margin": 4,
         "pool": "flatten",
-        "init_temperature": 0.125,
+        "init_temperature": 0.2,
         "no_augment": True,
     },
 }
