@@ -302,7 +302,6 @@ def main(argv: list[str] | None = None) -> int:
                 break
 
             val = evaluate(final, val_split)
-            seconds = time.perf_counter() - started
             means = dict(zip(STEP_COLUMNS, history.mean(dim=0).tolist(), strict=True))  # all batches are of one size
             record = {"epoch": epoch + 1, **means, "images_per_second": rate} | {f"val_{k}": v for k, v in val.items()}
             if chief:

@@ -3,7 +3,7 @@
     python benchmarks/speed.py            ten seeds of ours and of the plain classifier, three of the slow ones
     python benchmarks/speed.py --quick    within 3 minutes: fewer seeds, the slow ones left out
 
-Seconds are those of training alone, ours with its looks at validation. Prints one table and writes it to
+Seconds are those of training alone: no loading, no look at validation or test. Prints one table and writes it to
 benchmarks/results/speed.json (--quick: speed-quick.json).
 """
 
