@@ -10,7 +10,9 @@ run has finished, runs/best_model.pth.
 """
 
 import argparse
+import copy
 import io
+import itertools
 import json
 import os
 import shlex
@@ -20,7 +22,6 @@ from datetime import datetime
 from pathlib import Path
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
@@ -205,13 +206,10 @@ def main(argv: list[str] | None = None) -> int:
     model.config = vars(args)
     loss_function = LOSSES[args.loss]
     optimizers = make_optimizers(model, args)
-    final, average = model, None  # `final` is what is measured and kept
-    if args.ema_decay:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(args.ema_decay), use_buffers=True)
-        final = average.module
+    final = copy.deepcopy(model) if args.ema_decay else model  # what is measured and kept
     if args.compile:
         model.image_encoder.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
-    parts = [model, *optimizers] + [average] * bool(average)  # all that changes in training
+    parts = [model, *optimizers] + [final] * (final is not model)  # all that changes in training
     net = distributed.wrap(model)  # what the loop calls: the model, or DDP around it
     if not chief:
         torch.manual_seed(args.seed + distributed.rank())  # each process augments in its own way
@@ -277,8 +275,8 @@ def main(argv: list[str] | None = None) -> int:
                 for optimizer in optimizers:
                     optimizer.step()
                 model.clamp_logit_scale()
-                if average:
-                    average.update_parameters(model)
+                if final is not model:
+                    update_average(final, model, args.ema_decay)
 
                 # Kept on the device: reading a value here would make the CPU wait for the GPU.
                 excess = loss.detach() - loss_floor(args.loss, labels)
@@ -291,10 +289,10 @@ def main(argv: list[str] | None = None) -> int:
                 if interrupt.requested and processes == 1:  # several stop together, at the epoch's end
                     break
             step_bar.close()
-            seconds = time.perf_counter() - started
             done = step + 1
+            stop_if_not_finite(history[:done], epoch, skip, run)  # reads the history, and so waits for the device
+            seconds = time.perf_counter() - started
             rate = (done - skip) * args.batch_size / seconds
-            stop_if_not_finite(history[:done], epoch, skip, run)
 
             if done < steps:  # Ctrl-C: keep this very step, so that --resume goes on behind it
                 state |= {"step": done, "seconds": state["seconds"] + seconds}
@@ -453,6 +451,22 @@ def make_optimizers(model: CLIP, args) -> list[torch.optim.Optimizer]:
         group = {"params": muon, "peak_lr": args.muon_lr, "weight_decay": args.weight_decay}
         optimizers.append(Muon([group], momentum=args.muon_momentum))
     return optimizers
+
+
+@torch.no_grad()
+def update_average(average: CLIP, model: CLIP, decay: float) -> None:
+    """Exponential moving average of the weights and the batch norms' statistics.
+
+    (torch's AveragedModel does this too, but makes the CPU wait for the GPU in each step.)
+    """
+    pairs = zip(
+        itertools.chain(average.parameters(), average.buffers()),
+        itertools.chain(model.parameters(), model.buffers()),
+        strict=True,
+    )
+    for mean, new in pairs:
+        if mean.is_floating_point():  # the rest counts batches
+            mean.lerp_(new, 1 - decay)
 
 
 def make_folder(run: Path) -> None:

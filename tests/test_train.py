@@ -1,3 +1,4 @@
+import copy
 import itertools
 import json
 import signal
@@ -244,6 +245,17 @@ def test_presets_change_defaults_and_flags_win(tmp_path):
     known = vars(train.build_parser().parse_args([]))
     for preset in train.PRESETS.values():
         assert preset.keys() <= known.keys()
+
+
+def test_average_of_weights_and_statistics_forgets_at_its_decay():
+    average, model = CLIP(width=2), CLIP(width=2)
+    start, state = copy.deepcopy(average.state_dict()), model.state_dict()
+    state["image_encoder.stages.1.running_var"] += 1
+    for _ in range(3):
+        train.update_average(average, model, decay=0.9)
+    for name, value in average.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.9**3 * start[name] + (1 - 0.9**3) * state[name])
 
 
 def test_schedule_warms_up_and_ends_near_zero():
