@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import warnings
 
 import torch
@@ -72,15 +73,23 @@ def gather_objects(item) -> list:
     return items
 
 
-def wait() -> None:
-    if size() > 1:
-        dist.barrier()
+@contextlib.contextmanager
+def together():
+    """What one process finds wrong within the `with` block ends all of them, with its sentence."""
+    wrong = None
+    try:
+        yield
+    except InputError as error:
+        wrong = str(error)
+    wrong = next(filter(None, gather_objects(wrong)), None)
+    if wrong:
+        raise InputError(wrong)
 
 
 def stop() -> None:
     """Leave together: to the others a process that is gone early looks like a lost one."""
     if dist.is_initialized():
-        wait()
+        dist.barrier()
         dist.destroy_process_group()
 
 
@@ -100,7 +109,19 @@ def clean_exit():
         os._exit(1)  # without the exit handlers, which would wait for the lost process
 
     if "WORLD_SIZE" in os.environ:
-        signal.signal(signal.SIGTERM, lambda *_: give_up("torchrun says so"))
+        # A thread of its own takes the signal: the main one may be waiting for the GPU or for the lost process, and
+        # Python runs no handler until that ends.
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+
+        def watch() -> None:
+            while os.read(reading, 1)[0] != signal.SIGTERM:
+                pass
+            give_up("torchrun says so")
+
+        threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     except SystemExit as end:

@@ -36,13 +36,19 @@ def cached_backward(model: CLIP, images: Tensor, labels: Tensor, loss_name: str,
             per_text = model.logits(image_leaf, text_leaf[rows])[1]
             part = (part + row_loss(loss_name, per_text, rows, labels)) / 2
         part = part / len(labels)
-        part.backward()
+        backward(part)
         loss += part.detach()
 
     for chunk, gradient in zip(images.split(chunk_size), image_leaf.grad.split(chunk_size), strict=True):
-        model.encode_image(chunk).backward(gradient)
-    text_features.backward(text_leaf.grad)
+        backward(model.encode_image(chunk), gradient)
+    backward(text_features, text_leaf.grad)
     return loss
+
+
+def backward(x: Tensor, gradient: Tensor | None = None) -> None:
+    """Outside of autocast, as in a plain step: what ran in float32 forwards does so backwards."""
+    with torch.autocast(x.device.type, enabled=False):
+        x.backward(gradient)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ def short(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def exit_on_input_error():
+def exit_on_input_error(interrupted: str = "no file is half-written"):
     """Turn an InputError, or a disk that says no, into one message on stderr and exit code 2."""
     try:
         yield
@@ -34,7 +34,7 @@ def exit_on_input_error():
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\ninterrupted: what was finished is saved, and train.py --resume goes on from there", file=sys.stderr)
+        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         sys.exit(130)
 
 

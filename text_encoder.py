@@ -34,7 +34,8 @@ class TextEncoder(nn.Module):
     def forward(self, texts: Tensor | list[str]) -> Tensor:
         labels = texts if isinstance(texts, Tensor) else self.tokenize(texts)
         # All ten captions go through the MLP once, however large the batch is.
-        features = self.mlp(self.table.weight)  # [10, embed_dim]
+        # (As float32: backwards a row sums over all its copies, and in bf16 such a sum soon stops growing.)
+        features = self.mlp(self.table.weight).float()  # [10, embed_dim]
         return features[labels]  # [B, embed_dim]
 
     def tokenize(self, texts: list[str]) -> Tensor:

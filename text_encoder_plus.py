@@ -57,7 +57,7 @@ class TextEncoderPlus(nn.Module):
         sentences = list(dict.fromkeys(texts))  # each once
         place = {sentence: i for i, sentence in enumerate(sentences)}
         index = torch.tensor([place[text] for text in texts], device=self.device)
-        return self.projection(self.pool(sentences))[index]  # [B, embed_dim]
+        return self.project(self.pool(sentences))[index]  # [B, embed_dim]
 
     def encode_labels(self, labels: Tensor) -> Tensor:
         templates = len(TRAIN_TEMPLATES)
@@ -68,9 +68,13 @@ class TextEncoderPlus(nn.Module):
             # product of some hundred rows, and no look at which ones were drawn, which would wait for the GPU.
             if self._train_table is None or self._train_table.device != labels.device:
                 self._train_table = self.pool(self.train_sentences)
-            return self.projection(self._train_table)[index]
+            return self.project(self._train_table)[index]
         unique, inverse = index.unique(return_inverse=True)
-        return self.projection(self.pool([self.train_sentences[i] for i in unique.tolist()]))[inverse]
+        return self.project(self.pool([self.train_sentences[i] for i in unique.tolist()]))[inverse]
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """As float32, for what indexes the rows: backwards a row sums over all its copies, too many for bf16."""
+        return self.projection(pooled).float()  # [S, embed_dim]
 
     def pool(self, sentences: list[str]) -> Tensor:
         """Distinct sentences [S] -> mean of their token vectors [S, width]."""

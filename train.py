@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import sys
 import time
 from datetime import datetime
@@ -171,15 +172,18 @@ def main(argv: list[str] | None = None) -> int:
     run = Path(distributed.gather_objects(str(run))[0])  # its name may hold the time
     bf16 = args.precision == "bf16" or (args.precision == "auto" and device.type == "cuda")
     seed_everything(args.seed)
-    if chief:
-        provision(args.data_path)
-    distributed.wait()
+    with distributed.together():
+        if chief:
+            provision(args.data_path)
     train_split = load_mnist("train", args.data_path, device)
     val_split = load_mnist("val", args.data_path, device)
     if args.batch_size > len(train_split.labels):
         raise InputError(f"--batch-size {args.batch_size} is larger than the {len(train_split.labels)} training images")
     if args.batch_size % processes or (processes > 1 and args.chunk_size):
         raise InputError(f"{processes} processes share a --batch-size that they divide, and go without --chunk-size")
+    own = args.batch_size // processes  # of each process
+    if 1 in (own, args.chunk_size, own % (args.chunk_size or own)):
+        raise InputError("batch norm needs two images at a time: change --batch-size or --chunk-size, which leave one")
     distinct = args.loss == "infonce_distinct"
     if distinct and args.batch_size % GROUP:
         raise InputError(f"--loss infonce_distinct takes groups of {GROUP}: make --batch-size a multiple of it")
@@ -216,11 +220,12 @@ def main(argv: list[str] | None = None) -> int:
 
     # ---- state: all that a resumed run needs beside the settings ----
     fresh = state is None
-    if chief and fresh:
-        make_folder(run)
-    held = lock(run) if chief else True
-    if held is None:
-        raise InputError(f"another process is training in {run}: wait for it, or start a run of your own")
+    with distributed.together():
+        if chief and fresh:
+            make_folder(run)
+        held = lock(run) if chief else True
+        if held is None:
+            raise InputError(f"another process is training in {run}: wait for it, or start a run of your own")
     if fresh:
         state = {"epoch": 0, "step": 0, "seconds": 0.0, "best": -1.0, "epochs": []}
         state["history"] = torch.zeros(steps, len(STEP_COLUMNS), device=device)  # this epoch's steps
@@ -379,6 +384,8 @@ def settle_run(argv: list[str]) -> tuple:
     args = build_parser(args.preset).parse_args(argv)
     runs = Path(args.runs_dir)
     if args.resume is None:
+        if args.compile and not (os.environ.get("CXX") or any(map(shutil.which, ("g++", "clang++", "cl")))):
+            raise InputError("--compile needs a C++ compiler: install one (g++, clang++), or leave out --compile")
         if args.compile and args.chunk_size:
             raise InputError("--compile keeps one step's results at a time: leave out --chunk-size, or --compile")
         if args.text_encoder == "table" and (args.freeze_text or args.text_model != TEXT_MODEL):
@@ -577,5 +584,6 @@ def log_end(writer: SummaryWriter, best: CLIP, val_split, args, total_steps: int
 
 
 if __name__ == "__main__":
-    with exit_on_input_error(), distributed.clean_exit():
+    saved = "what was finished is saved, and train.py --resume goes on from there"
+    with exit_on_input_error(saved), distributed.clean_exit():
         sys.exit(main())

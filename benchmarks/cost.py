@@ -3,7 +3,7 @@
     python benchmarks/cost.py
 
 Each row is a fresh process that takes the default training step some times, so that its peak of memory is its own:
-on a CPU the process's, less what it held before the first step (data and libraries); on CUDA what torch allocated.
+on a CPU the process's, on CUDA what torch allocated, each less what was held before the first step (data, model).
 Prints the table and writes it to benchmarks/results/cost.json (CUDA: cost-cuda.json).
 """
 
@@ -71,9 +71,14 @@ def measure(batch_size: int, embed_dim: int, chunk_size: int | None, device: str
     torch.manual_seed(0)
     model = CLIP(embed_dim=embed_dim).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    if device.type == "cpu":
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far was that of loading: begin anew
-    before, seconds = process_mib("VmRSS"), []
+    # The peak so far was that of loading: begin anew.
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device) / 2**20
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = process_mib("VmRSS")
+    seconds = []
     for epoch in range(1 + STEPS):
         for images, labels in epoch_batches(split, batch_size, seed=0, epoch=epoch):
             watch = Stopwatch(device)
@@ -84,8 +89,8 @@ def measure(batch_size: int, embed_dim: int, chunk_size: int | None, device: str
                 if device.type == "cuda":
                     peak = torch.cuda.max_memory_allocated(device) / 2**20
                 else:
-                    peak = process_mib("VmHWM") - before
-                return batch_size / statistics.median(seconds[1:]), peak
+                    peak = process_mib("VmHWM")
+                return batch_size / statistics.median(seconds[1:]), peak - before
 
 
 def process_mib(field: str) -> float:

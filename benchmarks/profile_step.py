@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
+from torch.autograd import DeviceType  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -51,11 +52,12 @@ GROUPS = {
 class Step:
     """A training step of the settings that `flags` ask train.py for, with the given choices of form."""
 
-    def __init__(self, flags: list[str], device, channels_last=True, fused=True, bf16=False, compiled=False):
+    def __init__(self, flags: list[str], device, channels_last=True, fused=True, bf16=None, compiled=False):
         self.args = train.build_parser(flags[1] if flags else "default").parse_args(flags)
         args = self.args
         torch.manual_seed(0)
         self.model = CLIP(
+            embed_dim=args.embed_dim,
             width=args.width,
             blocks=args.blocks,
             block_convs=args.block_convs,
@@ -73,11 +75,14 @@ class Step:
             self.optimizers[0] = torch.optim.AdamW(groups, lr=args.lr, foreach=False, fused=False)
         if compiled:
             self.model.image_encoder.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
-        self.bf16, self.device = bf16, device
+        self.bf16 = device.type == "cuda" if bf16 is None else bf16  # train.py's --precision auto
+        self.device = device
 
     def __call__(self, images, labels) -> None:
-        images = images[: self.args.batch_size] if self.args.no_augment else random_warp(images)
-        labels = labels[: len(images)]
+        """At least a batch of the settings: uint8 images [B, 28, 28], labels [B]."""
+        images, labels = images[: self.args.batch_size], labels[: self.args.batch_size]
+        if not self.args.no_augment:
+            images = random_warp(images)
         self.model.zero_grad()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits, _ = self.model(images, labels)
@@ -93,7 +98,10 @@ def main() -> None:
     device = pick_device(parser.parse_args().device)
     split = load_mnist("train", ROOT / DATA_PATH, device)
     val = load_mnist("val", ROOT / DATA_PATH, device)
-    batches = list(zip(range(STEPS), epoch_batches(split, 256, seed=0, epoch=0), strict=False))
+    largest = train.PRESETS["speed"]["batch_size"]  # the default step takes the first 256 of these
+    batches = list(zip(range(STEPS), epoch_batches(split, largest, seed=0, epoch=0), strict=False))
+    usual = device.type == "cuda"
+    precision = ("float32", "bf16 autocast")
 
     shares = {}
     for name, flags in (("default", []), ("--preset speed", ["--preset", "speed"])):
@@ -109,11 +117,11 @@ def main() -> None:
     save_figure(share_figure(shares), ROOT / "benchmarks" / f"profile{suffix}.png")
 
     variants = {
-        "as it is (channels last, fused AdamW, float32)": Step([], device),
+        f"as it is (channels last, fused AdamW, {precision[usual]})": Step([], device),
         "memory format NCHW": Step([], device, channels_last=False),
         "AdamW as a loop over parameters": Step([], device, fused=False),
-        "bf16 autocast": Step([], device, bf16=True),
-        "width 32": Step(["--preset", "default", "--width", "32"], device),
+        precision[not usual]: Step([], device, bf16=not usual),
+        "width 32, float32": Step(["--preset", "default", "--width", "32"], device, bf16=False),
         "width 32, bf16 autocast": Step(["--preset", "default", "--width", "32"], device, bf16=True),
         "torch.compile": Step([], device, compiled=True),
         "--preset speed": Step(["--preset", "speed"], device),
@@ -173,6 +181,8 @@ def grouped(profiler, device) -> dict[str, float]:
     """Share of the operators' own time by group."""
     totals = dict.fromkeys(GROUPS, 0.0)
     for event in profiler.key_averages():
+        if event.device_type != DeviceType.CPU:
+            continue  # a kernel's time is also in the operator that launched it
         own = event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
         totals[next(group for group, words in GROUPS.items() if any(word in event.key for word in words))] += own
     return {group: total / sum(totals.values()) for group, total in totals.items()}

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
+from clip import CLIP  # noqa: E402
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_input_error, number  # noqa: E402
 
 COLUMNS = (
@@ -26,6 +27,7 @@ COLUMNS = (
     "test_text_to_image_precision",
     "train_seconds",
 )
+WHERE = ("resume", "runs_dir", "run_name", "data_path")  # these change no result
 SAME = ("device", "cpu", "torch_version")  # a mean over different machines means nothing
 
 
@@ -75,19 +77,28 @@ def main() -> None:
 def finished_run(name: str, flags: list[str]) -> dict:
     """The metrics of runs/<name>, after training, resuming or neither."""
     run = ROOT / "runs" / name
-    wanted = vars(train.settle_run(["--run-name", f"{name}-wanted", *flags])[0]) | {"run_name": name}
-    if (run / "config.json").exists():
-        config = json.loads((run / "config.json").read_text())
-        for setting, value in wanted.items():
-            if config.get(setting, value) != value:
-                raise InputError(
-                    f"{run} was trained with {setting} {config[setting]}, not {value}: choose another --name"
-                )
+    check_same(run, flags)
     if not (run / "metrics.json").exists():
         how = ["--resume", str(run)] if (run / "last.pth").exists() else ["--run-name", name, *flags]
         if subprocess.run([sys.executable, "train.py", *how], cwd=ROOT).returncode:
             raise InputError(f"train.py failed in {run}: see its message above")
     return json.loads((run / "metrics.json").read_text())
+
+
+def check_same(run: Path, flags: list[str]) -> None:
+    """Raises InputError for a run that is there already but of other settings than `flags`, or of another version."""
+    if not (run / "config.json").exists():
+        return
+    config = json.loads((run / "config.json").read_text())
+    wanted = vars(train.settle_run([*flags, "--run-name", f"{run.name}-wanted"])[0])
+    for setting, value in wanted.items():
+        if setting not in WHERE and config.get(setting, "(nothing)") != value:
+            raise InputError(
+                f"{run} was trained with {setting} {config.get(setting, '(nothing)')}, not {value}: remove it to run"
+                " it anew"
+            )
+    if (run / "metrics.json").exists():
+        CLIP.load(run / "best_model.pth")
 
 
 if __name__ == "__main__":

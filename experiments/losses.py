@@ -26,9 +26,10 @@ from matplotlib.figure import Figure  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import train  # noqa: E402
+from benchmarks.seeds import check_same  # noqa: E402
 from losses import GROUP, LOSSES  # noqa: E402
 from my_dataset import DATA_PATH  # noqa: E402
-from my_utils import ArgumentParser, InputError, atomic_write, cpu_name, exit_on_input_error, number  # noqa: E402
+from my_utils import ArgumentParser, atomic_write, cpu_name, exit_on_input_error, number  # noqa: E402
 from pictures import save_figure  # noqa: E402
 
 BATCH_SIZES = (32, 256, 2048)
@@ -92,6 +93,7 @@ def main() -> None:
 
 def finished(run: Path, flags: list[str]) -> dict:
     """The metrics of a run, after training it, going on with it, or neither."""
+    check_same(run, flags)
     if not (run / "metrics.json").exists():
         where = ["--runs-dir", str(run.parent), "--run-name", run.name, "--data-path", str(ROOT / DATA_PATH)]
         how = ["--resume", str(run)] if (run / "last.pth").exists() else [*flags, *where]
@@ -99,10 +101,7 @@ def finished(run: Path, flags: list[str]) -> dict:
             code = train.main(how)
         if code:  # Ctrl-C, which train.py takes and saves
             raise KeyboardInterrupt
-    metrics = json.loads((run / "metrics.json").read_text())
-    if metrics["epochs"] != EPOCHS:
-        raise InputError(f"{run} was trained for {metrics['epochs']} epochs, not {EPOCHS}: remove it to run it anew")
-    return metrics
+    return json.loads((run / "metrics.json").read_text())
 
 
 def figure_of(rows: list[dict]) -> Figure:

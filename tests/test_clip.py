@@ -7,6 +7,7 @@ import torch
 
 from clip import CLIP
 from my_utils import InputError
+from text_encoder import TextEncoder
 
 
 @pytest.fixture
@@ -185,3 +186,18 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, model, monkeypatch):
         model.save(tmp_path / "model.pth")
     assert (tmp_path / "model.pth").read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["model.pth"]
+
+
+def test_in_bf16_the_text_gradient_of_a_large_batch_is_that_of_float32():
+    torch.manual_seed(0)
+    encoder, labels, directions = TextEncoder(16), torch.arange(20_000) % 10, torch.randn(10, 16)
+
+    def gradient(bf16: bool) -> torch.Tensor:
+        encoder.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            features = encoder(labels)
+        (features.float() * directions[labels]).sum().backward()
+        return encoder.mlp[2].weight.grad.clone()
+
+    exact = gradient(bf16=False)
+    assert (gradient(bf16=True) - exact).norm() < 0.02 * exact.norm()

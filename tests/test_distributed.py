@@ -110,16 +110,21 @@ def test_cached_gradients_equal_the_plain_step(loss, chunk_size):
         torch.testing.assert_close(model.state_dict()[name], statistics)
 
 
-def test_cached_gradients_in_bf16_reach_every_parameter():
+def test_cached_gradients_in_bf16_equal_those_of_the_plain_step_in_bf16():
     model, images, labels = batch(24, "multi_positive")
     freeze_statistics(model)
-    value, gradients = plain_step(model, images, labels, "multi_positive")
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, _ = model(images, labels)
+    value = LOSSES["multi_positive"](logits, labels)
+    value.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         cached = cached_backward(model, images, labels, "multi_positive", 5)
-    torch.testing.assert_close(cached, value, atol=0.1, rtol=0.05)
+    torch.testing.assert_close(cached, value.detach(), atol=1e-3, rtol=1e-3)
     for name, parameter in model.named_parameters():
-        assert torch.cosine_similarity(parameter.grad.flatten(), gradients[name].flatten(), dim=0) > 0.8, name
+        difference = (parameter.grad - gradients[name]).norm() / gradients[name].norm()
+        assert difference < 0.01, name
 
 
 def test_chunks_move_the_running_statistics_once():
@@ -164,6 +169,42 @@ def test_torchrun_survives_a_death_and_goes_on(tmp_path, data_path):
     assert metrics["test_zero_shot_accuracy"] > 0.5
     assert metrics["processes"] == 2
     assert len(list((runs / "run").glob("events*"))) == 2, "one for each start, from the first process"
+
+
+STUCK = """
+import ctypes
+import distributed
+
+with distributed.clean_exit():
+    mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
+    libc.pthread_mutex_lock(mutex)
+    print("stuck", flush=True)
+    libc.pthread_mutex_lock(mutex)  # for ever, and Python's signal handlers do not run
+"""
+
+
+def test_a_process_that_waits_for_a_lost_one_still_heeds_torchrun():
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-c", STUCK]
+    job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert job.stdout.readline() == "stuck\n"
+        job.terminate()
+        _, errors = job.communicate(timeout=60)
+    finally:
+        job.kill()
+    assert job.returncode == 1
+    assert errors.startswith("error: another process of this run has ended")
+    assert errors.count("\n") == 1
+
+
+def test_what_the_first_process_finds_wrong_is_everyones_sentence(tmp_path, data_path):
+    (tmp_path / "run").write_text("not a folder")
+    job = torchrun("train.py", *FLAGS, "--runs-dir", tmp_path / "run" / "below", "--run-name", "run")
+    _, errors = job.communicate(timeout=120)
+    assert job.returncode != 0
+    assert errors.count("error: cannot make the folder") == 2
+    assert "another process" not in errors
 
 
 def test_torchrun_trains_a_language_model(tmp_path, data_path, tiny_albert):

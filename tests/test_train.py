@@ -1,10 +1,12 @@
 import copy
 import itertools
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import pytest
 import torch
@@ -181,6 +183,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data_path):
         (["--device", "cpu:3"], "not supported"),
         (["--epochs", "9" * 400], "whole number from 1"),
         (["--compile", "--chunk-size", "64"], "leave out --chunk-size"),
+        (["--batch-size", "257", "--chunk-size", "64"], "two images at a time"),
+        (["--chunk-size", "1"], "two images at a time"),
         (["--freeze-text"], "add --text-encoder plus"),
         (["--text-model", "bert"], "add --text-encoder plus"),
         (["--resume", "nowhere"], "nothing to resume in nowhere"),
@@ -237,6 +241,40 @@ def test_resume_refuses_other_settings_damaged_states_and_running_runs(tmp_path,
     with pytest.raises(InputError, match="another process is training"):
         train.main(["--resume", str(run), "--data-path", str(data_path)])
     held.close()
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_learns(tmp_path, data_path):
+    flags = [*TINY, "--epochs", 1, "--compile", "--ema-decay", 0.9, "--runs-dir", tmp_path, "--run-name", "run"]
+    done = run_train(*flags)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["test_zero_shot_accuracy"] > 0.7
+    assert CLIP.load(tmp_path / "run" / "best_model.pth").metrics.keys() <= metrics.keys(), "it loads without compiling"
+
+
+def test_compile_without_a_compiler_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(InputError, match="needs a C\\+\\+ compiler"):
+        train.main(["--compile", "--runs-dir", str(tmp_path / "runs")])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="is about waiting for a GPU")
+def test_no_step_waits_for_the_gpu(tmp_path, data_path):
+    def waits(batch_size: int) -> int:
+        flags = [*map(str, TINY), "--epochs", "1", "--device", "cuda", "--muon-lr", "0.05", "--ema-decay", "0.9"]
+        flags += ["--batch-size", str(batch_size), "--data-path", str(data_path), "--runs-dir", str(tmp_path)]
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as seen:
+                warnings.simplefilter("always")
+                train.main([*flags, "--run-name", f"run-{batch_size}"])
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return sum("synchronizing" in str(warning.message) for warning in seen)
+
+    assert 0 < waits(256) == waits(512), "as many in 214 steps as in 107"
 
 
 def test_presets_change_defaults_and_flags_win(tmp_path):
