@@ -30,8 +30,8 @@ class CLIP(nn.Module):
     """Images and texts in one space of `embed_dim` dimensions; every embedding has length 1.
 
     `text_encoder` is "table" (ten captions) or "plus" (any sentence, through the pretrained language model
-    `text_model`, which `freeze_text` keeps as it is). `width`, `blocks`, `block_convs`, `margin` and `pool`
-    shape the CNN as image_encoder.py tells. `logit_scale` is the logarithm of the inverse temperature.
+    `text_model`, which `freeze_text` keeps as it is). `width`, `blocks`, `block_convs`, `margin`, `pool` and
+    `stem_pool` shape the CNN as image_encoder.py tells. `logit_scale` is the logarithm of the inverse temperature.
     `init_logit_bias` adds a learned `logit_bias` to the logits, for the sigmoid loss; None leaves it out.
     Raises InputError when the language model cannot be had.
     """
@@ -48,19 +48,20 @@ class CLIP(nn.Module):
         block_convs: int = 2,
         margin: int = 0,
         pool: str = "mean",
+        stem_pool: bool = False,
         init_temperature: float = INIT_TEMPERATURE,
     ):
         super().__init__()
         self.arch = {"embed_dim": embed_dim, "width": width, "init_logit_bias": init_logit_bias}
         self.arch |= {"blocks": list(blocks), "block_convs": block_convs, "margin": margin, "pool": pool}
-        self.arch |= {"init_temperature": init_temperature}
+        self.arch |= {"stem_pool": stem_pool, "init_temperature": init_temperature}
         if text_encoder == "plus":
             if Path(text_model).is_dir():
                 text_model = str(Path(text_model).resolve())  # found again from wherever the model is loaded
             self.arch |= {"text_encoder": "plus", "text_model": text_model, "freeze_text": freeze_text}
         self.config: dict = {}  # how it was trained
         self.metrics: dict = {}  # what it reached
-        self.image_encoder = ImageEncoder(embed_dim, width, blocks, block_convs, margin, pool)
+        self.image_encoder = ImageEncoder(embed_dim, width, blocks, block_convs, margin, pool, stem_pool)
         if text_encoder == "plus":
             from text_encoder_plus import TextEncoderPlus  # transformers takes seconds to import
 

@@ -29,8 +29,9 @@ class ImageEncoder(nn.Module):
 
     Each stage halves the resolution; the first has `width` channels, each later one twice as many as the one before.
     A stage ends in its number of residual `blocks`, of `block_convs` convolutions. `margin` border pixels are cut off
-    on each side: MNIST's ink lies in the middle. `pool` is what the last map becomes: its "mean" or, with "flatten",
-    all of it.
+    on each side: MNIST's ink lies in the middle. `stem_pool` halves the first stage's map once more, by max pooling, as
+    ResNet's stem does (same source), but before the norm, which then has a quarter of the work. `pool` is what the last
+    map becomes: its "mean" or, with "flatten", all of it.
     """
 
     def __init__(
@@ -41,19 +42,24 @@ class ImageEncoder(nn.Module):
         block_convs: int = 2,
         margin: int = 0,
         pool: str = "mean",
+        stem_pool: bool = False,
     ):
         super().__init__()
         self.margin, self.pool = margin, pool
         layers, channels, side = [], 1, 28 - 2 * margin
         for stage, count in enumerate(blocks):
             out, kernel = width * 2**stage, 5 if stage == 0 else 3
+            side = (side + 1) // 2
+            layers.append(nn.Conv2d(channels, out, kernel, stride=2, padding=kernel // 2, bias=False))
+            if stem_pool and stage == 0:
+                layers.append(nn.MaxPool2d(2))
+                side //= 2
             layers += [
-                nn.Conv2d(channels, out, kernel, stride=2, padding=kernel // 2, bias=False),
                 nn.BatchNorm2d(out),
                 nn.ReLU(),
                 *(ResidualBlock(out, block_convs) for _ in range(count)),
             ]
-            channels, side = out, (side + 1) // 2
+            channels = out
         self.stages = nn.Sequential(*layers)
         self.projection = nn.Linear(channels * (side**2 if pool == "flatten" else 1), embed_dim)
 

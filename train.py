@@ -70,7 +70,7 @@ PRESETS = {
         "muon_lr": 0.05,
         "ema_decay": 0.998,
     },
-    # Little of the CNN at full resolution, no border, one epoch without augmentation.
+    # No border, little of the CNN at full resolution, one epoch without augmentation.
     "speed": {
         "epochs": 1,
         "batch_size": 448,
@@ -78,10 +78,11 @@ PRESETS = {
         "lr": 1e-2,
         "muon_lr": 0.12,
         "muon_momentum": 0.65,
-        "warmup": 0.2,
-        "blocks": [0, 1, 0],
+        "width": 24,
+        "blocks": [1, 0],
         "block_convs": 1,
         "margin": 4,
+        "stem_pool": True,
         "pool": "flatten",
         "init_temperature": 0.2,
         "no_augment": True,
@@ -99,6 +100,7 @@ def build_parser(preset: str = "default") -> ArgumentParser:
     group.add_argument("--block-convs", type=number(int, 1, 9), default=2, help="convolutions of a residual block")
     group.add_argument("--margin", type=number(int, 0, 10), default=0, help="border pixels that the CNN cuts off")
     group.add_argument("--pool", choices=("mean", "flatten"), default="mean", help="what the CNN's last map becomes")
+    group.add_argument("--stem-pool", action="store_true", help="max pooling in the CNN's first stage")
     group.add_argument(
         "--init-temperature", type=number(float, 0.01, 10), default=INIT_TEMPERATURE, help="of the logits at the start"
     )
@@ -204,6 +206,7 @@ def main(argv: list[str] | None = None) -> int:
         block_convs=args.block_convs,
         margin=args.margin,
         pool=args.pool,
+        stem_pool=args.stem_pool,
         init_temperature=args.init_temperature,
     )
     model.to(device, memory_format=torch.channels_last)

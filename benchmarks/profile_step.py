@@ -63,6 +63,7 @@ class Step:
             block_convs=args.block_convs,
             margin=args.margin,
             pool=args.pool,
+            stem_pool=args.stem_pool,
             init_temperature=args.init_temperature,
         )
         layout = torch.channels_last if channels_last else torch.contiguous_format

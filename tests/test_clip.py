@@ -124,6 +124,28 @@ def test_a_file_alone_rebuilds_the_model(tmp_path, bias):
     assert not again.training
 
 
+@pytest.mark.parametrize("margin", [0, 3, 10])
+@pytest.mark.parametrize("stem_pool", [False, True])
+@pytest.mark.parametrize("pool", ["mean", "flatten"])
+def test_a_cnn_of_any_shape_embeds_what_lies_within_its_margin(tmp_path, margin, stem_pool, pool):
+    shape = {"blocks": [1, 0, 1], "block_convs": 1, "margin": margin, "stem_pool": stem_pool, "pool": pool}
+    model = CLIP(embed_dim=8, width=2, **shape).eval()
+    images, within = digits(4), torch.zeros(28, 28, dtype=torch.bool)
+    within[margin : 28 - margin, margin : 28 - margin] = True
+    features = model.encode_image(images)
+    assert features.shape == (4, 8)
+    assert torch.equal(model.encode_image(images * within), features)
+    assert not torch.allclose(model.encode_image(images * ~within), features)
+    model.save(tmp_path / "model.pth")
+    assert torch.equal(CLIP.load(tmp_path / "model.pth").encode_image(images), features)
+
+
+def test_the_stems_pooling_halves_its_map():
+    for pooled, side in ((False, 14), (True, 7)):
+        stages = CLIP(8, 2, blocks=[0], stem_pool=pooled).image_encoder.stages
+        assert stages(torch.rand(1, 1, 28, 28)).shape == (1, 2, side, side)
+
+
 def test_files_that_are_no_checkpoint_are_refused(tmp_path, model):
     model.save(tmp_path / "whole.pth")
     whole = (tmp_path / "whole.pth").read_bytes()
