@@ -21,9 +21,14 @@ from torch.nn.parallel import DistributedDataParallel
 from my_utils import InputError, short
 
 
+def launched() -> bool:
+    """Whether torchrun, or what sets the same variables, has started this process."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+
+
 def start() -> None:
     """Join the processes of torchrun, where there are any."""
-    if "WORLD_SIZE" in os.environ:
+    if launched():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 
 
@@ -31,7 +36,7 @@ def own_device(device: torch.device) -> torch.device:
     """The device of this process: several processes take a GPU each."""
     if size() == 1 or device.type != "cuda":
         return device
-    local = int(os.environ["LOCAL_RANK"])
+    local = int(os.environ.get("LOCAL_RANK", rank()))
     if local >= torch.cuda.device_count():
         raise InputError(f"{local + 1} processes but {torch.cuda.device_count()} GPUs: lower --nproc-per-node")
     torch.cuda.set_device(local)
@@ -108,7 +113,7 @@ def clean_exit():
         sys.stderr.flush()
         os._exit(1)  # without the exit handlers, which would wait for the lost process
 
-    if "WORLD_SIZE" in os.environ:
+    if launched():
         # A thread of its own takes the signal: the main one may be waiting for the GPU or for the lost process, and
         # Python runs no handler until that ends.
         reading, writing = os.pipe()
@@ -125,7 +130,7 @@ def clean_exit():
     try:
         yield
     except SystemExit as end:
-        if "WORLD_SIZE" not in os.environ or isinstance(end.code, str):
+        if not launched() or isinstance(end.code, str):
             raise
         # A thread of the collectives that meets Python's shutdown can abort a process whose work is done.
         sys.stdout.flush()

@@ -3,7 +3,7 @@
 The loss compares all images of the batch with all texts, so that plain gradient accumulation would change it. Here the
 images are embedded in chunks without a graph, the loss is differentiated with respect to the embeddings alone, and
 then each chunk is embedded once more, with a graph, and takes its embeddings' gradient back into the weights. That is
-one more forward pass, and the memory of one chunk.
+one more forward pass; of the CNN's activations only one chunk's are held, and of the logits a strip [chunk, B].
 """
 
 import contextlib

@@ -38,6 +38,17 @@ def exit_on_input_error(interrupted: str = "no file is half-written"):
         sys.exit(130)
 
 
+@contextlib.contextmanager
+def enough_memory(remedy: str):
+    """Turn memory that runs out, the device's or the machine's, into an InputError that names the remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise InputError(f"out of memory: {remedy}") from None
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse without the usage lines before an error: the sentence alone, through InputError."""
 
@@ -144,6 +155,11 @@ def pick_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise InputError(f"device {name!r} is not on this machine: use --device cpu, or auto")
     return device
+
+
+def bf16_by_default(device: torch.device) -> bool:
+    """Whether --precision auto means bf16: on GPUs that compute in it, not those that would emulate it."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def cpu_name() -> str:

@@ -18,6 +18,7 @@ import os
 import shlex
 import shutil
 import sys
+import sysconfig
 import time
 from datetime import datetime
 from pathlib import Path
@@ -40,7 +41,9 @@ from my_utils import (
     InputError,
     Interrupt,
     atomic_write,
+    bf16_by_default,
     cpu_name,
+    enough_memory,
     exit_on_input_error,
     lock,
     number,
@@ -145,7 +148,9 @@ def build_parser(preset: str = "default") -> ArgumentParser:
         action="store_true",
         help="compile the CNN with torch.compile, on CUDA into CUDA graphs; the first step then takes long",
     )
-    group.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on CUDA")
+    group.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on GPUs that have it"
+    )
     group = parser.add_argument_group("files and logging")
     group.add_argument("--data-path", default=DATA_PATH, help="folder of MNIST; fetched when it is not there")
     group.add_argument("--runs-dir", default="runs", help="folder that gets a folder for this run")
@@ -172,7 +177,7 @@ def main(argv: list[str] | None = None) -> int:
     device = distributed.own_device(pick_device(args.device))
     chief, processes = distributed.rank() == 0, distributed.size()
     run = Path(distributed.gather_objects(str(run))[0])  # its name may hold the time
-    bf16 = args.precision == "bf16" or (args.precision == "auto" and device.type == "cuda")
+    bf16 = args.precision == "bf16" or (args.precision == "auto" and bf16_by_default(device))
     seed_everything(args.seed)
     with distributed.together():
         if chief:
@@ -195,26 +200,13 @@ def main(argv: list[str] | None = None) -> int:
 
     # ---- model, loss, optimizer ----
     bias = sigmoid_bias(train_split.labels, args.batch_size) if args.loss == "sigmoid" else None
-    model = CLIP(
-        embed_dim=args.embed_dim,
-        width=args.width,
-        init_logit_bias=bias,
-        text_encoder=args.text_encoder,
-        text_model=args.text_model,
-        freeze_text=args.freeze_text,
-        blocks=args.blocks,
-        block_convs=args.block_convs,
-        margin=args.margin,
-        pool=args.pool,
-        stem_pool=args.stem_pool,
-        init_temperature=args.init_temperature,
-    )
-    model.to(device, memory_format=torch.channels_last)
+    model = make_model(args, bias).to(device, memory_format=torch.channels_last)
     model.config = vars(args)
     loss_function = LOSSES[args.loss]
     optimizers = make_optimizers(model, args)
     final = copy.deepcopy(model) if args.ema_decay else model  # what is measured and kept
     if args.compile:
+        require_compiler()
         model.image_encoder.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
     parts = [model, *optimizers] + [final] * (final is not model)  # all that changes in training
     net = distributed.wrap(model)  # what the loop calls: the model, or DDP around it
@@ -243,6 +235,7 @@ def main(argv: list[str] | None = None) -> int:
     # ---- training ----
     model.train()
     with (
+        enough_memory("lower --batch-size, or train it in parts with --chunk-size"),
         Interrupt(alone=processes == 1) as interrupt,
         tqdm(total=args.epochs, initial=state["epoch"], desc="epochs", unit="epoch", disable=not chief) as bar,
     ):
@@ -284,7 +277,7 @@ def main(argv: list[str] | None = None) -> int:
                     optimizer.step()
                 model.clamp_logit_scale()
                 if final is not model:
-                    update_average(final, model, args.ema_decay)
+                    update_average(final, model, args.ema_decay, epoch * steps + step)
 
                 # Kept on the device: reading a value here would make the CPU wait for the GPU.
                 excess = loss.detach() - loss_floor(args.loss, labels)
@@ -350,7 +343,7 @@ def main(argv: list[str] | None = None) -> int:
     test = evaluate(best, load_mnist("test", args.data_path, device))
     best.metrics |= {f"test_{name}": value for name, value in test.items()}
     best.metrics |= {
-        "train_seconds": round(state["seconds"], 2),
+        "train_seconds": round(state["seconds"], 4),
         "epochs": args.epochs,
         "seed": args.seed,
         "processes": processes,
@@ -387,8 +380,6 @@ def settle_run(argv: list[str]) -> tuple:
     args = build_parser(args.preset).parse_args(argv)
     runs = Path(args.runs_dir)
     if args.resume is None:
-        if args.compile and not (os.environ.get("CXX") or any(map(shutil.which, ("g++", "clang++", "cl")))):
-            raise InputError("--compile needs a C++ compiler: install one (g++, clang++), or leave out --compile")
         if args.compile and args.chunk_size:
             raise InputError("--compile keeps one step's results at a time: leave out --chunk-size, or --compile")
         if args.text_encoder == "table" and (args.freeze_text or args.text_model != TEXT_MODEL):
@@ -440,6 +431,30 @@ def ended(run: Path) -> str:
     return "is finished" if (run / "metrics.json").exists() else "diverged" if (run / "diverged.txt").exists() else ""
 
 
+def require_compiler() -> None:
+    if not (os.environ.get("CXX") or any(map(shutil.which, ("g++", "clang++")))):
+        raise InputError("--compile needs a C++ compiler: install one (g++, clang++), or train without --compile")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        raise InputError("--compile needs Python's headers: install them (python3-dev), or train without --compile")
+
+
+def make_model(args, init_logit_bias: float | None = None) -> CLIP:
+    return CLIP(
+        embed_dim=args.embed_dim,
+        width=args.width,
+        init_logit_bias=init_logit_bias,
+        text_encoder=args.text_encoder,
+        text_model=args.text_model,
+        freeze_text=args.freeze_text,
+        blocks=args.blocks,
+        block_convs=args.block_convs,
+        margin=args.margin,
+        pool=args.pool,
+        stem_pool=args.stem_pool,
+        init_temperature=args.init_temperature,
+    )
+
+
 def make_optimizers(model: CLIP, args) -> list[torch.optim.Optimizer]:
     """AdamW, and with --muon-lr also Muon, which then has the CNN's kernels and matrices.
 
@@ -464,11 +479,13 @@ def make_optimizers(model: CLIP, args) -> list[torch.optim.Optimizer]:
 
 
 @torch.no_grad()
-def update_average(average: CLIP, model: CLIP, decay: float) -> None:
-    """Exponential moving average of the weights and the batch norms' statistics.
+def update_average(average: CLIP, model: CLIP, decay: float, step: int) -> None:
+    """Exponential moving average of the weights and the batch norms' statistics, after `step` 0, 1, 2 ...
 
-    (torch's AveragedModel does this too, but makes the CPU wait for the GPU in each step.)
+    At first, while fewer steps are done than it reaches back over, it is their plain mean: the random start has no part
+    in it. (torch's AveragedModel does the like, but makes the CPU wait for the GPU in each step.)
     """
+    weight = max(1 - decay, 1 / (step + 1))
     pairs = zip(
         itertools.chain(average.parameters(), average.buffers()),
         itertools.chain(model.parameters(), model.buffers()),
@@ -476,7 +493,7 @@ def update_average(average: CLIP, model: CLIP, decay: float) -> None:
     )
     for mean, new in pairs:
         if mean.is_floating_point():  # the rest counts batches
-            mean.lerp_(new, 1 - decay)
+            mean.lerp_(new, weight)
 
 
 def make_folder(run: Path) -> None:

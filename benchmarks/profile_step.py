@@ -32,7 +32,7 @@ from clip import CLIP  # noqa: E402
 from losses import multi_positive  # noqa: E402
 from metrics import embed_images, evaluate, zero_shot_accuracy, zero_shot_classifier  # noqa: E402
 from my_dataset import DATA_PATH, epoch_batches, load_mnist  # noqa: E402
-from my_utils import ArgumentParser, atomic_write, cpu_name, exit_on_input_error, pick_device  # noqa: E402
+from my_utils import ArgumentParser, atomic_write, bf16_by_default, cpu_name, exit_on_input_error, pick_device  # noqa: E402
 from pictures import save_figure  # noqa: E402
 
 STEPS = 40
@@ -56,16 +56,7 @@ class Step:
         self.args = train.build_parser(flags[1] if flags else "default").parse_args(flags)
         args = self.args
         torch.manual_seed(0)
-        self.model = CLIP(
-            embed_dim=args.embed_dim,
-            width=args.width,
-            blocks=args.blocks,
-            block_convs=args.block_convs,
-            margin=args.margin,
-            pool=args.pool,
-            stem_pool=args.stem_pool,
-            init_temperature=args.init_temperature,
-        )
+        self.model = train.make_model(args)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(device, memory_format=layout)
         self.optimizers = train.make_optimizers(self.model, args)
@@ -76,7 +67,7 @@ class Step:
             self.optimizers[0] = torch.optim.AdamW(groups, lr=args.lr, foreach=False, fused=False)
         if compiled:
             self.model.image_encoder.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
-        self.bf16 = device.type == "cuda" if bf16 is None else bf16  # train.py's --precision auto
+        self.bf16 = bf16_by_default(device) if bf16 is None else bf16
         self.device = device
 
     def __call__(self, images, labels) -> None:
@@ -101,7 +92,7 @@ def main() -> None:
     val = load_mnist("val", ROOT / DATA_PATH, device)
     largest = train.PRESETS["speed"]["batch_size"]  # the default step takes the first 256 of these
     batches = list(zip(range(STEPS), epoch_batches(split, largest, seed=0, epoch=0), strict=False))
-    usual = device.type == "cuda"
+    usual = bf16_by_default(device)
     precision = ("float32", "bf16 autocast")
 
     shares = {}
@@ -141,8 +132,13 @@ def main() -> None:
                 step(*batch)
             seconds[name].append(watch.seconds)
     rows = [
-        {"variant": name, "ms": 1000 * statistics.median(seconds[name]), "first_seconds": first[name]}
-        for name in variants
+        {
+            "variant": name,
+            "batch_size": step.args.batch_size,
+            "ms": 1000 * statistics.median(seconds[name]),
+            "first_seconds": first[name],
+        }
+        for name, step in variants.items()
     ]
 
     model = CLIP().to(device, memory_format=torch.channels_last)
@@ -170,7 +166,9 @@ def main() -> None:
     for name, groups in shares.items():
         print(f"\n{name}: " + ", ".join(f"{group} {share:.0%}" for group, share in groups.items()))
     for row in rows:
-        print(f"{row['variant']:50}{row['ms']:8.1f} ms  first 3 steps {row['first_seconds']:5.1f} s")
+        print(
+            f"{row['variant']:50}{row['batch_size']:5}{row['ms']:8.1f} ms  first 3 steps {row['first_seconds']:5.1f} s"
+        )
     print(f"measures of an epoch beside accuracy: {1000 * extra:.0f} ms, {extra / epoch:.2%} of a default epoch")
 
 

@@ -1,10 +1,11 @@
-"""Side by side: `train.py --preset speed` and what a person would train instead, in one process, in turn.
+"""Side by side: `train.py --preset speed` and what a person would train instead, in one process.
 
     python benchmarks/speed.py            ten seeds of ours and of the plain classifier, three of the slow ones
     python benchmarks/speed.py --quick    within 3 minutes: fewer seeds, the slow ones left out
 
-Seconds are those of training alone, from uint8 images in memory: no loading, no look at validation or test. Prints
-one table and writes it to benchmarks/results/speed.json (--quick: speed-quick.json).
+The two fast ones take turns, and so do the two slow ones after them. Seconds are those of training alone, from images
+in memory (uint8 for ours): no loading, no look at validation or test. Prints one table and writes it to
+benchmarks/results/speed.json (--quick: speed-quick.json).
 """
 
 import contextlib
@@ -30,11 +31,19 @@ from tqdm import tqdm  # noqa: E402
 
 import train  # noqa: E402
 from augment import random_warp  # noqa: E402
-from benchmarks.recipes import Stopwatch, our_step, plain_classifier, pytorch_example, toy_clip  # noqa: E402
+from benchmarks.recipes import Run, Stopwatch, our_step, plain_classifier, pytorch_example, toy_clip  # noqa: E402
 from clip import CLIP  # noqa: E402
 from losses import multi_positive  # noqa: E402
 from my_dataset import DATA_PATH, Split, epoch_batches, load_mnist  # noqa: E402
-from my_utils import ArgumentParser, atomic_write, cpu_name, exit_on_input_error, number, pick_device  # noqa: E402
+from my_utils import (  # noqa: E402
+    ArgumentParser,
+    atomic_write,
+    bf16_by_default,
+    cpu_name,
+    exit_on_input_error,
+    number,
+    pick_device,
+)
 
 OURS = "ours, --preset speed"
 
@@ -63,31 +72,33 @@ def main() -> None:
         recipes[name](99)
     gc.freeze()  # or the collector walks, within our clocks, through the libraries that the other recipes brought in
     runs = {name: [] for name in recipes}
-    # In turn, the two fast ones first: minutes of another net leave the heap in a state that slows down what follows.
-    table = [(seed, name) for seed in range(args.seeds) for name in list(recipes)[:2]]
-    table += [(seed, name) for seed in range(args.slow_seeds) for name in list(recipes)[2:]]
+    # In turn, now one of a pair first and now the other. The slow pair comes last, for it would crowd out the fast one.
+    pairs = ((args.seeds, list(recipes)[:2]), (args.slow_seeds, list(recipes)[2:]))
+    table = [(seed, name) for seeds, pair in pairs for seed in range(seeds) for name in pair[:: (-1) ** seed]]
     for seed, name in tqdm(table, desc="runs"):
         runs[name].append(recipes[name](seed))
 
-    medians = {name: statistics.median(run[0] for run in done) for name, done in runs.items() if done}
+    medians = {name: statistics.median(run.seconds for run in done) for name, done in runs.items() if done}
     rows = []
     for name, done in runs.items():
         if done:
-            accuracies = [run[1] for run in done]
+            accuracies = [run.accuracy for run in done]
             rows.append(
                 {
                     "recipe": name,
                     "seconds": medians[name],
-                    "seconds_min": min(run[0] for run in done),
-                    "seconds_max": max(run[0] for run in done),
-                    "seconds_of_runs": [round(run[0], 3) for run in done],
+                    "seconds_min": min(run.seconds for run in done),
+                    "seconds_max": max(run.seconds for run in done),
+                    "seconds_of_runs": [round(run.seconds, 3) for run in done],
                     "ratio_to_ours": medians[name] / medians[OURS],
                     "accuracy_mean": statistics.mean(accuracies),
                     "accuracy_std": statistics.stdev(accuracies) if len(done) > 1 else None,
                     "seeds": len(done),
-                    "note": "; ".join(sorted({run[2] for run in done})),
+                    "note": "; ".join(sorted({run.note for run in done})),
                 }
             )
+    validation = [run.val_accuracy for run in runs[OURS]]
+    rows[0]["note"] += f"; on validation {statistics.mean(validation):.2%} ± {100 * statistics.stdev(validation):.2f}"
     result = {
         "command": shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]]),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
@@ -115,7 +126,7 @@ def main() -> None:
         print(json.dumps(step))
 
 
-def ours(seed: int, device: torch.device) -> tuple[float, float, str]:
+def ours(seed: int, device: torch.device) -> Run:
     """The program as it is: its own clock, its own look at the test split."""
     with tempfile.TemporaryDirectory() as runs:
         flags = [
@@ -133,8 +144,8 @@ def ours(seed: int, device: torch.device) -> tuple[float, float, str]:
                 raise KeyboardInterrupt
         metrics = json.loads((Path(runs) / "run" / "metrics.json").read_text())
     epochs = "one epoch" if metrics["epochs"] == 1 else f"{metrics['epochs']} epochs"
-    note = epochs + (" in bf16" if device.type == "cuda" else "")  # train.py's choice there; the others' is float32
-    return metrics["train_seconds"], metrics["test_zero_shot_accuracy"], note
+    note = epochs + (" in bf16" if bf16_by_default(device) else "")  # the others are in float32
+    return Run(metrics["train_seconds"], metrics["test_zero_shot_accuracy"], note, metrics["val_zero_shot_accuracy"])
 
 
 def open_clip_model(ours: CLIP) -> CustomTextCLIP:
@@ -179,7 +190,7 @@ def open_clip_step(split: Split, device: torch.device, batch_size: int = 256, st
 
 
 def roofline(split: Split, device: torch.device, steps: int = 30) -> dict:
-    """FLOPs of the default training step over its time, against a large float32 matrix product in the same process."""
+    """FLOPs of the default training step over its time, against a large matrix product of its dtype, in turn."""
     model = CLIP().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
     images, labels = next(epoch_batches(split, 256, seed=0, epoch=0))
@@ -189,7 +200,8 @@ def roofline(split: Split, device: torch.device, steps: int = 30) -> dict:
 
     with FlopCounterMode(display=False) as counter:
         step()
-    a, b = torch.randn(2, 2048, 2048, device=device)
+    dtype = torch.bfloat16 if bf16_by_default(device) else torch.float32
+    a, b = torch.randn(2, 2048, 2048, device=device, dtype=dtype)
     step_seconds, product_seconds = [], []
     for _ in range(steps):
         for work, seconds in ((step, step_seconds), (lambda: a @ b, product_seconds)):
@@ -200,6 +212,7 @@ def roofline(split: Split, device: torch.device, steps: int = 30) -> dict:
     rate = counter.get_total_flops() / statistics.median(step_seconds)
     peak = 2 * 2048**3 / statistics.median(product_seconds)
     return {
+        "dtype": str(dtype).removeprefix("torch."),
         "step_gflop": counter.get_total_flops() / 1e9,
         "step_gflop_per_second": rate / 1e9,
         "matrix_product_gflop_per_second": peak / 1e9,

@@ -137,7 +137,7 @@ def speed_table() -> str:
             f" {step['images_per_second']['ours']:,.0f} images/s, in open_clip's model with its ClipLoss"
             f" {step['images_per_second']['open_clip']:,.0f}, {step['ours_to_open_clip']:.2f} times. The default step's"
             f" {roof['step_gflop']:.1f} GFLOP run at {roof['step_gflop_per_second']:.0f} GFLOP/s,"
-            f" {roof['share_of_matrix_product']:.0%} of a large float32 matrix product in the same process"
+            f" {roof['share_of_matrix_product']:.0%} of a large {roof['dtype']} matrix product in the same process"
             f" ({roof['matrix_product_gflop_per_second']:.0f} GFLOP/s)."
         )
         lines.append("")
@@ -153,7 +153,8 @@ TRIED = {
     "tried-adamw": "AdamW, width 16",
     "tried-muon": "Muon, width 16",
     "tried-width": "Muon, width 32, bf16",
-    "tried-flatten": "the same, the last map flattened instead of averaged",
+    "tried-ema": "the same, with the weights' moving average",
+    "tried-flatten": "Muon, width 32, bf16, the last map flattened instead of averaged",
     "tried-elastic": "Muon, width 32, bf16, elastic warps",
 }
 
@@ -213,9 +214,11 @@ def profile_table() -> str:
             )
             continue
         result = json.loads(path.read_text())
-        lines.append("| a training step of 256 images | median | the first three steps together |\n|---|---|---|")
+        lines.append("| a training step | batch | median | the first three steps together |\n|---|---|---|---|")
         for row in result["variants"]:
-            lines.append(f"| {row['variant']} | {row['ms']:.1f} ms | {row['first_seconds']:.1f} s |")
+            lines.append(
+                f"| {row['variant']} | {row['batch_size']} | {row['ms']:.1f} ms | {row['first_seconds']:.1f} s |"
+            )
         extra = result["measures"]
         lines.append(
             f"\nThe measures of an epoch beside accuracy (mAP, R-precision, ECE, modality gap, effective rank, each"

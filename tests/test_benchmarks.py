@@ -5,9 +5,10 @@ import torch
 
 import train
 from benchmarks.profile_step import Step
-from benchmarks.recipes import our_step
+from benchmarks.recipes import our_step, plain_classifier, pytorch_example, toy_clip
 from benchmarks.seeds import check_same
 from clip import CLIP
+from my_dataset import Split, load_mnist
 from my_utils import InputError
 
 FLAGS = ["--preset", "speed", "--seed", "3"]
@@ -33,6 +34,15 @@ def test_the_benchmarks_step_learns(chunk_size):
     images, labels = torch.randint(256, (16, 28, 28), dtype=torch.uint8), torch.arange(16) % 10
     losses = [float(our_step(model, optimizer, images, labels, chunk_size)) for _ in range(30)]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("recipe", [plain_classifier, pytorch_example, toy_clip])
+def test_other_peoples_recipes_learn(recipe, data_path):
+    train_split, test_split = (Split(*(x[:5000] for x in load_mnist(name, data_path))) for name in ("train", "test"))
+    limits = {pytorch_example: {"limit": 1}, toy_clip: {"target": 0.6}}
+    run = recipe(train_split, test_split, seed=0, **limits.get(recipe, {}))
+    assert run.accuracy > 0.6
+    assert run.seconds > 0
 
 
 def test_a_run_counts_as_done_only_with_the_same_settings_and_version(tmp_path):

@@ -184,7 +184,8 @@ with distributed.clean_exit():
 
 
 def test_a_process_that_waits_for_a_lost_one_still_heeds_torchrun():
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "WORLD_SIZE": "2"}
+    torchruns = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    environment = os.environ | torchruns | {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", STUCK]
     job = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

@@ -243,9 +243,12 @@ def test_resume_refuses_other_settings_damaged_states_and_running_runs(tmp_path,
     held.close()
 
 
-@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="torch.compile needs a C++ compiler")
 def test_a_compiled_run_learns(tmp_path, data_path):
-    flags = [*TINY, "--epochs", 1, "--compile", "--ema-decay", 0.9, "--runs-dir", tmp_path, "--run-name", "run"]
+    try:
+        train.require_compiler()
+    except InputError as error:
+        pytest.skip(str(error))
+    flags = [*TINY, "--epochs", 1, "--compile", "--runs-dir", tmp_path, "--run-name", "run"]
     done = run_train(*flags)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -253,11 +256,31 @@ def test_a_compiled_run_learns(tmp_path, data_path):
     assert CLIP.load(tmp_path / "run" / "best_model.pth").metrics.keys() <= metrics.keys(), "it loads without compiling"
 
 
-def test_compile_without_a_compiler_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(InputError, match="needs a C\\+\\+ compiler"):
-        train.main(["--compile", "--runs-dir", str(tmp_path / "runs")])
+def test_compile_without_what_it_needs_is_one_sentence(tmp_path, data_path, monkeypatch):
+    flags = ["--compile", "--data-path", str(data_path), "--runs-dir", str(tmp_path / "runs")]
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        patch.delenv("CXX", raising=False)
+        with pytest.raises(InputError, match="needs a C\\+\\+ compiler"):
+            train.main(flags)
+    monkeypatch.setenv("CXX", "g++")
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(InputError, match="needs Python's headers"):
+        train.main(flags)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_a_batch_that_does_not_fit_is_one_sentence(error, tmp_path, data_path, monkeypatch):
+    def no_room(*_):
+        raise error
+
+    monkeypatch.setitem(train.LOSSES, "infonce", no_room)
+    flags = [*map(str, TINY), "--loss", "infonce", "--data-path", str(data_path), "--runs-dir", str(tmp_path)]
+    with pytest.raises(InputError, match=r"out of memory: lower --batch-size, or .* --chunk-size"):
+        train.main(flags)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="is about waiting for a GPU")
@@ -285,12 +308,20 @@ def test_presets_change_defaults_and_flags_win(tmp_path):
         assert preset.keys() <= known.keys()
 
 
-def test_average_of_weights_and_statistics_forgets_at_its_decay():
-    average, model = CLIP(width=2), CLIP(width=2)
+def test_average_of_weights_and_statistics_begins_as_a_mean_and_forgets_at_its_decay():
+    average, first, second = (CLIP(width=2) for _ in range(3))
+    train.update_average(average, first, decay=0.9, step=0)
+    train.update_average(average, second, decay=0.9, step=1)
+    a, b = first.state_dict(), second.state_dict()
+    for name, value in average.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, (a[name] + b[name]) / 2)
+
+    model = CLIP(width=2)
     start, state = copy.deepcopy(average.state_dict()), model.state_dict()
     state["image_encoder.stages.1.running_var"] += 1
-    for _ in range(3):
-        train.update_average(average, model, decay=0.9)
+    for step in range(20, 23):
+        train.update_average(average, model, decay=0.9, step=step)
     for name, value in average.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, 0.9**3 * start[name] + (1 - 0.9**3) * state[name])
