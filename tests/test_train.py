@@ -1,7 +1,6 @@
 import copy
 import itertools
 import json
-import shutil
 import signal
 import subprocess
 import sys
