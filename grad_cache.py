@@ -3,7 +3,7 @@
 The loss compares all images of the batch with all texts, so that plain gradient accumulation would change it. Here the
 images are embedded in chunks without a graph, the loss is differentiated with respect to the embeddings alone, and
 then each chunk is embedded once more, with a graph, and takes its embeddings' gradient back into the weights. That is
-one more forward pass; of the CNN's activations only one chunk's are held, and of the logits a strip [chunk, B].
+one more forward pass, and the memory of one chunk beside the batch's images.
 """
 
 import contextlib
@@ -27,13 +27,14 @@ def cached_backward(model: CLIP, images: Tensor, labels: Tensor, loss_name: str,
     text_leaf = text_features.detach().requires_grad_()
     image_leaf.requires_grad_()
 
-    # A strip of the [B, B] logits at a time, in both directions.
+    # A strip of the [B, B] logits at a time, in both directions; with as many logits as a batch of chunk_size has.
     loss = torch.zeros((), device=labels.device)
-    for rows in torch.arange(len(labels), device=labels.device).split(chunk_size):
-        per_image = model.logits(image_leaf[rows], text_leaf)[0]  # [chunk, B]
+    strip = max(1, chunk_size**2 // len(labels))
+    for rows in torch.arange(len(labels), device=labels.device).split(strip):
+        per_image = model.logits(image_leaf[rows], text_leaf)[0]  # [strip, B]
         part = row_loss(loss_name, per_image, rows, labels)
         if loss_name != "sigmoid":  # one sum over all pairs; the others have two halves
-            per_text = model.logits(image_leaf, text_leaf[rows])[1]
+            per_text = model.logits(text_leaf[rows], image_leaf)[0]  # [strip, B]: the cosines are symmetric
             part = (part + row_loss(loss_name, per_text, rows, labels)) / 2
         part = part / len(labels)
         backward(part)

@@ -81,7 +81,7 @@ PRESETS = {
         "lr": 1e-2,
         "muon_lr": 0.12,
         "muon_momentum": 0.65,
-        "width": 24,
+        "width": 32,
         "blocks": [1, 0],
         "block_convs": 1,
         "margin": 4,

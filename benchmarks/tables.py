@@ -250,7 +250,7 @@ def losses_table(encoder: str) -> str:
         )
     model = f", sentences through {result['text_model']}" if result["text_model"] else ""
     lines.append(
-        f"\n{result['epochs']} epochs of the CNN of `--preset speed`, 64 dimensions{model}, seeds"
+        f"\n{result['epochs']} epochs of a small CNN without augmentation, 64 dimensions{model}, seeds"
         f" {', '.join(map(str, result['seeds']))}; {about(result)}"
     )
     return "\n".join(lines)
