@@ -20,14 +20,19 @@ from torch.nn.parallel import DistributedDataParallel
 
 from my_utils import InputError, short
 
+TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # the environment variables that it sets
+
 
 def launched() -> bool:
     """Whether torchrun, or what sets the same variables, has started this process."""
-    return {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys()
+    return all(name in os.environ for name in TORCHRUN)
 
 
 def start() -> None:
-    """Join the processes of torchrun, where there are any."""
+    """Join the processes of torchrun, where there are any. Raises InputError when they cannot find each other."""
+    missing = [name for name in TORCHRUN if name not in os.environ]
+    if missing and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise InputError(f"WORLD_SIZE tells of several processes, but {', '.join(missing)} not: use torchrun")
     if launched():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 

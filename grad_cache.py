@@ -27,9 +27,10 @@ def cached_backward(model: CLIP, images: Tensor, labels: Tensor, loss_name: str,
     text_leaf = text_features.detach().requires_grad_()
     image_leaf.requires_grad_()
 
-    # A strip of the [B, B] logits at a time, in both directions; with as many logits as a batch of chunk_size has.
+    # A strip of the [B, B] logits at a time, in both directions; with as many logits as a batch of chunk_size has, but
+    # no thinner than 32 rows, for each strip also moves all B embeddings' gradients.
     loss = torch.zeros((), device=labels.device)
-    strip = max(1, chunk_size**2 // len(labels))
+    strip = max(min(chunk_size, 32), chunk_size**2 // len(labels))
     for rows in torch.arange(len(labels), device=labels.device).split(strip):
         per_image = model.logits(image_leaf[rows], text_leaf)[0]  # [strip, B]
         part = row_loss(loss_name, per_image, rows, labels)

@@ -159,7 +159,10 @@ def pick_device(name: str) -> torch.device:
 
 def bf16_by_default(device: torch.device) -> bool:
     """Whether --precision auto means bf16: on GPUs that compute in it, not those that would emulate it."""
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def cpu_name() -> str:

@@ -172,6 +172,8 @@ def build_parser(preset: str = "default") -> ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     distributed.start()
     args, run, state = settle_run(sys.argv[1:] if argv is None else argv)
+    if args.compile:
+        require_compiler()
 
     # ---- device, seed, data ----
     device = distributed.own_device(pick_device(args.device))
@@ -206,7 +208,6 @@ def main(argv: list[str] | None = None) -> int:
     optimizers = make_optimizers(model, args)
     final = copy.deepcopy(model) if args.ema_decay else model  # what is measured and kept
     if args.compile:
-        require_compiler()
         model.image_encoder.compile(mode="reduce-overhead" if device.type == "cuda" else "default")
     parts = [model, *optimizers] + [final] * (final is not model)  # all that changes in training
     net = distributed.wrap(model)  # what the loop calls: the model, or DDP around it
@@ -233,9 +234,12 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{run}: {describe(model)}, {args.loss} on {processes} x {device.type}{' in bf16' if bf16 else ''}")
 
     # ---- training ----
+    smaller = "--chunk-size" if args.chunk_size else "--batch-size"
+    if not args.chunk_size and processes == 1 and not args.compile:
+        smaller += ", or one in parts with --chunk-size"
     model.train()
     with (
-        enough_memory("lower --batch-size, or train it in parts with --chunk-size"),
+        enough_memory(f"start a new run with a lower {smaller}"),
         Interrupt(alone=processes == 1) as interrupt,
         tqdm(total=args.epochs, initial=state["epoch"], desc="epochs", unit="epoch", disable=not chief) as bar,
     ):
@@ -432,8 +436,12 @@ def ended(run: Path) -> str:
 
 
 def require_compiler() -> None:
-    if not (os.environ.get("CXX") or any(map(shutil.which, ("g++", "clang++")))):
-        raise InputError("--compile needs a C++ compiler: install one (g++, clang++), or train without --compile")
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")  # torch's own choice
+    if not shutil.which(compiler.split()[0]):
+        raise InputError(
+            f"--compile needs a C++ compiler, and {compiler} is not here: install it, name another in the environment"
+            " variable CXX, or train without --compile"
+        )
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         raise InputError("--compile needs Python's headers: install them (python3-dev), or train without --compile")
 

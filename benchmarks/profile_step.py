@@ -41,6 +41,7 @@ GROUPS = {
     "convolution, backward": ("convolution_backward",),
     "convolution, forward": ("convolution",),
     "batch norm": ("batch_norm",),
+    "max pooling": ("max_pool",),
     "ReLU, sums": ("threshold", "clamp_min", "relu"),
     "matrix products": ("mm", "linear"),
     "augmentation": ("grid", "affine"),
@@ -189,7 +190,7 @@ def grouped(profiler, device) -> dict[str, float]:
 
 def share_figure(shares: dict[str, dict[str, float]]) -> Figure:
     """A bar for each step, cut into its groups."""
-    colours = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#999999")
+    colours = ("#0072B2", "#56B4E9", "#009E73", "#F0E442", "#E69F00", "#D55E00", "#CC79A7", "#D8CFB8", "#999999")
     figure = Figure(figsize=(9, 2.8), layout="constrained")
     axes = figure.subplots()
     for row, groups in enumerate(shares.values()):

@@ -8,11 +8,13 @@ import time
 import pytest
 import torch
 
+import distributed
 from clip import CLIP
 from conftest import ROOT, run_train
 from grad_cache import cached_backward
 from losses import LOSSES
 from my_dataset import DATA_PATH
+from my_utils import InputError
 
 WORKER = """
 import sys, torch
@@ -197,6 +199,16 @@ def test_a_process_that_waits_for_a_lost_one_still_heeds_torchrun():
     assert job.returncode == 1
     assert errors.startswith("error: another process of this run has ended")
     assert errors.count("\n") == 1
+
+
+def test_several_processes_that_cannot_find_each_other_are_one_sentence(monkeypatch):
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    distributed.start()  # one process needs nobody
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="RANK, MASTER_ADDR, MASTER_PORT not: use torchrun"):
+        distributed.start()
 
 
 def test_what_the_first_process_finds_wrong_is_everyones_sentence(tmp_path, data_path):

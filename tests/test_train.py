@@ -257,12 +257,10 @@ def test_a_compiled_run_learns(tmp_path, data_path):
 
 def test_compile_without_what_it_needs_is_one_sentence(tmp_path, data_path, monkeypatch):
     flags = ["--compile", "--data-path", str(data_path), "--runs-dir", str(tmp_path / "runs")]
-    with monkeypatch.context() as patch:
-        patch.setenv("PATH", str(tmp_path))
-        patch.delenv("CXX", raising=False)
-        with pytest.raises(InputError, match="needs a C\\+\\+ compiler"):
-            train.main(flags)
-    monkeypatch.setenv("CXX", "g++")
+    monkeypatch.setenv("CXX", "no-such-compiler -m64")
+    with pytest.raises(InputError, match="no-such-compiler -m64 is not here"):
+        train.main(flags)
+    monkeypatch.setenv("CXX", sys.executable)
     monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
     with pytest.raises(InputError, match="needs Python's headers"):
         train.main(flags)
@@ -277,9 +275,12 @@ def test_a_batch_that_does_not_fit_is_one_sentence(error, tmp_path, data_path, m
         raise error
 
     monkeypatch.setitem(train.LOSSES, "infonce", no_room)
+    monkeypatch.setattr(train, "cached_backward", no_room)
     flags = [*map(str, TINY), "--loss", "infonce", "--data-path", str(data_path), "--runs-dir", str(tmp_path)]
-    with pytest.raises(InputError, match=r"out of memory: lower --batch-size, or .* --chunk-size"):
+    with pytest.raises(InputError, match=r"out of memory: .* lower --batch-size, or .* --chunk-size"):
         train.main(flags)
+    with pytest.raises(InputError, match=r"out of memory: .* lower --chunk-size$"):
+        train.main([*flags, "--chunk-size", "64", "--run-name", "in-chunks"])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="is about waiting for a GPU")
@@ -324,6 +325,14 @@ def test_average_of_weights_and_statistics_begins_as_a_mean_and_forgets_at_its_d
     for name, value in average.state_dict().items():
         if value.is_floating_point():
             torch.testing.assert_close(value, 0.9**3 * start[name] + (1 - 0.9**3) * state[name])
+
+
+def test_the_average_counts_the_steps_of_all_epochs(tmp_path, data_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(train, "update_average", lambda average, model, decay, step: steps.append(step))
+    flags = [*map(str, TINY), "--batch-size", "2048", "--epochs", "2", "--ema-decay", "0.9"]
+    train.main([*flags, "--data-path", str(data_path), "--runs-dir", str(tmp_path)])
+    assert steps == list(range(2 * (55_000 // 2048)))
 
 
 def test_schedule_warms_up_and_ends_near_zero():
