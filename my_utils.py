@@ -166,12 +166,12 @@ def bf16_by_default(device: torch.device) -> bool:
 
 
 def cpu_name() -> str:
-    """The processor's name as the operating system tells it."""
+    """The processor's name as the operating system tells it, and the vector instructions that torch uses there."""
+    name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def lock(folder: Path):

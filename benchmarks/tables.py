@@ -153,8 +153,7 @@ TRIED = {
     "tried-adamw": "AdamW, width 16",
     "tried-muon": "Muon, width 16",
     "tried-width": "Muon, width 32, bf16",
-    "tried-ema": "the same, with the weights' moving average",
-    "tried-flatten": "Muon, width 32, bf16, the last map flattened instead of averaged",
+    "tried-flatten": "the same, the last map flattened instead of averaged",
     "tried-elastic": "Muon, width 32, bf16, elastic warps",
 }
 
