@@ -19,7 +19,7 @@ from my_dataset import DATA_PATH, load_mnist
 from my_utils import InputError, lock, warmup_cosine
 
 # A step takes milliseconds, an epoch has 214 of them.
-TINY = ["--width", 2, "--embed-dim", 8, "--batch-size", 256, "--epochs", 3, "--device", "cpu"]
+TINY = ["--width", 4, "--stem-pool", "--embed-dim", 8, "--batch-size", 256, "--epochs", 3, "--device", "cpu"]
 
 
 # ---- the whole way on real MNIST ----
@@ -68,10 +68,8 @@ def test_tensorboard_has_every_curve_and_picture(trained):
 
 @pytest.mark.parametrize("loss", ["infonce", "infonce_distinct", "sigmoid"])
 def test_the_other_losses_train(loss, tmp_path, data_path):
-    done = run_train(
-        *TINY, "--loss", loss, "--epochs", 2, "--batch-size", 250, "--runs-dir", tmp_path, "--run-name", "run"
-    )
-    assert done.returncode == 0, done.stderr
+    flags = [*TINY, "--loss", loss, "--epochs", 2, "--batch-size", 250, "--no-augment", "--data-path", data_path]
+    assert train.main([*map(str, flags), "--runs-dir", str(tmp_path), "--run-name", "run"]) == 0
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
     assert history[-1]["val_zero_shot_accuracy"] > 0.5
     assert history[-1]["excess_loss"] < history[0]["excess_loss"]
@@ -104,7 +102,7 @@ def tensors(x) -> list:
 
 
 def test_ctrl_c_and_kill_do_not_change_a_bit_of_the_result(tmp_path, data_path):
-    flags = (*TINY, "--muon-lr", 0.02, "--ema-decay", 0.9, "--elastic", 0.5)  # all that keeps a state
+    flags = (*TINY, "--muon-lr", 0.02, "--ema-decay", 0.9)  # all that keeps a state
     whole = run_train(*flags, "--runs-dir", tmp_path / "a", "--run-name", "run")
     assert whole.returncode == 0, whole.stderr
 
@@ -247,7 +245,21 @@ def test_a_compiled_run_learns(tmp_path, data_path):
         train.require_compiler()
     except InputError as error:
         pytest.skip(str(error))
-    flags = [*TINY, "--epochs", 1, "--compile", "--runs-dir", tmp_path, "--run-name", "run"]
+    flags = [
+        *TINY,
+        "--blocks",
+        0,
+        0,
+        "--pool",
+        "flatten",
+        "--epochs",
+        1,
+        "--compile",
+        "--runs-dir",
+        tmp_path,
+        "--run-name",
+        "run",
+    ]
     done = run_train(*flags)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -330,9 +342,9 @@ def test_average_of_weights_and_statistics_begins_as_a_mean_and_forgets_at_its_d
 def test_the_average_counts_the_steps_of_all_epochs(tmp_path, data_path, monkeypatch):
     steps = []
     monkeypatch.setattr(train, "update_average", lambda average, model, decay, step: steps.append(step))
-    flags = [*map(str, TINY), "--batch-size", "2048", "--epochs", "2", "--ema-decay", "0.9"]
+    flags = [*map(str, TINY), "--batch-size", "500", "--epochs", "2", "--ema-decay", "0.9", "--no-augment"]
     train.main([*flags, "--data-path", str(data_path), "--runs-dir", str(tmp_path)])
-    assert steps == list(range(2 * (55_000 // 2048)))
+    assert steps == list(range(2 * (55_000 // 500)))
 
 
 def test_schedule_warms_up_and_ends_near_zero():
