@@ -32,7 +32,9 @@ def start() -> None:
     """Join the processes of torchrun, where there are any. Raises InputError when they cannot find each other."""
     missing = [name for name in TORCHRUN if name not in os.environ]
     if missing and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise InputError(f"WORLD_SIZE tells of several processes, but {', '.join(missing)} not: use torchrun")
+        raise InputError(
+            f"there are several processes by WORLD_SIZE, but no {', '.join(missing)}: start them with torchrun"
+        )
     if launched():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
 

@@ -219,7 +219,7 @@ def test_several_processes_that_cannot_find_each_other_are_one_sentence(monkeypa
     monkeypatch.setenv("WORLD_SIZE", "1")
     distributed.start()  # one process needs nobody
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="RANK, MASTER_ADDR, MASTER_PORT not: use torchrun"):
+    with pytest.raises(InputError, match="no RANK, MASTER_ADDR, MASTER_PORT: start them with torchrun"):
         distributed.start()
 
 
@@ -248,7 +248,7 @@ def test_torchrun_that_diverges_ends(tmp_path, data_path):
 
 
 def test_a_large_batch_trains_in_chunks(tmp_path, data_path):
-    done = run_train("--width", 2, "--embed-dim", 8, "--batch-size", 4096, "--chunk-size", 512, "--epochs", 1,
+    done = run_train("--width", 4, "--stem-pool", "--embed-dim", 8, "--batch-size", 4096, "--chunk-size", 512, "--epochs", 1,
                      "--device", "cpu", "--runs-dir", tmp_path, "--run-name", "run")  # fmt: skip
     assert done.returncode == 0, done.stderr
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
