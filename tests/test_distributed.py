@@ -248,8 +248,8 @@ def test_torchrun_that_diverges_ends(tmp_path, data_path):
 
 
 def test_a_large_batch_trains_in_chunks(tmp_path, data_path):
-    done = run_train("--width", 4, "--stem-pool", "--embed-dim", 8, "--batch-size", 4096, "--chunk-size", 512, "--epochs", 1,
-                     "--device", "cpu", "--runs-dir", tmp_path, "--run-name", "run")  # fmt: skip
+    flags = [*FLAGS, "--batch-size", 4096, "--chunk-size", 512, "--epochs", 1]
+    done = run_train(*flags, "--runs-dir", tmp_path, "--run-name", "run")
     assert done.returncode == 0, done.stderr
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
     assert 0 < history[0]["excess_loss"] < history[0]["loss"]
