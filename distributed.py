@@ -30,13 +30,11 @@ def launched() -> bool:
 
 def start() -> None:
     """Join the processes of torchrun, where there are any. Raises InputError when they cannot find each other."""
-    missing = [name for name in TORCHRUN if name not in os.environ]
-    if missing and os.environ.get("WORLD_SIZE", "1") != "1":
-        raise InputError(
-            f"there are several processes by WORLD_SIZE, but no {', '.join(missing)}: start them with torchrun"
-        )
     if launched():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    elif os.environ.get("WORLD_SIZE", "1") != "1":
+        missing = ", ".join(name for name in TORCHRUN if name not in os.environ)
+        raise InputError(f"there are several processes by WORLD_SIZE, but no {missing}: start them with torchrun")
 
 
 def own_device(device: torch.device) -> torch.device:

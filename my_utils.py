@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import fcntl
+import functools
 import math
 import os
 import platform
@@ -157,6 +158,7 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+@functools.cache  # asked in each step of a benchmark
 def bf16_by_default(device: torch.device) -> bool:
     """Whether --precision auto means bf16: on GPUs that compute in it, not those that would emulate it."""
     if device.type != "cuda":

@@ -141,19 +141,8 @@ def test_chunks_move_the_running_statistics_once():
         torch.testing.assert_close(model.state_dict()[name], statistics)
 
 
-FLAGS = [
-    "--width",
-    4,
-    "--stem-pool",
-    "--embed-dim",
-    8,
-    "--batch-size",
-    512,
-    "--device",
-    "cpu",
-    "--data-path",
-    ROOT / DATA_PATH,
-]
+FLAGS = ["--width", 4, "--stem-pool", "--embed-dim", 8, "--batch-size", 512, "--device", "cpu"]
+FLAGS += ["--data-path", ROOT / DATA_PATH]
 
 
 def finished(job: subprocess.Popen, runs) -> dict:

@@ -102,7 +102,7 @@ def tensors(x) -> list:
 
 
 def test_ctrl_c_and_kill_do_not_change_a_bit_of_the_result(tmp_path, data_path):
-    flags = (*TINY, "--muon-lr", 0.02, "--ema-decay", 0.9)  # all that keeps a state
+    flags = (*TINY, "--muon-lr", 0.02, "--ema-decay", 0.9, "--elastic", 0.5)  # all that keeps a state
     whole = run_train(*flags, "--runs-dir", tmp_path / "a", "--run-name", "run")
     assert whole.returncode == 0, whole.stderr
 
@@ -240,26 +240,16 @@ def test_resume_refuses_other_settings_damaged_states_and_running_runs(tmp_path,
     held.close()
 
 
-def test_a_compiled_run_learns(tmp_path, data_path):
+@pytest.mark.parametrize("measured", ["the compiled model itself", "its average"])
+def test_a_compiled_run_learns(measured, tmp_path, data_path):
     try:
         train.require_compiler()
     except InputError as error:
         pytest.skip(str(error))
-    flags = [
-        *TINY,
-        "--blocks",
-        0,
-        0,
-        "--pool",
-        "flatten",
-        "--epochs",
-        1,
-        "--compile",
-        "--runs-dir",
-        tmp_path,
-        "--run-name",
-        "run",
-    ]
+    flags = [*TINY, "--blocks", 0, 0, "--pool", "flatten", "--epochs", 1, "--compile"]
+    flags += ["--runs-dir", tmp_path, "--run-name", "run"]
+    if measured == "its average":
+        flags += ["--ema-decay", 0.9]
     done = run_train(*flags)
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
@@ -269,6 +259,11 @@ def test_a_compiled_run_learns(tmp_path, data_path):
 
 def test_compile_without_what_it_needs_is_one_sentence(tmp_path, data_path, monkeypatch):
     flags = ["--compile", "--data-path", str(data_path), "--runs-dir", str(tmp_path / "runs")]
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        patch.delenv("CXX", raising=False)
+        with pytest.raises(InputError, match="needs a C\\+\\+ compiler"):
+            train.main(flags)
     monkeypatch.setenv("CXX", "no-such-compiler -m64")
     with pytest.raises(InputError, match="no-such-compiler -m64 is not here"):
         train.main(flags)
