@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train evaluate test lint format tensorboard notebook benchmark clean
+.PHONY: train evaluate test lint format tensorboard notebook pictures benchmark clean
 
 train: .venv/use
 	$(BIN)/python train.py $(ARGS)
@@ -29,9 +29,13 @@ tensorboard: .venv/use
 notebook: .venv/use
 	$(BIN)/jupyter lab inference.ipynb $(ARGS)
 
+# The pictures of the documents, from runs/best_model.pth; and the notebook with its outputs.
+pictures: .venv/dev
+	$(BIN)/python -m benchmarks.pictures $(ARGS)
+
 benchmark: .venv/dev
-	$(BIN)/python benchmarks/speed.py $(ARGS)
-	$(BIN)/python benchmarks/tables.py
+	$(BIN)/python -m benchmarks.speed $(ARGS)
+	$(BIN)/python -m benchmarks.tables
 
 # The data, the runs and the pictures stay.
 clean:

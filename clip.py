@@ -1,113 +1,145 @@
 """CLIP: two towers, L2-normalised embeddings, a learned temperature (Radford et al., 2021, arXiv 2103.00020).
 
 model = CLIP.load("runs/best_model.pth")
-logits_per_image, logits_per_text = model(images, ["seven", "2"])
+logits_per_image = model(images, ["seven", "2"]).logits_per_image
 """
 
 import io
 import math
+import warnings
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distributed import gather
-from image_encoder import ImageEncoder
+import my_utils  # noqa: F401  before torch: it says how OpenMP waits
+from captions import Texts
+from image_encoder import IMAGE_ENCODERS
+from losses import pick_loss
 from my_utils import InputError, atomic_write, pick_device, short
-from text_encoder import TextEncoder, check_labels
+from text_encoder import TextEncoder
+from training.settings import TEXT_MODEL
 
-FORMAT = "minist-clip-2"  # raised when an older file can no longer be read
-TEXT_MODEL = "albert-base-v2"
-INIT_TEMPERATURE = 0.07
+FORMAT = "minist-clip-3"  # raised when an older file can no longer be read
 MAX_LOGIT_SCALE = math.log(100)
+
+
+class CLIPOutput(NamedTuple):
+    """What `CLIP.forward` returns, with the names of transformers' CLIPOutput. B images, T texts."""
+
+    image_embeds: Tensor  # [B, embed_dim], unit vectors
+    text_embeds: Tensor  # [T, embed_dim], unit vectors
+    logits_per_image: Tensor  # [B, T]
+    logits_per_text: Tensor  # [T, B]
+    logit_scale: Tensor  # scalar: the factor on the cosines, 1 / temperature
 
 
 class CLIP(nn.Module):
     """Images and texts in one space of `embed_dim` dimensions; every embedding has length 1.
 
-    `text_encoder` is "table" (ten captions) or "plus" (any sentence, through the pretrained language model
-    `text_model`, which `freeze_text` keeps as it is). `width`, `blocks`, `block_convs`, `margin`, `pool` and
-    `stem_pool` shape the CNN as image_encoder.py tells. `logit_scale` is the logarithm of the inverse temperature.
-    `init_logit_bias` adds a learned `logit_bias` to the logits, for the sigmoid loss; None leaves it out.
-    Raises InputError when the language model cannot be had.
+    `image_encoder` is "residual" or "fast" (image_encoder.py), with `width` channels in its first stage. `text_encoder`
+    is "table" (ten captions) or "plus" (any sentence, through the pretrained language model `text_model`, which
+    `freeze_text` keeps as it is). `loss` names the contrastive loss that `model.loss(batch)` computes (losses.py).
+    `logit_scale` is the logarithm of the inverse temperature. `init_logit_bias` adds a learned `logit_bias` to the
+    logits, for the sigmoid loss; None leaves it out.
+    Raises InputError for a value that cannot be, or when the language model cannot be had.
     """
 
     def __init__(
         self,
         embed_dim: int = 64,
+        image_encoder: str = "residual",
         width: int = 16,
-        init_logit_bias: float | None = None,
         text_encoder: str = "table",
         text_model: str = TEXT_MODEL,
         freeze_text: bool = False,
-        blocks: Sequence[int] = (1, 1, 1),
-        block_convs: int = 2,
-        margin: int = 0,
-        pool: str = "mean",
-        stem_pool: bool = False,
-        init_temperature: float = INIT_TEMPERATURE,
+        loss: str = "multi_positive",
+        init_temperature: float = 0.07,
+        init_logit_bias: float | None = None,
+        fetch: bool = True,
     ):
         super().__init__()
-        self.arch = {"embed_dim": embed_dim, "width": width, "init_logit_bias": init_logit_bias}
-        self.arch |= {"blocks": list(blocks), "block_convs": block_convs, "margin": margin, "pool": pool}
-        self.arch |= {"stem_pool": stem_pool, "init_temperature": init_temperature}
-        if text_encoder == "plus":
-            if Path(text_model).is_dir():
-                text_model = str(Path(text_model).resolve())  # found again from wherever the model is loaded
-            self.arch |= {"text_encoder": "plus", "text_model": text_model, "freeze_text": freeze_text}
+        if image_encoder not in IMAGE_ENCODERS or text_encoder not in ("table", "plus"):
+            raise InputError(
+                f"there is no image encoder {image_encoder!r} beside text encoder {text_encoder!r}: choose"
+                f" {' or '.join(IMAGE_ENCODERS)}, and table or plus"
+            )
+        if not all(isinstance(size, int) and size > 0 for size in (embed_dim, width)):
+            raise InputError(f"embed_dim and width must be whole numbers above 0, not {embed_dim!r} and {width!r}")
+        if not init_temperature > 0:
+            raise InputError(f"init_temperature must be above 0, not {init_temperature!r}")
+        self.loss_function = pick_loss(loss)
+        # What rebuilds the model. A language model's folder is kept whole, so that it is found from anywhere.
+        self.arch = {"embed_dim": embed_dim, "image_encoder": image_encoder, "width": width}
+        self.arch |= {"text_encoder": text_encoder, "loss": loss}
+        self.arch |= {"init_temperature": init_temperature, "init_logit_bias": init_logit_bias}
         self.config: dict = {}  # how it was trained
         self.metrics: dict = {}  # what it reached
-        self.image_encoder = ImageEncoder(embed_dim, width, blocks, block_convs, margin, pool, stem_pool)
-        if text_encoder == "plus":
+
+        self.towers = nn.ModuleDict({"image": IMAGE_ENCODERS[image_encoder](embed_dim, width)})
+        if text_encoder == "table":
+            self.towers["text"] = TextEncoder(embed_dim)
+        else:
             from text_encoder_plus import TextEncoderPlus  # transformers takes seconds to import
 
-            self.text_encoder = TextEncoderPlus(embed_dim, text_model, freeze_text)
-        else:
-            self.text_encoder = TextEncoder(embed_dim)
+            if text_model and Path(text_model).is_dir():
+                text_model = str(Path(text_model).resolve())
+            self.arch |= {"text_model": text_model, "freeze_text": freeze_text}
+            self.towers["text"] = TextEncoderPlus(embed_dim, text_model, freeze_text, fetch)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / init_temperature)))
         self.logit_bias = None if init_logit_bias is None else nn.Parameter(torch.tensor(init_logit_bias))
+        self._tokenized: tuple | None = None  # (sentences, their rows), of the list that `Texts` came with last
+
+    # ---- the method ----
+
+    def forward(self, images, texts: str | list[str] | Texts) -> CLIPOutput:
+        """B images and T texts -> both embeddings and their scaled cosines."""
+        return self.compare(self.encode_image(images), self.encode_text(texts))
 
     def encode_image(self, images) -> Tensor:
         """Images, as `preprocess` takes them -> unit vectors [B, embed_dim]."""
-        features = self.image_encoder(self.preprocess(images))
-        return F.normalize(features.float(), dim=-1)
+        return F.normalize(self.towers["image"](self.preprocess(images)).float(), dim=-1)
 
-    def encode_text(self, texts: str | list[str] | Tensor) -> Tensor:
-        """Strings, or digit labels as an integer tensor [B] -> unit vectors [B, embed_dim].
+    def encode_text(self, texts: str | list[str] | Texts) -> Tensor:
+        """T strings -> unit vectors [T, embed_dim]. Raises InputError for a text that the tower cannot read."""
+        return F.normalize(self.towers["text"](self.tokenize(texts)).float(), dim=-1)
 
-        Raises InputError for a text that the text encoder cannot read.
-        """
-        if isinstance(texts, str):
-            texts = [texts]
-        elif isinstance(texts, Tensor) or (isinstance(texts, np.ndarray) and texts.dtype.kind in "biuf"):
-            texts = check_labels(torch.as_tensor(texts, device=self.logit_scale.device), self.training)
-        elif not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
-            raise InputError(f"texts must be a string, strings or an integer tensor of labels, not {texts!r}")
-        return F.normalize(self.text_encoder(texts).float(), dim=-1)
-
-    def forward(self, images, texts: str | list[str] | Tensor) -> tuple[Tensor, Tensor]:
-        """B images and T texts -> logits_per_image [B, T] and its transpose logits_per_text [T, B]."""
-        image_features, text_features = self.encode_image(images), self.encode_text(texts)
-        if self.training:  # each process of a data-parallel run has embedded its share of the batch
-            image_features, text_features = gather(image_features), gather(text_features)
-        return self.logits(image_features, text_features)
-
-    def logits(self, image_features: Tensor, text_features: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit vectors [B, embed_dim] and [T, embed_dim] -> scaled cosines, as `forward` returns them."""
-        with torch.autocast(image_features.device.type, enabled=False):  # bf16 is too coarse for logits near 100
-            logits_per_image = self.logit_scale.exp() * image_features @ text_features.T
+    def compare(self, image_embeds: Tensor, text_embeds: Tensor) -> CLIPOutput:
+        """Unit vectors [B, embed_dim] and [T, embed_dim] -> what `forward` returns."""
+        scale = self.logit_scale.exp()
+        with torch.autocast(image_embeds.device.type, enabled=False):  # bf16 is too coarse for logits near 100
+            logits_per_image = scale.float() * image_embeds @ text_embeds.T
         if self.logit_bias is not None:
             logits_per_image = logits_per_image + self.logit_bias
-        return logits_per_image, logits_per_image.T
+        return CLIPOutput(image_embeds, text_embeds, logits_per_image, logits_per_image.T, scale)
+
+    def loss(self, batch) -> Tensor:
+        """A batch of pairs (my_dataset.py) -> its contrastive loss, a scalar in nats."""
+        return self.loss_function(self(batch.images, batch.texts), batch.captions)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
         """Keep the logits' factor at 100 at most, as the paper does, so that training stays stable."""
         self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+
+    # ---- what goes in ----
+
+    def tokenize(self, texts: str | list[str] | Texts) -> Tensor:
+        """Texts -> what the text tower reads, a row for each. The sentences of `Texts` are read once."""
+        if isinstance(texts, Texts):
+            known, device = self._tokenized, self.logit_scale.device
+            if known is None or known[0] is not texts.sentences or known[1].device != device:
+                self._tokenized = known = (texts.sentences, self.towers["text"].tokenize(texts.sentences).to(device))
+            return known[1][texts.index]
+        if isinstance(texts, str):
+            texts = [texts]
+        if not isinstance(texts, list | tuple) or not texts or not all(isinstance(text, str) for text in texts):
+            raise InputError(f"texts must be a string or a list of strings, not {texts!r}")
+        return self.towers["text"].tokenize(texts)
 
     def preprocess(self, images) -> Tensor:
         """Array, tensor or image of shape [28, 28], [B, 28, 28] or [B, 1, 28, 28] -> float [B, 1, 28, 28] in [0, 1].
@@ -129,15 +161,23 @@ class CLIP(nn.Module):
             images = images[:, None]
         elif len(shape) != 4 or shape[1:] != (1, 28, 28):
             raise InputError(f"images must be [B, 28, 28] or [B, 1, 28, 28], not {list(shape)}: resize to grey 28x28")
-        images = images.to(self.logit_scale.device, non_blocking=True)
-        if images.dtype == torch.uint8:
-            return images.float() / 255
-        if not images.is_floating_point():
+        if images.dtype not in (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise InputError(f"images must be uint8 (0..255) or float (0..1), not {images.dtype}")
-        # Looking at the values waits for the GPU, so the training loop goes without there.
-        if not (self.training and images.is_cuda) and not ((images >= 0) & (images <= 1)).all():
+        if images.layout != torch.strided or images.is_meta:
+            raise InputError("images must be a plain tensor with values, not a sparse or a meta tensor")
+        images = images.to(self.logit_scale.device, non_blocking=True)
+        is_bytes, dtype = images.dtype == torch.uint8, self.logit_scale.dtype
+        images = images.to(dtype) / 255 if is_bytes else images.to(dtype)
+        if self.training and images.is_cuda:
+            return images  # looking at the values would wait for the GPU
+        if not is_bytes and not ((images >= 0) & (images <= 1)).all():
             raise InputError("float images must lie in [0, 1]: divide by 255, or pass uint8")
-        return images.float()
+        if ((images > 0.5).float().mean(dim=(1, 2, 3)) > 0.5).any():
+            warnings.warn(
+                "most of an image is bright, but digits are bright on black here: pass 1 - image, or 255 - image of bytes",
+                stacklevel=3,
+            )
+        return images
 
     def save(self, path: str | Path) -> None:
         """Write weights, architecture, config and metrics to one file, which `CLIP.load` needs alone.
@@ -161,20 +201,35 @@ class CLIP(nn.Module):
     def load(cls, path: str | Path, device: str | torch.device = "cpu", text_model: str | None = None) -> "CLIP":
         """Rebuild the model from its file, in eval mode.
 
-        `text_model` names the language model's place where it has moved since training. Raises InputError for a
-        file that is not such a one, or when its language model cannot be had or has other weights than in training.
+        `text_model` names the language model's place where it has moved since training; a language model other than
+        albert-base-v2 that is not on this machine is fetched only when it is named so. Raises InputError for a file
+        that is not such a one, or when its language model cannot be had or has other weights than in training.
         """
         device = pick_device(str(device))
         checkpoint = load_checkpoint(path)
         if checkpoint.get("format") != FORMAT:
-            raise InputError(f"{path} is not a model of this project (format {FORMAT}): train one with `make train`")
+            raise InputError(
+                f"{path} is not a model of this version (it has format {checkpoint.get('format')!r}, not {FORMAT!r}):"
+                " train one with `make train`"
+            )
+        arch, state = checkpoint.get("arch"), checkpoint.get("state_dict")
+        config, metrics = checkpoint.get("config"), checkpoint.get("metrics")
+        if not all(isinstance(part, dict) for part in (arch, state, config, metrics)):
+            raise InputError(f"{path} lacks a part of a model (arch, state_dict, config, metrics): train it again")
+        if text_model is not None and arch.get("text_encoder") != "plus":
+            raise InputError(f"{path} has the table encoder, which takes no language model: leave out text_model")
         try:
-            moved = {"text_model": text_model} if text_model else {}
-            model = cls(**checkpoint["arch"] | moved)
-            model.load_state_dict(checkpoint["state_dict"])
-            model.config, model.metrics = checkpoint["config"], checkpoint["metrics"]
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+            fetch = text_model is not None or arch.get("text_model") == TEXT_MODEL
+            model = cls(**arch | ({"text_model": text_model} if text_model is not None else {}), fetch=fetch)
+            model.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise InputError(f"{path}: {error}") from None
             raise InputError(f"{path} holds another architecture than this version builds: {short(error)}") from None
+        bad = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+        if bad:
+            raise InputError(f"{path} holds weights that are not finite ({bad[0]}): train it again")
+        model.config, model.metrics = config, metrics
         return model.to(device).eval()
 
 

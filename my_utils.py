@@ -1,19 +1,23 @@
-"""Odds and ends: clear errors, atomic files, seeds, devices, the learning-rate schedule."""
+"""Odds and ends: clear errors, command lines, atomic files, seeds, devices. torch is imported where it is needed."""
 
 import argparse
 import contextlib
-import fcntl
 import functools
 import math
 import os
 import platform
 import random
+import shutil
 import signal
+import subprocess
 import sys
+import time
+import warnings
 from pathlib import Path
 
-import numpy as np
-import torch
+# OpenMP's threads wait asleep, not spinning: beside another busy process spinning makes training ten times slower.
+# (Read when torch loads, so this module is imported first.)
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 class InputError(ValueError):
@@ -26,35 +30,53 @@ def short(error: Exception) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
+# ---- the program: its errors, its command line ----
+
+
+def read_early(read, interrupted: str = "nothing was started yet"):
+    """`read(sys.argv[1:])` before torch is imported, which takes seconds: a wrong flag is refused at once.
+
+    From here on Ctrl-C is one line, also while the imports that follow are at work.
+    """
+
+    def stop(signum, frame):
+        os.write(2, f"\ninterrupted: {interrupted}\n".encode())
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, stop)
+    with exit_on_input_error(interrupted, interrupts=False):
+        return read(sys.argv[1:])
+
+
 @contextlib.contextmanager
-def exit_on_input_error(interrupted: str = "no file is half-written"):
-    """Turn an InputError, or a disk that says no, into one message on stderr and exit code 2."""
+def exit_on_input_error(interrupted: str = "no file is half-written", interrupts: bool = True, disk: str = ""):
+    """Turn an InputError, or a disk that says no, into one message on stderr and exit code 2.
+
+    `disk` says what to do when the disk is full or cannot be read or written.
+    """
+    if interrupts:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
-    except (InputError, OSError) as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        remedy = disk or "free the disk, or choose another folder, and start again"
+        print(f"error: cannot read or write{where}: {error.strerror or error}; {remedy}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         sys.exit(130)
 
 
-@contextlib.contextmanager
-def enough_memory(remedy: str):
-    """Turn memory that runs out, the device's or the machine's, into an InputError that names the remedy."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise InputError(f"out of memory: {remedy}") from None
-
-
 class ArgumentParser(argparse.ArgumentParser):
     """argparse without the usage lines before an error: the sentence alone, through InputError."""
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **options)
+        options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str):
         raise InputError(f"{message} (see --help)")
@@ -65,10 +87,10 @@ def number(kind: type, low: float, high: float = math.inf, low_ok: bool = True):
 
     def parse(text: str):
         noun = "whole number" if kind is int else "number"
-        bound = f"{'from' if low_ok else 'above'} {low:g}" + (f" to {high:g}" if high < math.inf else "")
+        bound = f"{'from' if low_ok else 'above'} {low}" + (f" to {high}" if high < math.inf else "")
         try:
             value = kind(text)
-        except ValueError:
+        except (ValueError, TypeError):
             value = math.nan
         if not (abs(value) < 1e300 and low <= value <= high and (low_ok or value > low)):
             raise argparse.ArgumentTypeError(f"{text!r} is not a {noun} {bound}")
@@ -77,11 +99,29 @@ def number(kind: type, low: float, high: float = math.inf, low_ok: bool = True):
     return parse
 
 
+@contextlib.contextmanager
+def enough_memory(remedy: str):
+    """Turn memory that runs out, the device's or the machine's, into an InputError that names the remedy."""
+    import torch
+
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise InputError(f"out of memory: {remedy}") from None
+
+
+# ---- files ----
+
+
 def atomic_write(path: str | Path, content: bytes) -> None:
     """Write a file so that the old or the new content stands there whole, even after a crash.
 
     Raises InputError when it cannot be written (no permission, disk full); the old file then stays.
     """
+    if not str(path):
+        raise InputError("the name of the file to write is empty: give one, such as model.pth")
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -98,77 +138,114 @@ def atomic_write(path: str | Path, content: bytes) -> None:
         ) from None
 
 
-class Interrupt:
-    """Within its `with` block the first Ctrl-C only sets `requested`; a second one acts at once.
+def clear_temporary(folder: Path, age: float = 0) -> None:
+    """Remove what `atomic_write` left in the folder when its process was killed, at least `age` seconds ago."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime >= age:
+                path.unlink()
 
-    SIGTERM does the same for a process that is `alone`; among several it is torchrun's way to end them all.
-    """
 
-    requested = False
-
-    def __init__(self, alone: bool = True):
-        self.signals = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
-
-    def __enter__(self) -> "Interrupt":
-        self.previous = {number: signal.signal(number, self._handle) for number in self.signals}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for signum, handler in self.previous.items():
-            signal.signal(signum, handler)
-
-    def _handle(self, signum, frame) -> None:
-        self.requested = True
-        self.__exit__()
+# ---- seeds and devices ----
 
 
 def seed_everything(seed: int) -> None:
     """Seed Python, numpy and torch, every device. CPU runs then repeat bit for bit; CUDA's kernels may not."""
+    import numpy as np
+    import torch
+
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002, libraries below us draw from it
     torch.manual_seed(seed)
 
 
-def rng_state(device: torch.device) -> dict:
-    """The state of the generators that training draws from, as plain tensors."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
+def pick_device(name: str):
+    """ "auto" -> CUDA where there is one, else CPU -> torch.device. Raises InputError for one that cannot be used.
 
+    Where an NVIDIA GPU is on the machine and cannot be used, "auto" says why in one line and takes the CPU.
+    """
+    import torch
 
-def restore_rng_state(state: dict, device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-
-
-def pick_device(name: str) -> torch.device:
-    """ "auto" -> CUDA where there is one, else CPU. Raises InputError for a device that is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" and (reason := why_no_cuda()):
+            print(f"training on the CPU, although an NVIDIA GPU is here: {reason}", file=sys.stderr)
     try:
         device = torch.device(name)
     except RuntimeError:
         raise InputError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:N") from None
+    if device.type == "mps":
+        raise InputError("device 'mps' (Apple's GPU) is not supported, for nothing was ever tested on it: use cpu")
     if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
         raise InputError(f"device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name!r} is not on this machine: use --device cpu, or auto")
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            reason = why_no_cuda()
+            raise InputError(
+                f"device {name!r} is not on this machine{f' ({reason})' if reason else ''}: use --device cpu, or auto"
+            )
+        try:
+            torch.ones(1, device=device).add_(1).item()
+        except torch.OutOfMemoryError:
+            raise InputError(
+                f"the memory of {name} is full: end the program that fills it, or use --device cpu"
+            ) from None
+        except RuntimeError as error:
+            raise InputError(
+                f"this PyTorch cannot compute on {name} ({short(error)}): install one built for that GPU, or use"
+                " --device cpu"
+            ) from None
     return device
 
 
+@functools.cache
+def why_no_cuda() -> str:
+    """Why torch cannot use the NVIDIA GPU of this machine; empty where there is none, or where it can."""
+    import torch
+
+    if torch.cuda.is_available() or not shutil.which("nvidia-smi"):
+        return ""
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    if "GPU" not in listed:
+        return ""
+    if torch.version.cuda is None:
+        return "this PyTorch is a build for CPUs; install a CUDA build"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.init()
+    except Exception as error:  # torch raises several kinds, by what is wrong
+        return short(error)
+    return "CUDA_VISIBLE_DEVICES hides it" if "CUDA_VISIBLE_DEVICES" in os.environ else "CUDA finds no device"
+
+
 @functools.cache  # asked in each step of a benchmark
-def bf16_by_default(device: torch.device) -> bool:
+def bf16_by_default(device) -> bool:
     """Whether --precision auto means bf16: on GPUs that compute in it, not those that would emulate it."""
+    import torch
+
     if device.type != "cuda":
         return False
     with torch.cuda.device(device):
         return torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def use_precision(name: str, device) -> bool:
+    """Whether to compute in bf16. "fp32" means whole float32 on a GPU too: TF32, which drops 13 bits, is off."""
+    import torch
+
+    if name == "fp32":
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return name == "bf16" or (name == "auto" and bf16_by_default(device))
+
+
 def cpu_name() -> str:
     """The processor's name as the operating system tells it, and the vector instructions that torch uses there."""
+    import torch
+
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -176,22 +253,8 @@ def cpu_name() -> str:
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def lock(folder: Path):
-    """Take the folder for this process until it ends or dies; None when another process has it.
+def device_name(device) -> str:
+    """What did the work, for a result's record: the GPU's name, or the processor's."""
+    import torch
 
-    Keep what it returns: the lock goes with it.
-    """
-    file = open(folder / ".lock", "w")  # noqa: SIM115, closing it would end the lock
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
-def warmup_cosine(step: int, total: int, warmup: int) -> float:
-    """Factor on the learning rate at a step of 0..total-1: linear up over `warmup` steps, then a cosine to 0."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()

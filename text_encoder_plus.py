@@ -1,11 +1,13 @@
 """Text tower for free sentences: a pretrained language model, masked mean pooling, a projection.
 
-digit -> English word -> random template -> language model -> mean over the tokens -> projection -> L2 (in clip.py).
-Mean pooling as in Sentence-BERT (Reimers and Gurevych, 2019, arXiv 1908.10084); ALBERT: Lan et al., 2020,
+digit -> English word -> random template (captions.py) -> language model -> mean over the tokens -> projection -> L2
+(clip.py). Mean pooling as in Sentence-BERT (Reimers and Gurevych, 2019, arXiv 1908.10084); ALBERT: Lan et al., 2020,
 arXiv 1909.11942.
 """
 
 import hashlib
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +17,6 @@ from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
 from my_utils import InputError, short
-from templates import TRAIN_TEMPLATES, fill
 
 MAX_TOKENS = 64  # a longer sentence is cut
 POOLED: dict[tuple[str, str], Tensor] = {}  # (hash of a frozen model, sentence) -> [width], once per process
@@ -24,16 +25,17 @@ CHUNK = 64  # sentences a pass through the language model, where no gradient is 
 
 
 class TextEncoderPlus(nn.Module):
-    """Any sentences, or digit labels -> features [B, embed_dim], not normalised.
+    """Rows that `tokenize` makes of any sentences -> features [B, embed_dim], not normalised.
 
-    In training mode a label becomes a sentence of a random training template, otherwise of the first one.
     `text_model` is a Hugging Face name or a folder. `freeze_text` keeps the language model as it is: it is then
-    no part of the parameters or of the saved state, and each sentence goes through it once per process.
+    no part of the parameters or of the saved state, each sentence goes through it once per process, and a row is its
+    pooled vector [width]. Otherwise a row holds token ids and their mask, [2, tokens].
+    `fetch=False` takes a language model only from this machine.
     """
 
-    def __init__(self, embed_dim: int, text_model: str, freeze_text: bool):
+    def __init__(self, embed_dim: int, text_model: str, freeze_text: bool, fetch: bool = True):
         super().__init__()
-        self.tokenizer, language_model = load_language_model(text_model)
+        self.tokenizer, language_model = load_language_model(text_model, fetch)
         self.text_model, self.frozen = text_model, freeze_text
         if freeze_text:
             # In a tuple, out of torch's sight: neither optimised nor saved nor put into training mode.
@@ -44,58 +46,55 @@ class TextEncoderPlus(nn.Module):
             self._fingerprint = ""
         width = language_model.config.hidden_size
         self.projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, embed_dim))
-        self.train_sentences = [fill(template, digit) for digit in range(10) for template in TRAIN_TEMPLATES]
-        self.class_prompts = [[fill(template, digit) for template in TRAIN_TEMPLATES] for digit in range(10)]
-        self._train_table: Tensor | None = None  # [10 * templates, width], of a frozen model
 
-    def forward(self, texts: Tensor | list[str]) -> Tensor:
-        if isinstance(texts, Tensor):
-            return self.encode_labels(texts)
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """B strings -> a row for each. Raises InputError for a text that is empty or no Unicode."""
         for text in texts:
-            if not isinstance(text, str) or not text.strip():
+            if not text.strip():
                 raise InputError(f"a text must be a sentence, not {text!r}")
-        sentences = list(dict.fromkeys(texts))  # each once
-        place = {sentence: i for i, sentence in enumerate(sentences)}
-        index = torch.tensor([place[text] for text in texts], device=self.device)
-        return self.project(self.pool(sentences))[index]  # [B, embed_dim]
-
-    def encode_labels(self, labels: Tensor) -> Tensor:
-        templates = len(TRAIN_TEMPLATES)
-        drawn = torch.randint(templates, labels.shape, device=labels.device) if self.training else 0
-        index = labels * templates + drawn  # [B], into train_sentences
+            if any("\ud800" <= letter <= "\udfff" for letter in text):
+                raise InputError(f"the text {text!a} holds half a character (a lone surrogate): remove it")
         if self.frozen:
-            # All training sentences go through the projection once, however large the batch is: a matrix
-            # product of some hundred rows, and no look at which ones were drawn, which would wait for the GPU.
-            if self._train_table is None or self._train_table.device != labels.device:
-                self._train_table = self.pool(self.train_sentences)
-            return self.project(self._train_table)[index]
-        unique, inverse = index.unique(return_inverse=True)
-        return self.project(self.pool([self.train_sentences[i] for i in unique.tolist()]))[inverse]
+            return self.pooled(texts)
+        return self.token_rows(texts)
 
-    def project(self, pooled: Tensor) -> Tensor:
-        """As float32, for what indexes the rows: backwards a row sums over all its copies, too many for bf16."""
-        return self.projection(pooled).float()  # [S, embed_dim]
+    def forward(self, rows: Tensor) -> Tensor:
+        if self.frozen:
+            return self.projection(rows)  # [B, embed_dim]
+        distinct, place = rows.unique(dim=0, return_inverse=True)  # the language model reads each text once
+        # As float32, for what indexes the rows: backwards a row sums over all its copies, too many for bf16.
+        return self.projection(self.run(self.language_model, distinct)).float()[place]  # [B, embed_dim]
 
-    def pool(self, sentences: list[str]) -> Tensor:
-        """Distinct sentences [S] -> mean of their token vectors [S, width]."""
-        if not self.frozen:
-            return self.run(self.language_model, sentences)
+    def token_rows(self, texts: Sequence[str]) -> Tensor:
+        """B strings -> token ids and their mask, int64 [B, 2, tokens]. Warns once of a sentence that is cut."""
+        length = max(len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"])
+        if length > MAX_TOKENS:
+            warnings.warn(
+                f"a text of {length} tokens is cut: only its first {MAX_TOKENS} tokens are read", stacklevel=2
+            )
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+        return torch.stack([tokens["input_ids"], tokens["attention_mask"]], dim=1).to(self.device)
+
+    def pooled(self, texts: Sequence[str]) -> Tensor:
+        """B strings -> mean of their token vectors under the frozen language model, [B, width]."""
         key = self._fingerprint
-        missing = [sentence for sentence in sentences if (key, sentence) not in POOLED]
+        missing = [text for text in dict.fromkeys(texts) if (key, text) not in POOLED]
         if missing:
             model = self._hidden[0].to(self.device)
             # Plain tensors whatever the caller's mode: they may serve training later.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 for i in range(0, len(missing), CHUNK):
                     chunk = missing[i : i + CHUNK]
-                    POOLED.update({(key, text): row for text, row in zip(chunk, self.run(model, chunk), strict=True)})
-        return torch.stack([POOLED[key, sentence].to(self.device) for sentence in sentences])
+                    rows = self.run(model, self.token_rows(chunk))
+                    POOLED.update({(key, text): row for text, row in zip(chunk, rows, strict=True)})
+        return torch.stack([POOLED[key, text].to(self.device) for text in texts])
 
-    def run(self, model: nn.Module, sentences: list[str]) -> Tensor:
-        tokens = self.tokenizer(sentences, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        tokens = tokens.to(self.device)
-        hidden = model(**tokens).last_hidden_state  # [S, T, width]
-        return mean_pool(hidden, tokens["attention_mask"])
+    def run(self, model: nn.Module, rows: Tensor) -> Tensor:
+        """Rows [S, 2, tokens] -> mean of the token vectors [S, width]."""
+        ids, mask = rows[:, 0], rows[:, 1]
+        used = int(mask.sum(dim=1).max())  # of the longest text here; padding is on the right
+        hidden = model(input_ids=ids[:, :used], attention_mask=mask[:, :used]).last_hidden_state  # [S, used, width]
+        return mean_pool(hidden, mask[:, :used])
 
     @property
     def device(self) -> torch.device:
@@ -128,7 +127,7 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_language_model(name: str) -> tuple:
+def load_language_model(name: str, fetch: bool = True) -> tuple:
     """Tokenizer and model of a Hugging Face name or a local folder, what is on this machine first.
 
     Raises InputError when it cannot be had, lacks weights, or cannot encode sentences.
@@ -143,7 +142,15 @@ def load_language_model(name: str) -> tuple:
             if isinstance(error, InputError):
                 raise
             if Path(name).is_dir():
-                raise InputError(f"the folder {name} holds no usable language model: {short(error)}") from None
+                raise InputError(
+                    f"the folder {name} holds no usable language model: {short(error)} (config.json, tokenizer.json and"
+                    " model.safetensors are needed)"
+                ) from None
+            if not fetch:
+                raise InputError(
+                    f"the language model {name} is not on this machine, and what a file names is not fetched unasked:"
+                    f" name it, or its folder, with text_model= (CLIP.load) or --text-model"
+                ) from None
         try:
             model_info(name, timeout=HUB_TIMEOUT)  # one question; the loaders would ask for minutes
             return read_language_model(name, local=False)
@@ -160,8 +167,12 @@ def load_language_model(name: str) -> tuple:
 
 
 def read_language_model(name: str, local: bool) -> tuple:
-    tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local)
-    model, info = AutoModel.from_pretrained(name, local_files_only=local, output_loading_info=True, dtype=torch.float32)
+    # No code that a model's folder or page brings along is run, and weights come from safetensors, which hold none.
+    safe = {"local_files_only": local, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right", **safe)
+    model, info = AutoModel.from_pretrained(
+        name, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **safe
+    )
     missing = [key for key in info["missing_keys"] if "pooler" not in key]
     if missing:
         raise InputError(f"the language model {name} lacks weights ({missing[0]}, ...): download it again")

@@ -1,6 +1,6 @@
 """Build an ALBERT with random weights, of any size, and save it as a folder that `--text-model` takes.
 
-    python benchmarks/make_albert.py FOLDER          the size of albert-base-v2
+    python -m benchmarks.make_albert FOLDER          the size of albert-base-v2
 
 Its tokenizer is trained on the templates. Nothing in it is pretrained: it measures time and memory, not accuracy.
 """
@@ -8,14 +8,11 @@ Its tokenizer is trained on the templates. Nothing in it is pretrained: it measu
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+from transformers import AlbertConfig, AlbertModel, PreTrainedTokenizerFast
 
-import torch  # noqa: E402
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers  # noqa: E402
-from transformers import AlbertConfig, AlbertModel, PreTrainedTokenizerFast  # noqa: E402
-
-from templates import HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, fill  # noqa: E402
+from captions import HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, all_sentences
 
 # Published sizes of albert-base-v2 (Lan et al., 2020, table 1, and the configuration on its model page).
 BASE = {"vocab_size": 30_000, "embedding_size": 128, "hidden_size": 768, "num_hidden_layers": 12}
@@ -27,8 +24,7 @@ def make_albert(folder: str | Path, vocab_size: int = 400, embedding_size: int =
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<pad>", "<unk>", "[CLS]", "[SEP]"])
-    sentences = [fill(template, digit) for template in TRAIN_TEMPLATES + HELD_OUT_TEMPLATES for digit in range(10)]
-    tokenizer.train_from_iterator(sentences, trainer)
+    tokenizer.train_from_iterator(all_sentences(TRAIN_TEMPLATES + HELD_OUT_TEMPLATES), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
@@ -52,5 +48,5 @@ def make_albert(folder: str | Path, vocab_size: int = 400, embedding_size: int =
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("error: name the folder to write: python benchmarks/make_albert.py FOLDER")
+        sys.exit("error: name the folder to write: python -m benchmarks.make_albert FOLDER")
     print(f"random weights in albert-base-v2's architecture: {make_albert(sys.argv[1], **BASE)}")

@@ -5,20 +5,19 @@ ready as floats, and loading, the final test and, for the recipes that run "to" 
 in between are left out. These looks only stop other people's recipes; nothing of ours is selected by them.
 """
 
-import time
+import copy
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from open_clip import ClipLoss, CustomTextCLIP
 from torch import Tensor, nn
 
-from augment import random_warp
+from benchmarks.common import Stopwatch
 from clip import CLIP
-from grad_cache import cached_backward
 from image_encoder import PIXEL_MEAN, PIXEL_STD
-from losses import multi_positive
-from my_dataset import Split
-from my_utils import bf16_by_default
+from my_dataset import Batch, Split
+from training.step import GRAD_CLIP
 
 
 class Run(NamedTuple):
@@ -28,45 +27,6 @@ class Run(NamedTuple):
     accuracy: float
     note: str
     val_accuracy: float | None = None
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-class Stopwatch:
-    """Seconds of what runs within its `with` blocks, the device's work included."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.seconds = device, 0.0
-
-    def __enter__(self):
-        synchronize(self.device)
-        self.started = time.perf_counter()
-
-    def __exit__(self, *exception):
-        synchronize(self.device)
-        self.seconds += time.perf_counter() - self.started
-
-
-def our_step(model: CLIP, optimizer, images: Tensor, labels: Tensor, chunk_size: int | None = None) -> Tensor:
-    """One training step as train.py does it with its default settings: uint8 images [B, 28, 28], labels [B] -> loss."""
-    chunks = images.split(chunk_size or len(images))
-    images = torch.cat([random_warp(chunk) for chunk in chunks])  # [B, 1, 28, 28]
-    optimizer.zero_grad()
-    device = images.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=bf16_by_default(device), cache_enabled=not chunk_size):
-        if chunk_size:
-            loss = cached_backward(model, images, labels, "multi_positive", chunk_size)
-        else:
-            logits, _ = model(images, labels)
-    if not chunk_size:
-        loss = multi_positive(logits, labels)
-        loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-    optimizer.step()
-    return loss.detach()
 
 
 @torch.no_grad()
@@ -223,3 +183,30 @@ def toy_clip(
         reached = accuracy(lambda x: net(x, digits), x_test, test.labels)
     note = f"{steps:,} steps, to {target:.0%}" if reached >= target else f"{steps:,} steps, {target:.0%} not reached"
     return Run(watch.seconds, reached, note)
+
+
+# ---- mlfoundations/open_clip: the reference implementation, around our towers ----
+
+
+class OpenClip:
+    """open_clip's own model class around copies of our two towers: its forward, its normalisation, its scale, its
+    ClipLoss. Each call takes a training step with AdamW, clipping gradients where ours does."""
+
+    def __init__(self, ours: CLIP, lr: float = 3e-3):
+        dim = ours.arch["embed_dim"]
+        vision = {"layers": 1, "width": 64, "patch_size": 14, "image_size": 28}  # small stand-ins, replaced at once
+        text = {"context_length": 1, "vocab_size": 10, "width": 64, "heads": 1, "layers": 1}
+        self.model = CustomTextCLIP(dim, vision, text)
+        self.model.visual, self.model.text = (copy.deepcopy(ours.towers[name]) for name in ("image", "text"))
+        self.model.to(ours.logit_scale.device, memory_format=torch.channels_last).train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.05, fused=True)
+        self.loss = ClipLoss()
+
+    def __call__(self, batch: Batch) -> Tensor:
+        image, text, scale = self.model(batch.images, batch.captions)[:3]  # the table's rows are the digits
+        loss = self.loss(image, text, scale)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRAD_CLIP)
+        self.optimizer.step()
+        return loss.detach()

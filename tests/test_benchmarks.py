@@ -1,39 +1,70 @@
+import importlib
 import json
+import subprocess
+from pathlib import Path
 
+import my_utils  # noqa: F401, I001  before torch: it says how OpenMP waits
 import pytest
 import torch
 
 import train
-from benchmarks.profile_step import Step
-from benchmarks.recipes import our_step, plain_classifier, pytorch_example, toy_clip
-from benchmarks.seeds import check_same
+from benchmarks.common import Training, check_same, finished_run, same_origin, spread
+from benchmarks.recipes import OpenClip, plain_classifier, pytorch_example, toy_clip
+from benchmarks.tables import BLOCKS, RESULTS
+from benchmarks.versions import compare
 from clip import CLIP
 from my_dataset import Split, load_mnist
 from my_utils import InputError
+from training.settings import PRESETS, read_flags
 
+ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--preset", "speed", "--seed", "3"]
+CPU = torch.device("cpu")
 
 
-def test_the_step_that_is_profiled_is_that_of_the_preset(tmp_path):
-    step = Step(FLAGS, torch.device("cpu"))
-    args, _, _ = train.settle_run([*FLAGS, "--runs-dir", str(tmp_path)])
-    wanted = {name: value for name, value in vars(args).items() if name in step.model.arch}
-    assert {"embed_dim", "blocks", "margin", "pool"} <= wanted.keys()
-    assert {name: step.model.arch[name] for name in wanted} == wanted
-    before = [parameter.clone() for parameter in step.model.parameters()]
-    images, labels = torch.randint(256, (500, 28, 28), dtype=torch.uint8), torch.randint(10, (500,))
-    step(images, labels)
-    assert all((old != new).any() for old, new in zip(before, step.model.parameters(), strict=True))
+def test_the_step_that_is_measured_is_that_of_the_preset(data_path):
+    training = Training(FLAGS, CPU)
+    settings, _ = read_flags(FLAGS)
+    wanted = {name: value for name, value in settings.record().items() if name in training.model.arch}
+    assert {"embed_dim", "image_encoder", "width"} <= wanted.keys()
+    assert {name: training.model.arch[name] for name in wanted} == wanted
+    assert training.model.arch == train.build_model(settings).arch
+    assert len(training.step.optimizers) == 2
+    assert len(next(training.batches).images) == PRESETS["speed"]["batch_size"]
+    before = [parameter.clone() for parameter in training.model.parameters()]
+    training()
+    assert all((old != new).any() for old, new in zip(before, training.model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("chunk_size", [None, 8])
-def test_the_benchmarks_step_learns(chunk_size):
-    torch.manual_seed(0)
-    model = CLIP(8, 2)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    images, labels = torch.randint(256, (16, 28, 28), dtype=torch.uint8), torch.arange(16) % 10
-    losses = [float(our_step(model, optimizer, images, labels, chunk_size)) for _ in range(30)]
+def test_the_benchmarks_step_learns(data_path, chunk_size):
+    flags = ["--embed-dim", "8", "--width", "2", "--batch-size", "16", "--lr", "1e-2"]
+    training = Training(flags + ([] if chunk_size is None else ["--chunk-size", str(chunk_size)]), CPU)
+    assert training.step.chunk_size == chunk_size
+    batch = next(training.batches)
+    losses = [float(training.step(batch)[0]) for _ in range(30)]
     assert losses[-1] < losses[0]
+
+
+def test_a_step_takes_the_form_that_is_asked_for(data_path):
+    flags = ["--embed-dim", "8", "--width", "4", "--muon-lr", "0", "--ema-decay", "0.9", "--batch-size", "16"]
+    usual = Training(flags, CPU)
+    other = Training(flags, CPU, channels_last=False, fused=False, bf16=True)
+    for training, fused, bf16 in ((usual, True, False), (other, False, True)):
+        (optimizer,) = training.step.optimizers
+        kernel = next(p for p in training.model.towers["image"].parameters() if p.ndim == 4 and p.shape[1] > 1)
+        assert kernel.is_contiguous(memory_format=torch.channels_last) == fused
+        assert {group["fused"] for group in optimizer.param_groups} == {fused}
+        assert training.step.bf16 == bf16
+        assert training.step.ema is not None
+    # A loop over parameters and the fused kernel are one algorithm.
+    batch, model = next(usual.batches), usual.model
+    other.step.bf16 = False
+    other.model.load_state_dict(model.state_dict())
+    for training in (usual, other):
+        training.step(batch)
+    for a, b in zip(model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("recipe", [plain_classifier, pytorch_example, toy_clip])
@@ -45,21 +76,111 @@ def test_other_peoples_recipes_learn(recipe, data_path):
     assert run.seconds > 0
 
 
+def test_open_clips_model_around_our_towers_learns_and_leaves_ours_alone(data_path):
+    training = Training(["--embed-dim", "8", "--width", "2", "--batch-size", "16"], CPU)
+    before = [parameter.clone() for parameter in training.model.parameters()]
+    batch, step = next(training.batches), OpenClip(training.model, lr=1e-2)
+    embeds = torch.nn.functional.normalize(step.model.encode_text(batch.captions), dim=-1)
+    torch.testing.assert_close(embeds, training.model.encode_text(batch.texts.strings()))  # rows are digits
+    losses = [float(step(batch)) for _ in range(30)]
+    assert losses[-1] < losses[0]
+    assert all(torch.equal(old, new) for old, new in zip(before, training.model.parameters(), strict=True))
+
+
 def test_a_run_counts_as_done_only_with_the_same_settings_and_version(tmp_path):
     run = tmp_path / "run"
     check_same(run, FLAGS)  # nothing is there yet
-    args, _, _ = train.settle_run([*FLAGS, "--runs-dir", str(tmp_path), "--run-name", "run"])
+    settings, _ = read_flags([*FLAGS, "--runs-dir", str(tmp_path), "--run-name", "run"])
+    record = settings.record()
     run.mkdir()
-    (run / "config.json").write_text(json.dumps(vars(args)))
+    (run / "config.json").write_text(json.dumps(record))
     check_same(run, FLAGS)
     with pytest.raises(InputError, match="seed 3, not 4: remove it"):
         check_same(run, ["--preset", "speed", "--seed", "4"])
-    (run / "config.json").write_text(json.dumps({k: v for k, v in vars(args).items() if k != "margin"}))
+    (run / "config.json").write_text(json.dumps({k: v for k, v in record.items() if k != "width"}))
+    with pytest.raises(InputError, match="width"):
+        check_same(run, FLAGS)
+    (run / "config.json").write_text(json.dumps(record | {"margin": 4}))  # of an older version
     with pytest.raises(InputError, match="margin"):
         check_same(run, FLAGS)
 
-    (run / "config.json").write_text(json.dumps(vars(args)))
+    (run / "config.json").write_text(json.dumps(record))
     (run / "metrics.json").write_text("{}")
     torch.save({"format": "minist-clip-1"}, run / "best_model.pth")
-    with pytest.raises(InputError, match="not a model of this project"):
+    with pytest.raises(InputError, match="not a model of this"):
         check_same(run, FLAGS)
+
+
+def test_a_run_is_trained_once_and_then_read(tmp_path, monkeypatch):
+    calls = []
+
+    def trained(settings, given):
+        calls.append((settings.run_name, settings.resume))
+        run = tmp_path / "run"
+        run.mkdir(exist_ok=True)
+        (run / "config.json").write_text(json.dumps(read_flags(FLAGS)[0].record()))
+        (run / "last.pth").touch()
+        if settings.resume:  # the first call is cut off
+            (run / "metrics.json").write_text('{"epochs": 1}')
+            CLIP(8, width=2).save(run / "best_model.pth")
+            return 0
+        return 130
+
+    monkeypatch.setattr(train, "main", trained)
+    with pytest.raises(KeyboardInterrupt):
+        finished_run(tmp_path / "run", FLAGS, quiet=True)
+    assert finished_run(tmp_path / "run", FLAGS, quiet=True) == {"epochs": 1}
+    assert finished_run(tmp_path / "run", FLAGS, quiet=True) == {"epochs": 1}
+    assert calls == [("run", None), (None, str(tmp_path / "run"))]
+
+
+def test_a_mean_is_over_runs_of_one_machine_and_commit():
+    run = {"commit": "abc1234", "device": "cpu", "cpu": "A CPU, 2 threads", "torch_version": "2"}
+    assert same_origin([run, run | {"commit": "abc1234+"}])["commit"] == "abc1234+"
+    for name in run:
+        with pytest.raises(InputError, match=f"differ in {name}"):
+            same_origin([run, run | {name: "another"}])
+    assert spread([1.0, 3.0]) == {"mean": 2.0, "std": 2**0.5, "values": [1.0, 3.0]}
+    assert spread([1.0])["std"] is None
+
+
+def test_old_and_new_are_compared_by_their_medians():
+    def run(commit, seconds):
+        accuracy = {"val_zero_shot_accuracy": 0.9, "test_zero_shot_accuracy": 0.8}
+        machine = {"device": "cpu", "cpu": "A CPU, 2 threads", "torch_version": "2", "date": "2026-01-01"}
+        return {"commit": commit, "train_seconds": seconds} | accuracy | machine
+
+    metrics = {"old": [run("a", s) for s in (10, 30, 20)], "new": [run("b", s) for s in (5, 4, 90)]}
+    result = compare([0, 1, 2], {"old": (Path(), "--epochs 20"), "new": (Path(), "")}, metrics)
+    assert result["new_to_old"] == 0.25
+    assert (result["old"]["commit"], result["new"]["commit"]) == ("a", "b")
+    assert (result["old"]["command"], result["new"]["command"]) == ("python train.py --epochs 20", "python train.py")
+    assert result["device"] == "A CPU, 2 threads"
+
+
+def test_every_table_can_be_made_and_tells_the_commit():
+    for path in RESULTS.glob("*.json"):
+        if not path.name.startswith("speed-quick"):
+            result = json.loads(path.read_text())
+            commit = result.get("about", result)["commit"]
+            assert commit
+    for name, table in BLOCKS.items():
+        text = table()
+        assert text.startswith(("|", "not measured")), name
+        assert "commit" in text or "not measured" in text, name
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_imports(path):
+    module = importlib.import_module(f"benchmarks.{path.stem}")
+    assert module.__doc__
+    assert "sys.path" not in path.read_text()
+
+
+def test_there_is_one_training_step():
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.py"]
+    files = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    files = [file for file in files if (ROOT / file).exists() and not file.startswith("tests/")]
+    assert "train.py" in files
+    backward = {file for file in files if ".backward(" in (ROOT / file).read_text(encoding="utf-8")}
+    assert backward == {"training/step.py", "benchmarks/recipes.py"}

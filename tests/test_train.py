@@ -1,6 +1,5 @@
-import copy
-import itertools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,14 +12,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from clip import CLIP
-from conftest import ROOT, run_train
+from conftest import ROOT, TINY, run_train, start_train, tensors, train_here
 from metrics import evaluate
-from my_dataset import DATA_PATH, load_mnist
-from my_utils import InputError, lock, warmup_cosine
-
-# A step takes milliseconds, an epoch has 214 of them.
-TINY = ["--width", 4, "--stem-pool", "--embed-dim", 8, "--batch-size", 256, "--epochs", 3, "--device", "cpu"]
-
+from my_dataset import load_mnist
+from my_utils import InputError
+from training import run as run_module
+from training.run import Run, settle
+from training.settings import Settings, read_flags
+from training.step import TrainingStep
 
 # ---- the whole way on real MNIST ----
 
@@ -35,6 +34,7 @@ def test_a_short_run_learns_real_mnist(trained):
 def test_metrics_json_tells_what_was_run(trained):
     assert trained.metrics["epochs"] == 2
     assert trained.metrics["seed"] == 0
+    assert trained.metrics["run"] == "short"
     assert trained.metrics["device"] == "cpu"
     assert trained.metrics["torch_version"] == torch.__version__
     assert trained.metrics["train_seconds"] > 0
@@ -42,7 +42,7 @@ def test_metrics_json_tells_what_was_run(trained):
     assert [record["epoch"] for record in history] == [1, 2]
     assert history[1]["loss"] < history[0]["loss"]
     assert 0 < history[1]["excess_loss"] < history[1]["loss"]
-    assert json.loads((trained.run / "config.json").read_text())["width"] == 8
+    assert json.loads((trained.run / "config.json").read_text())["width"] == 16
 
 
 def test_the_checkpoint_alone_reaches_the_accuracy_it_states(trained, data_path):
@@ -57,7 +57,7 @@ def test_tensorboard_has_every_curve_and_picture(trained):
     events = EventAccumulator(str(trained.run))
     events.Reload()
     tags = events.Tags()
-    expected = {f"step/{name}" for name in ("loss", "excess_loss", "learning_rate", "temperature", "grad_norm")}
+    expected = {f"step/{name}" for name in ("loss", "excess_loss", "lr", "temperature", "grad_norm")}
     expected |= {"epoch/images_per_second", "validation/zero_shot_accuracy", "validation/text_to_image_precision"}
     assert expected <= set(tags["scalars"])
     assert tags["images"] == ["similarity"]
@@ -67,22 +67,18 @@ def test_tensorboard_has_every_curve_and_picture(trained):
 
 
 @pytest.mark.parametrize("loss", ["infonce", "infonce_distinct", "sigmoid"])
-def test_the_other_losses_train(loss, tmp_path, data_path):
-    flags = [*TINY, "--loss", loss, "--epochs", 2, "--batch-size", 250, "--no-augment", "--data-path", data_path]
-    assert train.main([*map(str, flags), "--runs-dir", str(tmp_path), "--run-name", "run"]) == 0
+def test_the_other_losses_train(loss, tmp_path, small_mnist):
+    flags = [*TINY, "--loss", loss, "--epochs", 6, "--batch-size", 100, "--no-augment"]
+    assert train_here(*flags, "--runs-dir", tmp_path, "--run-name", "run").returncode == 0
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
     assert history[-1]["val_zero_shot_accuracy"] > 0.5
     assert history[-1]["excess_loss"] < history[0]["excess_loss"]
     model = CLIP.load(tmp_path / "best_model.pth")
     assert (model.logit_bias is not None) == (loss == "sigmoid")
+    assert model.arch["loss"] == loss
 
 
 # ---- interruptions ----
-
-
-def start(*arguments) -> subprocess.Popen:
-    command = [sys.executable, "train.py", "--data-path", str(ROOT / DATA_PATH), *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for(condition, job) -> None:
@@ -93,65 +89,101 @@ def wait_for(condition, job) -> None:
         time.sleep(0.005)
 
 
-def tensors(x) -> list:
-    """Every tensor of a nest of dicts and lists, in order."""
-    if isinstance(x, torch.Tensor):
-        return [x]
-    values = x.values() if isinstance(x, dict) else x if isinstance(x, list | tuple) else []
-    return [tensor for value in values for tensor in tensors(value)]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_step_is_kept(number, tmp_path, small_mnist, monkeypatch):
+    """In this process: a signal in the middle of an epoch, and the run goes on to the same bits."""
+    flags = [*TINY, "--ema-decay", 0.9, "--runs-dir", tmp_path]
+    assert train_here(*flags, "--run-name", "whole").returncode == 0
+    call, steps = TrainingStep.__call__, []
+
+    def interrupted(self, *arguments):
+        steps.append(1)
+        if len(steps) == 30:  # an epoch has 21
+            os.kill(os.getpid(), number)
+        return call(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStep, "__call__", interrupted)
+        done = train_here(*flags, "--run-name", "cut")
+    assert done.returncode == 130
+    assert f"train.py --resume {tmp_path / 'cut'}" in done.stdout
+    state = torch.load(tmp_path / "cut" / "last.pth", weights_only=True)
+    assert (state["epoch"], state["step"]) == (1, 9)
+    assert train_here("--resume", "cut", "--runs-dir", tmp_path).returncode == 0
+    same_result(tmp_path / "whole", tmp_path / "cut")
+
+
+def same_result(one, other) -> None:
+    expected, resumed = (tensors(torch.load(run / "last.pth", weights_only=True)["parts"]) for run in (one, other))
+    assert len(expected) > 50, "weights, moments and averages"
+    assert all(torch.equal(a, b) for a, b in zip(expected, resumed, strict=True))
+    first, second = (json.loads((run / "metrics.json").read_text()) for run in (one, other))
+    for record in (*first["history"], *second["history"]):
+        del record["images_per_second"]
+    assert first["history"] == second["history"]
+    assert first["test_zero_shot_accuracy"] == second["test_zero_shot_accuracy"]
 
 
 def test_ctrl_c_and_kill_do_not_change_a_bit_of_the_result(tmp_path, data_path):
-    flags = (*TINY, "--muon-lr", 0.02, "--ema-decay", 0.9, "--elastic", 0.5)  # all that keeps a state
-    whole = run_train(*flags, "--runs-dir", tmp_path / "a", "--run-name", "run")
-    assert whole.returncode == 0, whole.stderr
+    """As a person and a crash do it: `python train.py`, Ctrl-C, --resume, kill -9, --resume."""
+    flags = (*TINY, "--ema-decay", 0.9)
+    assert train_here(*flags, "--runs-dir", tmp_path / "a", "--run-name", "run").returncode == 0
 
     runs = tmp_path / "b"
     run = runs / "run"
-    job = start(*flags, "--runs-dir", runs, "--run-name", "run")
+    job = start_train(*flags, "--runs-dir", runs, "--run-name", "run")
     wait_for((run / "best_model.pth").exists, job)  # the end of the first epoch
-    time.sleep(0.3)
+    time.sleep(0.1)
     job.send_signal(signal.SIGINT)
     output, _ = job.communicate(timeout=60)
     assert job.returncode == 130
     assert f"train.py --resume {run}" in output
-    state = torch.load(run / "last.pth", weights_only=True)
-    assert 0 < state["step"] < 214, "stopped within an epoch"
     assert not (runs / "best_model.pth").exists(), "only a finished run is published"
+    (run / ".last.pth.1.tmp").write_bytes(b"what a killed process leaves")
 
     before = (run / "last.pth").stat().st_mtime_ns
-    job = start("--resume", "--runs-dir", runs)
+    job = start_train("--resume", "--runs-dir", runs)
     wait_for(lambda: (run / "last.pth").stat().st_mtime_ns != before, job)
     job.kill()
     job.wait()
 
-    done = run_train("--resume", run)
-    assert done.returncode == 0, done.stderr
-    expected, resumed = (
-        tensors(torch.load(path, weights_only=True)["parts"])
-        for path in (tmp_path / "a" / "run" / "last.pth", run / "last.pth")
-    )
-    assert len(expected) > 100, "weights, moments and averages"
-    assert all(torch.equal(a, b) for a, b in zip(expected, resumed, strict=True))
-    one, other = (json.loads((r / "run" / "metrics.json").read_text()) for r in (tmp_path / "a", runs))
-    for record in (*one["history"], *other["history"]):
-        del record["images_per_second"]
-    assert one["history"] == other["history"]
-    assert one["test_zero_shot_accuracy"] == other["test_zero_shot_accuracy"]
-
-    again = run_train("--resume", run)
-    assert again.returncode == 2
-    assert "finished" in again.stderr
+    assert train_here("--resume", run).returncode == 0
+    same_result(tmp_path / "a" / "run", run)
+    assert not list(run.glob(".*.tmp"))
+    with pytest.raises(InputError, match="finished"):
+        train_here("--resume", run)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data_path):
-    done = run_train(*TINY, "--lr", 1e30, "--grad-clip", 1e30, "--runs-dir", tmp_path, "--run-name", "run")
-    assert done.returncode == 1
-    assert "diverged at epoch 1, step" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+def test_ctrl_c_in_the_first_moments_is_one_line(tmp_path):
+    job = start_train("--runs-dir", tmp_path / "runs", start_new_session=True)
+    time.sleep(0.6)  # Python has started; torch is being imported
+    job.send_signal(signal.SIGINT)
+    _, errors = job.communicate(timeout=60)
+    assert job.returncode == 130
+    assert errors.strip() == "interrupted: nothing was started yet"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_full_disk_at_the_end_of_a_run_is_one_sentence_and_resume_finishes_it(tmp_path, small_mnist, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "events")
+
+    flags = [*TINY, "--epochs", 1, "--runs-dir", tmp_path, "--run-name", "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr("training.log.Log.end", full)
+        with pytest.raises(OSError, match="No space left"):  # which the program's end turns into a sentence
+            train_here(*flags)
     assert not (tmp_path / "best_model.pth").exists()
-    again = run_train("--resume", "--runs-dir", tmp_path)
-    assert (again.returncode, again.stderr) == (2, f"error: there is no unfinished run in {tmp_path} to resume\n")
+    assert train_here("--resume", "--runs-dir", tmp_path).returncode == 0
+    assert (tmp_path / "best_model.pth").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, small_mnist):
+    with pytest.raises(SystemExit, match=r"diverged at epoch 1, step .* with a lower --lr"):
+        train_here(*TINY, "--lr", 1e30, "--runs-dir", tmp_path, "--run-name", "run")
+    assert not (tmp_path / "best_model.pth").exists()
+    with pytest.raises(InputError, match="no unfinished run"):
+        train_here("--resume", "--runs-dir", tmp_path)
 
 
 # ---- bad input ----
@@ -164,35 +196,52 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, data_path):
         (["--epochs", "-3"], "whole number from 1"),
         (["--epochs", "1.5"], "whole number from 1"),
         (["--epochs", "many"], "whole number from 1"),
+        (["--epochs", "9" * 400], "whole number from 1"),
         (["--batch-size", "1"], "whole number from 2"),
-        (["--batch-size", "55001"], "larger than the 55000"),
+        (["--batch-size", "55001"], "larger than the 55,000"),
         (["--lr", "0"], "number above 0"),
         (["--lr", "nan"], "number above 0"),
-        (["--warmup", "1.5"], "from 0 to 1"),
         (["--loss", "infonce_distinct"], "groups of 10: make --batch-size a multiple"),
-        (["--seed", "-1"], "whole number from 0"),
+        (["--seed", "-1"], "whole number from 0 to 2147483648"),
         (["--muon-lr", "-1"], "number from 0"),
+        (["--muon-lr", "0", "--muon-momentum", "0.5"], "give --muon-lr too"),
         (["--ema-decay", "1"], "number from 0 to 0.99999"),
+        (["--width", "1024"], "whole number from 1 to 256"),
         (["--loss", "triplet"], "invalid choice"),
         (["--epoch", "3"], "unrecognized"),
         (["--device", "tpu"], "device"),
+        (["--device", "mps"], "not supported"),
         (["--device", "cuda:99"], "not on this machine"),
         (["--device", "cpu:3"], "not supported"),
-        (["--epochs", "9" * 400], "whole number from 1"),
-        (["--compile", "--chunk-size", "64"], "leave out --chunk-size"),
         (["--batch-size", "257", "--chunk-size", "64"], "two images at a time"),
-        (["--chunk-size", "1"], "two images at a time"),
+        (["--chunk-size", "1"], "whole number from 2"),
+        (["--chunk-size", "512"], "larger than --batch-size"),
         (["--freeze-text"], "add --text-encoder plus"),
         (["--text-model", "bert"], "add --text-encoder plus"),
+        (["--text-encoder", "plus", "--text-model", ""], "--text-model is empty"),
         (["--resume", "nowhere"], "nothing to resume in nowhere"),
         (["--resume"], "no unfinished run"),
+        (["--resume", "--preset", "speed"], "leave out --preset"),
         (["--run-name", "../up"], "plain folder name"),
+        (["--run-name", "bad\udcffbyte"], "plain folder name"),
+        (["--run-name", "x" * 300], "plain folder name"),
+        (["--run-name", ""], "plain folder name"),
     ],
 )
 def test_bad_flags_are_one_sentence(flags, message, tmp_path, data_path):
-    with pytest.raises(InputError, match=message):
-        train.main([*flags, "--data-path", str(data_path), "--runs-dir", str(tmp_path / "runs")])
+    with pytest.raises(InputError, match=message) as error:
+        train_here("--data-path", data_path, "--runs-dir", tmp_path / "runs", *flags)
+    assert "\n" not in str(error.value)
     assert not (tmp_path / "runs").exists(), "nothing is left behind"
+
+
+def test_a_wrong_flag_is_refused_before_torch_is_imported():
+    code = "import sys; sys.argv = ['train.py', '--epochs', '0']; import runpy\n"
+    code += "try: runpy.run_path('train.py', run_name='__main__')\n"
+    code += "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "2 False\n"
+    assert done.stderr == "error: argument --epochs: '0' is not a whole number from 1 to 100000 (see --help)\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for CUDA where there is none")
@@ -203,103 +252,142 @@ def test_cuda_without_a_gpu_is_refused():
 
 
 def test_a_runs_folder_that_cannot_be_written(tmp_path, read_only, data_path):
-    done = run_train(*TINY, "--runs-dir", read_only(tmp_path / "file"))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: cannot make the folder")
-    assert done.stderr.count("\n") == 1
+    with pytest.raises(InputError, match="cannot make the folder"):
+        train_here(*TINY, "--runs-dir", read_only(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"cannot make the folder .*y{50}"):
+        train_here(*TINY, "--runs-dir", tmp_path / ("y" * 6000))
 
 
 def test_a_second_run_under_the_same_name_is_refused_and_changes_nothing(trained):
     before = {p.name: p.read_bytes() for p in trained.run.iterdir() if p.is_file()}
     with pytest.raises(InputError, match="there already"):
-        train.main(["--runs-dir", str(trained.runs), "--run-name", "short"])
+        train_here("--runs-dir", trained.runs, "--run-name", "short")
     assert {p.name: p.read_bytes() for p in trained.run.iterdir() if p.is_file()} == before
 
 
-def test_resume_refuses_other_settings_damaged_states_and_running_runs(tmp_path, data_path):
+def test_two_runs_that_take_one_name_at_once(tmp_path):
+    settings, given = read_flags(["--runs-dir", str(tmp_path), "--run-name", "run"])
+    (_, first), (_, second) = settle(settings, given), settle(settings, given)
+    first.begin([], settings, torch.device("cpu"), 5, 3)
+    with pytest.raises(InputError, match=r"another process has just made .*run: choose another --run-name"):
+        second.begin([], settings, torch.device("cpu"), 5, 3)
+
+
+def saved_run(folder, **changes):
+    """A run that was saved at its start, with some of its state changed."""
+    settings, given = read_flags(["--runs-dir", str(folder.parent), "--run-name", folder.name, "--lr", "0.5"])
+    _, run = settle(settings, given)
+    run.begin([], settings, torch.device("cpu"), 214, 3)
+    run.lock.release()
+    state = torch.load(folder / "last.pth", weights_only=True)
+    state["config"] |= changes.pop("config", {})
+    torch.save(state | changes, folder / "last.pth")
+
+
+def test_resume_refuses_other_settings_and_running_runs(tmp_path, data_path):
     run = tmp_path / "run"
-    run.mkdir()
-    (run / "last.pth").write_bytes(b"not a state")
-    with pytest.raises(InputError, match="not a checkpoint"):
-        train.main(["--resume", str(run)])
-    torch.save({"weights": torch.ones(2)}, run / "last.pth")
-    with pytest.raises(InputError, match="not the state of a training run"):
-        train.main(["--resume", str(run)])
-    config = vars(train.build_parser().parse_args(["--lr", "0.5"]))
-    state = {"parts": [], "rng": []} | {"config": config, "epoch": 0, "step": 0}
-    torch.save(state | {"seconds": 0.0, "best": 0.0, "epochs": [], "history": torch.zeros(214, 4)}, run / "last.pth")
+    saved_run(run)
     with pytest.raises(InputError, match=r"--lr 0.5\): leave out --lr"):
-        train.main(["--resume", str(run), "--lr", "0.003"])  # the default, but given
+        train_here("--resume", run, "--lr", "0.003")  # the default, but given
     with pytest.raises(InputError, match="fits another version"):
-        train.main(["--resume", str(run), "--data-path", str(data_path)])
-    held = lock(run)
+        train_here("--resume", "run", "--runs-dir", tmp_path, "--data-path", data_path)
+    held = Run(run)
+    assert held.take_lock()
     with pytest.raises(InputError, match="no unfinished run"):
-        train.main(["--resume", "--runs-dir", str(tmp_path)])
+        train_here("--resume", "--runs-dir", tmp_path)
     with pytest.raises(InputError, match="another process is training"):
-        train.main(["--resume", str(run), "--data-path", str(data_path)])
-    held.close()
+        train_here("--resume", run)
 
 
-@pytest.mark.parametrize("measured", ["the compiled model itself", "its average"])
-def test_a_compiled_run_learns(measured, tmp_path, data_path):
-    try:
-        train.require_compiler()
-    except InputError as error:
-        pytest.skip(str(error))
-    flags = [*TINY, "--blocks", 0, 0, "--pool", "flatten", "--epochs", 1, "--compile"]
-    flags += ["--runs-dir", tmp_path, "--run-name", "run"]
-    if measured == "its average":
-        flags += ["--ema-decay", 0.9]
-    done = run_train(*flags)
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert metrics["test_zero_shot_accuracy"] > 0.7
-    assert CLIP.load(tmp_path / "run" / "best_model.pth").metrics.keys() <= metrics.keys(), "it loads without compiling"
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"config": {"loss": "triplet"}},
+        {"config": {"epochs": "many"}},
+        {"config": {"lr": float("nan")}},
+        {"config": {"width": 10**6}},
+        {"config": {"blocks": [1, 1]}},
+        {"epoch": "one"},
+        {"epoch": 99},
+        {"step": 5000},
+        {"history": torch.zeros(10, 3)},
+        {"history": None},
+        {"epochs": [{}]},
+        {"rng": 7},
+    ],
+)
+def test_a_state_that_cannot_be_is_one_sentence(changes, tmp_path, data_path):
+    saved_run(tmp_path / "run", **changes)
+    with pytest.raises(InputError, match="start a new run") as error:
+        train_here("--resume", tmp_path / "run", "--data-path", data_path)
+    assert "\n" not in str(error.value)
 
 
-def test_compile_without_what_it_needs_is_one_sentence(tmp_path, data_path, monkeypatch):
-    flags = ["--compile", "--data-path", str(data_path), "--runs-dir", str(tmp_path / "runs")]
-    with monkeypatch.context() as patch:
-        patch.setenv("PATH", str(tmp_path))
-        patch.delenv("CXX", raising=False)
-        with pytest.raises(InputError, match="needs a C\\+\\+ compiler"):
-            train.main(flags)
-    monkeypatch.setenv("CXX", "no-such-compiler -m64")
-    with pytest.raises(InputError, match="no-such-compiler -m64 is not here"):
-        train.main(flags)
-    monkeypatch.setenv("CXX", sys.executable)
-    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
-    with pytest.raises(InputError, match="needs Python's headers"):
-        train.main(flags)
-    assert not (tmp_path / "runs").exists()
+def test_a_damaged_newest_run_is_named_and_passed_over(tmp_path, small_mnist):
+    call = TrainingStep.__call__
+    patch = pytest.MonkeyPatch()
+    patch.setattr(TrainingStep, "__call__", lambda self, *a: os.kill(os.getpid(), signal.SIGINT) or call(self, *a))
+    assert train_here(*TINY, "--runs-dir", tmp_path, "--run-name", "good").returncode == 130
+    patch.undo()
+    for name, content in (("junk", b"not a state"), ("poisoned\udcff", b"")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "last.pth").write_bytes(content)
+    done = train_here("--resume", "--runs-dir", tmp_path)
+    assert done.returncode == 0
+    assert "passed over" in done.stderr
+    assert "junk" in done.stderr
+    assert (tmp_path / "good" / "metrics.json").exists()
+
+
+def test_a_folder_without_locks_is_a_warning(tmp_path, monkeypatch):
+    def no_locks(self, *_, **__):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr(run_module.FileLock, "acquire", no_locks)
+    with pytest.warns(UserWarning, match="cannot be locked"):
+        assert Run(tmp_path).take_lock()
+
+
+def test_a_better_model_that_is_replaced_is_told(tmp_path):
+    def publish(name: str, accuracy: float) -> str:
+        model = CLIP(embed_dim=4, width=2)
+        model.metrics = {"val_zero_shot_accuracy": accuracy, "run": name}
+        (tmp_path / name).mkdir()
+        model.save(tmp_path / name / "best_model.pth")
+        return Run(tmp_path / name).publish("val_zero_shot_accuracy")
+
+    assert publish("first", 0.9) == ""
+    assert publish("better", 0.95) == ""
+    told = publish("worse", 0.92)
+    assert "95.00%" in told
+    assert f"cp {tmp_path / 'better' / 'best_model.pth'} {tmp_path / 'best_model.pth'}" in told
+    assert CLIP.load(tmp_path / "best_model.pth").metrics["run"] == "worse", "the newest finished run's"
 
 
 @pytest.mark.parametrize(
     "error", [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
 )
-def test_a_batch_that_does_not_fit_is_one_sentence(error, tmp_path, data_path, monkeypatch):
+@pytest.mark.parametrize("where", ["training.step.TrainingStep.__call__", "train.build_model"])
+def test_what_does_not_fit_is_one_sentence(error, where, tmp_path, small_mnist, monkeypatch):
     def no_room(*_):
         raise error
 
-    monkeypatch.setitem(train.LOSSES, "infonce", no_room)
-    monkeypatch.setattr(train, "cached_backward", no_room)
-    flags = [*map(str, TINY), "--loss", "infonce", "--data-path", str(data_path), "--runs-dir", str(tmp_path)]
+    monkeypatch.setattr(where, no_room)
     with pytest.raises(InputError, match=r"out of memory: .* lower --batch-size, or .* --chunk-size"):
-        train.main(flags)
+        train_here(*TINY, "--runs-dir", tmp_path)
     with pytest.raises(InputError, match=r"out of memory: .* lower --chunk-size$"):
-        train.main([*flags, "--chunk-size", "64", "--run-name", "in-chunks"])
+        train_here(*TINY, "--chunk-size", "64", "--runs-dir", tmp_path, "--run-name", "in-chunks")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="is about waiting for a GPU")
 def test_no_step_waits_for_the_gpu(tmp_path, data_path):
     def waits(batch_size: int) -> int:
-        flags = [*map(str, TINY), "--epochs", "1", "--device", "cuda", "--muon-lr", "0.05", "--ema-decay", "0.9"]
-        flags += ["--batch-size", str(batch_size), "--data-path", str(data_path), "--runs-dir", str(tmp_path)]
+        flags = [*TINY, "--epochs", 1, "--device", "cuda", "--ema-decay", 0.9, "--batch-size", batch_size]
         torch.cuda.set_sync_debug_mode("warn")
         try:
             with warnings.catch_warnings(record=True) as seen:
                 warnings.simplefilter("always")
-                train.main([*flags, "--run-name", f"run-{batch_size}"])
+                train_here(*flags, "--runs-dir", tmp_path, "--run-name", f"run-{batch_size}")
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return sum("synchronizing" in str(warning.message) for warning in seen)
@@ -307,45 +395,8 @@ def test_no_step_waits_for_the_gpu(tmp_path, data_path):
     assert 0 < waits(256) == waits(512), "as many in 214 steps as in 107"
 
 
-def test_presets_change_defaults_and_flags_win(tmp_path):
-    args, _, _ = train.settle_run(["--preset", "speed", "--epochs", "3", "--runs-dir", str(tmp_path)])
-    assert (args.epochs, args.batch_size, args.no_augment) == (3, 448, True)
-    known = vars(train.build_parser().parse_args([]))
-    for preset in train.PRESETS.values():
-        assert preset.keys() <= known.keys()
-
-
-def test_average_of_weights_and_statistics_begins_as_a_mean_and_forgets_at_its_decay():
-    average, first, second = (CLIP(width=2) for _ in range(3))
-    train.update_average(average, first, decay=0.9, step=0)
-    train.update_average(average, second, decay=0.9, step=1)
-    a, b = first.state_dict(), second.state_dict()
-    for name, value in average.state_dict().items():
-        if value.is_floating_point():
-            torch.testing.assert_close(value, (a[name] + b[name]) / 2)
-
-    model = CLIP(width=2)
-    start, state = copy.deepcopy(average.state_dict()), model.state_dict()
-    state["image_encoder.stages.1.running_var"] += 1
-    for step in range(20, 23):
-        train.update_average(average, model, decay=0.9, step=step)
-    for name, value in average.state_dict().items():
-        if value.is_floating_point():
-            torch.testing.assert_close(value, 0.9**3 * start[name] + (1 - 0.9**3) * state[name])
-
-
-def test_the_average_counts_the_steps_of_all_epochs(tmp_path, data_path, monkeypatch):
-    steps = []
-    monkeypatch.setattr(train, "update_average", lambda average, model, decay, step: steps.append(step))
-    flags = [*map(str, TINY), "--batch-size", "500", "--epochs", "2", "--ema-decay", "0.9", "--no-augment"]
-    train.main([*flags, "--data-path", str(data_path), "--runs-dir", str(tmp_path)])
-    assert steps == list(range(2 * (55_000 // 500)))
-
-
-def test_schedule_warms_up_and_ends_near_zero():
-    factors = [warmup_cosine(step, 100, 10) for step in range(100)]
-    assert factors[0] == pytest.approx(0.1)
-    assert max(factors) == factors[9] == 1.0
-    assert factors[-1] < 1e-3
-    assert all(a >= b for a, b in itertools.pairwise(factors[9:]))
-    assert warmup_cosine(0, 1, 0) == 1.0
+def test_the_model_is_that_of_the_settings():
+    settings, _ = read_flags(["--preset", "speed", "--loss", "sigmoid", "--width", "4"])
+    model = train.build_model(settings)
+    assert model.arch == {name: getattr(settings, name, None) for name in model.arch}
+    assert train.build_model(Settings()).arch["image_encoder"] == "residual"

@@ -14,6 +14,7 @@ import warnings
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 from torch.nn.parallel import DistributedDataParallel
@@ -39,7 +40,7 @@ def start() -> None:
 
 def own_device(device: torch.device) -> torch.device:
     """The device of this process: several processes take a GPU each."""
-    if size() == 1 or device.type != "cuda":
+    if world_size() == 1 or device.type != "cuda":
         return device
     local = int(os.environ.get("LOCAL_RANK", rank()))
     if local >= torch.cuda.device_count():
@@ -52,45 +53,55 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def size() -> int:
+def is_main() -> bool:
+    """Whether this is the process that writes and speaks."""
+    return rank() == 0
+
+
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def wrap(model: nn.Module) -> nn.Module:
     """The model to call in training: DDP where there are several processes, else the model itself."""
-    return DistributedDataParallel(model) if size() > 1 else model
+    return DistributedDataParallel(model) if world_size() > 1 else model
 
 
-def share(x: Tensor) -> Tensor:
-    """This process's rows of a batch [B, ...] -> [B / processes, ...]."""
-    return x.chunk(size())[rank()]
+def gather(features: Tensor, total: int) -> Tensor:
+    """Every process's features [share, D] -> [total, D], in the order of `tensor_split`, with gradients.
 
-
-def gather(features: Tensor) -> Tensor:
-    """Every process's features [B / processes, D] -> [B, D], in the order of `share`, with gradients."""
-    if size() == 1:
+    Shares differ by one row where the processes do not divide `total`: the smaller ones travel with a row of zeros.
+    """
+    if world_size() == 1:
         return features
+    shares = [len(part) for part in torch.arange(total).tensor_split(world_size())]
+    padded = F.pad(features, (0, 0, 0, max(shares) - len(features)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # its successor's name is not there in older versions
-        return torch.cat(all_gather(features.contiguous()))
+        parts = all_gather(padded.contiguous())
+    return torch.cat([part[:share] for part, share in zip(parts, shares, strict=True)])
 
 
 def gather_objects(item) -> list:
     """A plain value from each process, in their order."""
-    items = [item] * size()
-    if size() > 1:
+    items = [item] * world_size()
+    if world_size() > 1:
         dist.all_gather_object(items, item)
     return items
 
 
 @contextlib.contextmanager
 def together():
-    """What one process finds wrong within the `with` block ends all of them, with its sentence."""
+    """An error of input or of the file system in one process, within the `with` block, is raised in all of them."""
     wrong = None
     try:
         yield
     except InputError as error:
         wrong = str(error)
+    except OSError as error:
+        wrong = (
+            f"cannot read or write {error.filename or 'a file'}: {error.strerror or error}; free the disk and resume"
+        )
     wrong = next(filter(None, gather_objects(wrong)), None)
     if wrong:
         raise InputError(wrong)
@@ -105,9 +116,10 @@ def stop() -> None:
 
 @contextlib.contextmanager
 def clean_exit():
-    """When another process of torchrun is gone, end with one message and exit code 1; and never look like that oneself.
+    """When another process of torchrun is gone, end with one message and exit code 1.
 
-    A process notices by a collective call that fails, or by the SIGTERM that torchrun then sends to those left.
+    A process notices by a collective call that fails, or by the SIGTERM that torchrun then sends to those left. A
+    process whose own work is done ends in a way that the others cannot take for a crash.
     """
 
     def give_up(reason: str) -> None:
@@ -118,7 +130,8 @@ def clean_exit():
         sys.stderr.flush()
         os._exit(1)  # without the exit handlers, which would wait for the lost process
 
-    if launched():
+    several = launched() and os.environ["WORLD_SIZE"] != "1"
+    if several:  # one process alone saves its state at SIGTERM (run.Interrupt)
         # A thread of its own takes the signal: the main one may be waiting for the GPU or for the lost process, and
         # Python runs no handler until that ends.
         reading, writing = os.pipe()
@@ -142,6 +155,6 @@ def clean_exit():
         sys.stderr.flush()
         os._exit(end.code or 0)
     except RuntimeError as error:
-        if size() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if world_size() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
         give_up(short(error))

@@ -1,11 +1,17 @@
-"""The pictures, as matplotlib figures. Images are uint8 or float [N, 28, 28] on the CPU."""
+"""The pictures, as matplotlib figures. Images are uint8 or float [N, 28, 28] on the CPU.
+
+Digits are shown as the model reads them, bright on black.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib import get_data_path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from my_utils import InputError
@@ -16,7 +22,7 @@ COLOURS = (RIGHT, WRONG, "#009E73", "#CC79A7")
 
 
 def show_digit(axes: Axes, image: Tensor, caption: str = "", colour: str = "black") -> None:
-    axes.imshow(image, cmap="gray_r", vmin=0, vmax=1 if image.is_floating_point() else 255)
+    axes.imshow(image, cmap="gray", vmin=0, vmax=1 if image.is_floating_point() else 255)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(caption, fontsize=9, color=colour)
@@ -49,32 +55,50 @@ def similarity_matrix(
 ) -> Figure:
     """Cosine similarity [N, T] with its values: the T texts along x, the N images along y.
 
-    `images` adds the digits themselves beside their rows.
+    `images` adds the digits themselves beside their rows. Large type and few parts: TensorBoard shows it small, and
+    training waits for it.
     """
     rows, columns = similarity.shape
+    strip = int(images is not None)  # one more column, for the digits
     wide = max(map(len, captions)) > 8
-    figure = Figure(figsize=(0.75 * columns + 2.2, 0.42 * rows + (3.0 if wide else 1.4)), layout="constrained")
+    height = 0.46 * rows + (3.2 if wide else 1.5)
+    figure = Figure(figsize=(0.5 * (columns + strip) + (2.6 if wide else 1.5), height), layout="constrained")
     axes = figure.subplots()
-    low = min(0.0, float(similarity.min()))
-    picture = axes.imshow(similarity, cmap="cividis", aspect="auto", vmin=low, vmax=1)
-    for i in range(rows):
-        for j in range(columns):
-            value = float(similarity[i, j])
-            colour = "black" if value > (low + 1) / 2 else "white"
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
-    axes.set_xticks(range(columns), captions, **({"rotation": 40, "ha": "right"} if wide else {}))
-    axes.set_yticks(range(rows), image_names)
-    axes.set_xlabel("text label")
-    axes.set_ylabel("image index (true digit)")
-    axes.set_title(title)
-    figure.colorbar(picture, ax=axes, label="cosine similarity", fraction=0.05)
-    if images is not None:
-        axes.set_xlim(-1.5, columns - 0.5)  # room for one more column
-        for i, image in enumerate(images):
-            inset = axes.inset_axes((-1.45, i - 0.45, 0.9, 0.9), transform=axes.transData)
-            inset.imshow(image, cmap="gray_r")
-            inset.axis("off")
+    low, high = min(0.0, float(similarity.min())), 1.0
+    axes.imshow(similarity, cmap="cividis", vmin=low, vmax=high)
+    for i, row in enumerate(similarity.tolist()):
+        for j, value in enumerate(row):
+            colour = "black" if value > (low + high) / 2 else "white"
+            style = {"ha": "center", "va": "center", "fontsize": 11, "color": colour}
+            axes.text(j, i, f"{value:.2f}", in_layout=False, **style)  # (they move nothing else)
+    if images is not None:  # one picture of all digits
+        top = 1 if images.is_floating_point() else 255
+        place = (-1.5, -0.5, rows - 0.5, -0.5)  # left, right, bottom, top
+        axes.imshow(images.reshape(-1, images.shape[-1]), cmap="gray", vmin=0, vmax=top, extent=place)
+    axes.set(xlim=(-0.5 - strip, columns - 0.5), ylim=(rows - 0.5, -0.5))
+    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(columns), captions, fontsize=11, **turned)
+    axes.set_yticks(range(rows), image_names, fontsize=11)
+    axes.set_xlabel("text label", fontsize=12)
+    axes.set_ylabel("image index (true digit)", fontsize=12)
+    axes.set_title(f"{title}\ncosine similarity", fontsize=12)
     return figure
+
+
+def word_images(words: Sequence[str], size: int = 28) -> Tensor:
+    """Each word drawn bright on black, as large as it fits -> uint8 [N, size, size]."""
+    path = str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    images = []
+    for word in words:
+        for points in range(size // 2, 3, -1):
+            font = ImageFont.truetype(path, points)
+            left, top, right, bottom = font.getbbox(word, anchor="mm")
+            if max(right - left, bottom - top) <= size:
+                break
+        canvas = Image.new("L", (size, size))
+        ImageDraw.Draw(canvas).text((size / 2, size / 2), word, fill=255, font=font, anchor="mm")
+        images.append(torch.from_numpy(np.array(canvas)))
+    return torch.stack(images)
 
 
 def ranked_images(
@@ -123,7 +147,7 @@ def confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> F
 
 
 def digit_accuracy(digits: Sequence[dict]) -> Figure:
-    """Accuracy of each digit with its 95% interval, as `evaluate.right_of` gives them."""
+    """Accuracy of each digit with its 95% interval, as `sections.right_of` gives them."""
     figure = Figure(figsize=(7.2, 3.8), layout="constrained")
     axes = figure.subplots()
     values = [100 * digit["accuracy"] for digit in digits]
@@ -225,7 +249,7 @@ def open_set(best: dict[str, Tensor], examples: dict[str, Tensor]) -> Figure:
     for axes, (name, images) in zip(
         bottom.subplots(len(examples), 1, squeeze=False).flat, examples.items(), strict=True
     ):
-        axes.imshow(images.permute(1, 0, 2).flatten(1), cmap="gray_r", vmin=0, vmax=255)
+        axes.imshow(images.permute(1, 0, 2).flatten(1), cmap="gray", vmin=0, vmax=255)
         axes.set_title(name, fontsize=9)
         axes.axis("off")
     return figure

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from my_dataset import Split
@@ -37,6 +36,8 @@ LETTER_DEGREES = 10.0  # turned by up to this much
 
 def uci_digits() -> Split:
     """1,797 digits of 13 people, 8x8 with 17 levels (UCI; Alpaydin & Kaynak, 1998), as scikit-learn ships them."""
+    from sklearn.datasets import load_digits  # scikit-learn takes a second to import
+
     data = load_digits()
     small = torch.from_numpy(data.images).float()[:, None] / 16
     smooth = F.interpolate(small, scale_factor=8, mode="bicubic").clamp(0, 1)[:, 0]  # [N, 64, 64]

@@ -1,10 +1,43 @@
-"""The sentences of the `plus` text encoder: {word} stands for zero ... nine, {numeral} for 0 ... 9."""
+"""What is said of an image: the words, the templates, and the drawing of a caption for each image of a batch.
 
-from text_encoder import DIGIT_WORDS
+In a template {word} stands for zero ... nine and {numeral} for 0 ... 9.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+class Texts(NamedTuple):
+    """B texts as places in a list: text b is `sentences[index[b]]`. A long list is then read by a model only once."""
+
+    sentences: tuple[str, ...]
+    index: Tensor  # int64 [B]
+
+    def strings(self) -> list[str]:
+        return [self.sentences[i] for i in self.index.tolist()]
 
 
 def fill(template: str, digit: int) -> str:
-    return template.format(word=DIGIT_WORDS[digit], numeral=digit)
+    sentence = template.format(word=DIGIT_WORDS[digit], numeral=digit)
+    return re.sub(r"\b([Aa]) (?=eight|8)", r"\1n ", sentence)  # an eight
+
+
+def all_sentences(templates: Sequence[str]) -> tuple[str, ...]:
+    """Every template filled with every digit: that of digit d and template t stands at d * len(templates) + t."""
+    return tuple(fill(template, digit) for digit in range(10) for template in templates)
+
+
+def draw_texts(digits: Tensor, sentences: tuple[str, ...]) -> Texts:
+    """For each digit [B] one of its sentences, at random; `sentences` as `all_sentences` gives them."""
+    templates = len(sentences) // 10
+    drawn = torch.randint(templates, digits.shape, device=digits.device) if templates > 1 else 0
+    return Texts(sentences, digits * templates + drawn)
 
 
 TRAIN_TEMPLATES = (
@@ -62,7 +95,10 @@ HELD_OUT_TEMPLATES = (
     "a black and white image of a {numeral}",
 )
 
-BARE_TEMPLATES = ("{word}", "{numeral}")  # not trained on either
+BARE_TEMPLATES = ("{word}", "{numeral}")  # not trained on either by `plus`
+
+# What each text encoder is trained on, and what stands for a digit when images are classified by caption.
+TEMPLATES = {"table": ("{word}",), "plus": TRAIN_TEMPLATES}
 
 # No digit in any of them, and none is trained on: an image should be far from all.
 OTHER_SENTENCES = (

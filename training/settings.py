@@ -1,0 +1,212 @@
+"""Every option once: its default, help and bounds. Flags, checkpoints and --resume all read them here.
+
+Imports no torch, so that a wrong flag is refused at once.
+"""
+
+import argparse
+import functools
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from my_utils import ArgumentParser, InputError, number
+
+TEXT_MODEL = "albert-base-v2"
+
+
+def option(default, help: str, **checks):
+    """A field that becomes a flag. `checks`: `low`, `high` and `low_ok` of a number, `choices`, `type` where the
+    default is None, `short` for a flag that may stand without a value."""
+    return field(default=default, metadata={"help": help, **checks})
+
+
+@dataclass
+class Settings:
+    # model
+    image_encoder: str = option("residual", "the CNN: residual, or fast and small", choices=("residual", "fast"))
+    embed_dim: int = option(64, "dimensions of the shared space", low=2, high=4096)
+    width: int = option(16, "channels of the CNN's first stage", low=1, high=256)
+    init_temperature: float = option(0.07, "temperature of the logits at the start", low=0.01, high=10)
+    text_encoder: str = option("table", "table: ten captions; plus: sentences", choices=("table", "plus"))
+    text_model: str = option(TEXT_MODEL, "plus: the language model, a Hugging Face name or a folder")
+    freeze_text: bool = option(False, "plus: keep the language model as it is")
+    # loss and optimisation
+    loss: str = option(
+        "multi_positive",
+        "contrastive loss",
+        choices=("multi_positive", "infonce", "infonce_distinct", "sigmoid"),
+    )
+    epochs: int = option(6, "passes over the 55,000 training images", low=1, high=100_000)
+    batch_size: int = option(256, "image-text pairs a step", low=2, high=60_000)
+    chunk_size: int | None = option(
+        None,
+        "images a pass through the CNN, for a batch that does not fit (GradCache); None: the whole batch",
+        type=int,
+        low=2,
+        high=60_000,
+    )
+    lr: float = option(3e-3, "peak learning rate of AdamW", low=0, low_ok=False)
+    muon_lr: float = option(0.05, "peak learning rate of Muon for the CNN's kernels; 0: AdamW for all", low=0)
+    muon_momentum: float = option(0.7, "Nesterov momentum of Muon", low=0, high=0.999)
+    ema_decay: float = option(
+        0.0, "measure and keep a moving average of the weights with this decay a step; 0: none", low=0, high=0.99999
+    )
+    no_augment: bool = option(False, "train on the images as they are")
+    seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31)
+    # machine
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = option(
+        "auto",
+        "auto: bf16 on GPUs that compute in it, else fp32; fp32 is whole float32 on a GPU too, without TF32",
+        choices=("auto", "fp32", "bf16"),
+    )
+    # files
+    data_path: str = option("MINIST_CLIP", "folder of MNIST; fetched when it is not there")
+    runs_dir: str = option("runs", "folder that gets a folder for this run")
+    run_name: str | None = option(None, "name of the run's folder; None: time, loss and seed", type=str)
+    resume: str | None = option(
+        None,
+        "go on with an unfinished run, by its name or folder, with its own settings; without a name: the newest",
+        type=str,
+        short="newest",
+    )
+
+    def record(self) -> dict:
+        """Plain values, for config.json and checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: dict, source: str) -> "Settings":
+        """Undo `record`. Raises InputError when it is another version's, or holds what no flag would take."""
+        known = {one.name: one for one in fields(cls)}
+        if not isinstance(record, dict) or record.keys() != known.keys():
+            raise InputError(f"{source} has the settings of another version of this program: start a new run")
+        for name, value in record.items():
+            if value == known[name].default and type(value) is type(known[name].default):
+                continue
+            kind = _kind(known[name])
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise InputError(f"{source} holds {name} {value!r}: start a new run")
+            if kind is not bool:
+                try:
+                    _check(known[name], str(value))
+                except (argparse.ArgumentTypeError, InputError):
+                    raise InputError(f"{source} holds {name} {value!r}: start a new run") from None
+        return cls(**record)
+
+
+# What --preset changes; flags that are given win over it.
+PRESETS = {
+    "default": {},
+    # A wider CNN for longer; the weights' moving average evens out what the last steps happened to see.
+    "accuracy": {"epochs": 30, "width": 32, "ema_decay": 0.998},
+    # No border, little of the CNN at full resolution, one epoch without augmentation.
+    "speed": {
+        "image_encoder": "fast",
+        "embed_dim": 32,
+        "width": 32,
+        "init_temperature": 0.2,
+        "epochs": 1,
+        "batch_size": 448,
+        "lr": 1e-2,
+        "muon_lr": 0.12,
+        "muon_momentum": 0.65,
+        "no_augment": True,
+    },
+}
+WHERE = ("device", "data_path", "runs_dir", "run_name", "resume")  # where a run happens; these change no result
+
+
+def read_flags(argv: list[str]) -> tuple[Settings, dict]:
+    """Flags -> the settings, and those that were given, by name. Raises InputError for what cannot be."""
+    parser = _parser()
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    preset = given.pop("preset", "default")
+    settings = Settings(**PRESETS[preset] | given)
+    if settings.resume is None:
+        _check_together(settings, given)
+    elif preset != "default":
+        raise InputError("--resume goes on with the run's own settings: leave out --preset")
+    return settings, given
+
+
+def _check_together(s: Settings, given: dict) -> None:
+    """Flags that have no effect beside each other."""
+    if s.text_encoder == "table" and given.keys() & {"freeze_text", "text_model"}:
+        raise InputError("--text-model and --freeze-text are for sentences: add --text-encoder plus")
+    if "muon_momentum" in given and not s.muon_lr:
+        raise InputError("--muon-momentum is Muon's: give --muon-lr too, above 0, or leave it out")
+    if s.chunk_size and s.chunk_size > s.batch_size:
+        raise InputError(f"--chunk-size {s.chunk_size} is larger than --batch-size {s.batch_size}: make it smaller")
+    if not s.text_model.strip():
+        raise InputError("--text-model is empty: name a language model or its folder")
+    if s.run_name is not None:
+        check_run_name(s.run_name)
+
+
+def check_run_name(name: str) -> None:
+    """Raises InputError unless it is the name of one folder, on any file system."""
+    printable = name.isprintable() and not set(name) & set('/\\:*?"<>|')
+    if not printable or name != name.strip() or name in ("", ".", "..") or len(name.encode("utf-8", "replace")) > 200:
+        shown = name if len(name) < 60 else name[:57] + "..."
+        raise InputError(f"--run-name {shown!a} is not a plain folder name: use letters, digits, - and _, 200 at most")
+
+
+def _kind(one) -> type:
+    return one.metadata.get("type") or type(one.default)
+
+
+def _check(one, text: str):
+    """A flag's text -> its value. Raises argparse.ArgumentTypeError or InputError."""
+    checks, kind = one.metadata, _kind(one)
+    if kind in (int, float):
+        return number(kind, checks["low"], checks.get("high", math.inf), checks.get("low_ok", True))(text)
+    if "choices" in checks and text not in checks["choices"]:
+        raise InputError(f"{one.name} {text!r} is none of {', '.join(checks['choices'])}")
+    return text
+
+
+def _parser() -> ArgumentParser:
+    """The flags of `Settings`; one that is not given is None."""
+    changes = "\n".join(
+        f"  {name:10}" + (" ".join(f"{_flag(k)} {v}".replace(" True", "") for k, v in preset.items()) or "the defaults")
+        for name, preset in PRESETS.items()
+    )
+    parser = ArgumentParser(
+        prog="train.py",
+        description="Train a small CLIP on MNIST.",
+        epilog=f"what each preset sets:\n{changes}\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="settings that go together (see below)")
+    for one in fields(Settings):
+        checks, kind = one.metadata, _kind(one)
+        text = checks["help"].replace("%", "%%") + ("" if one.default is False else f" (default: {one.default})")
+        if kind is bool:
+            parser.add_argument(_flag(one.name), action="store_true", default=None, help=text)
+        elif "choices" in checks:
+            parser.add_argument(_flag(one.name), choices=checks["choices"], help=text)
+        else:
+            more = {"nargs": "?", "const": checks["short"]} if "short" in checks else {}
+            more |= {"type": functools.partial(_check, one), "metavar": kind.__name__.upper()}
+            parser.add_argument(_flag(one.name), help=text, **more)
+    return parser
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def resumed(settings: Settings, given: dict, record: dict, run: Path) -> Settings:
+    """The settings of a run that goes on: its own; only where it runs may change."""
+    own = Settings.from_record(record, str(run / "last.pth"))
+    for name, value in given.items():
+        if name in ("device", "data_path"):
+            setattr(own, name, value)
+        elif name not in WHERE and value != getattr(own, name):
+            raise InputError(
+                f"--resume goes on with the run's own settings ({_flag(name)} {getattr(own, name)}): leave out"
+                f" {_flag(name)}"
+            )
+    own.runs_dir, own.run_name, own.resume = str(run.parent), run.name, None
+    return own
