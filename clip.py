@@ -6,6 +6,7 @@ logits_per_image = model(images, ["seven", "2"]).logits_per_image
 
 import io
 import math
+import os
 import warnings
 import zipfile
 from pathlib import Path
@@ -63,15 +64,14 @@ class CLIP(nn.Module):
         fetch: bool = True,
     ):
         super().__init__()
-        if image_encoder not in IMAGE_ENCODERS or text_encoder not in ("table", "plus"):
-            raise InputError(
-                f"there is no image encoder {image_encoder!r} beside text encoder {text_encoder!r}: choose"
-                f" {' or '.join(IMAGE_ENCODERS)}, and table or plus"
-            )
+        if image_encoder not in IMAGE_ENCODERS:
+            raise InputError(f"there is no image encoder {image_encoder!r}: choose {' or '.join(IMAGE_ENCODERS)}")
+        if text_encoder not in ("table", "plus"):
+            raise InputError(f"there is no text encoder {text_encoder!r}: choose table or plus")
         if not all(isinstance(size, int) and size > 0 for size in (embed_dim, width)):
             raise InputError(f"embed_dim and width must be whole numbers above 0, not {embed_dim!r} and {width!r}")
-        if not init_temperature > 0:
-            raise InputError(f"init_temperature must be above 0, not {init_temperature!r}")
+        if not isinstance(init_temperature, int | float) or not 0 < init_temperature < math.inf:
+            raise InputError(f"init_temperature must be a number above 0, not {init_temperature!r}")
         self.loss_function = pick_loss(loss)
         # What rebuilds the model. A language model's folder is kept whole, so that it is found from anywhere.
         self.arch = {"embed_dim": embed_dim, "image_encoder": image_encoder, "width": width}
@@ -86,8 +86,9 @@ class CLIP(nn.Module):
         else:
             from text_encoder_plus import TextEncoderPlus  # transformers takes seconds to import
 
-            if text_model and Path(text_model).is_dir():
-                text_model = str(Path(text_model).resolve())
+            if not text_model or not str(text_model).strip():
+                raise InputError("text_model is empty: name a language model or its folder")
+            text_model = str(Path(text_model).resolve()) if os.path.isdir(text_model) else str(text_model)
             self.arch |= {"text_model": text_model, "freeze_text": freeze_text}
             self.towers["text"] = TextEncoderPlus(embed_dim, text_model, freeze_text, fetch)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / init_temperature)))
@@ -152,8 +153,10 @@ class CLIP(nn.Module):
                 images = torch.from_numpy(array.astype(np.uint8 if array.dtype == np.uint8 else np.float32))
                 if array.dtype.kind not in "uf":
                     raise TypeError
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, RuntimeError):
                 raise InputError("images must be one array of uint8 or float pixels, all of one size") from None
+        if images.layout != torch.strided or images.is_meta or images.is_nested:
+            raise InputError("images must be a plain tensor with values, not a sparse, nested or meta tensor")
         shape = tuple(images.shape)
         if shape == (28, 28):
             images = images[None, None]
@@ -163,8 +166,6 @@ class CLIP(nn.Module):
             raise InputError(f"images must be [B, 28, 28] or [B, 1, 28, 28], not {list(shape)}: resize to grey 28x28")
         if images.dtype not in (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64):
             raise InputError(f"images must be uint8 (0..255) or float (0..1), not {images.dtype}")
-        if images.layout != torch.strided or images.is_meta:
-            raise InputError("images must be a plain tensor with values, not a sparse or a meta tensor")
         images = images.to(self.logit_scale.device, non_blocking=True)
         is_bytes, dtype = images.dtype == torch.uint8, self.logit_scale.dtype
         images = images.to(dtype) / 255 if is_bytes else images.to(dtype)
@@ -174,7 +175,7 @@ class CLIP(nn.Module):
             raise InputError("float images must lie in [0, 1]: divide by 255, or pass uint8")
         if ((images > 0.5).float().mean(dim=(1, 2, 3)) > 0.5).any():
             warnings.warn(
-                "most of an image is bright, but digits are bright on black here: pass 1 - image, or 255 - image of bytes",
+                "most of an image is bright, but digits are bright on black here: pass 1 - image, or 255 - bytes",
                 stacklevel=3,
             )
         return images
@@ -226,7 +227,8 @@ class CLIP(nn.Module):
             if isinstance(error, InputError):
                 raise InputError(f"{path}: {error}") from None
             raise InputError(f"{path} holds another architecture than this version builds: {short(error)}") from None
-        bad = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+        values = [*model.named_parameters(), *model.named_buffers()]  # batch norm's statistics too
+        bad = [name for name, value in values if not value.isfinite().all()]
         if bad:
             raise InputError(f"{path} holds weights that are not finite ({bad[0]}): train it again")
         model.config, model.metrics = config, metrics

@@ -24,8 +24,8 @@ class InputError(ValueError):
     """Something a person gave was wrong; the message says what, and what to do. Programs exit with code 2."""
 
 
-def short(error: Exception) -> str:
-    """A library's error as one line that fits into a sentence."""
+def short(error) -> str:
+    """A library's error, or a long path, as one line that fits into a sentence."""
     text = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
     return text if len(text) <= 160 else text[:157] + "..."
 
@@ -120,9 +120,9 @@ def atomic_write(path: str | Path, content: bytes) -> None:
 
     Raises InputError when it cannot be written (no permission, disk full); the old file then stays.
     """
-    if not str(path):
-        raise InputError("the name of the file to write is empty: give one, such as model.pth")
     path = Path(path)
+    if not path.name:
+        raise InputError(f"{str(path)!r} names no file to write: give one, such as model.pth")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -169,7 +169,7 @@ def pick_device(name: str):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cpu" and (reason := why_no_cuda()):
-            print(f"training on the CPU, although an NVIDIA GPU is here: {reason}", file=sys.stderr)
+            print(f"computing on the CPU, although an NVIDIA GPU is here: {reason}", file=sys.stderr)
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -6,9 +6,9 @@ arXiv 1909.11942.
 """
 
 import hashlib
+import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from huggingface_hub import model_info
@@ -60,7 +60,7 @@ class TextEncoderPlus(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         if self.frozen:
-            return self.projection(rows)  # [B, embed_dim]
+            return self.projection(rows.to(self.projection[1].weight.dtype))  # [B, embed_dim]
         distinct, place = rows.unique(dim=0, return_inverse=True)  # the language model reads each text once
         # As float32, for what indexes the rows: backwards a row sums over all its copies, too many for bf16.
         return self.projection(self.run(self.language_model, distinct)).float()[place]  # [B, embed_dim]
@@ -141,7 +141,7 @@ def load_language_model(name: str, fetch: bool = True) -> tuple:
         except Exception as error:  # whatever the library raises for a missing or damaged model
             if isinstance(error, InputError):
                 raise
-            if Path(name).is_dir():
+            if os.path.isdir(name):
                 raise InputError(
                     f"the folder {name} holds no usable language model: {short(error)} (config.json, tokenizer.json and"
                     " model.safetensors are needed)"

@@ -62,8 +62,7 @@ def train(settings: Settings, given: dict) -> int:
         if is_main:
             load_mnist("val", settings.data_path)  # the first process fetches for all
     templates = TEMPLATES[settings.text_encoder]
-    augment = not settings.no_augment
-    pairs = MNISTPairs("train", settings.data_path, device, templates, augment, distinct)
+    pairs = MNISTPairs("train", settings.data_path, device, templates, distinct=distinct)
     val_split = load_mnist("val", settings.data_path, device)
     check_batch(settings, pairs, world_size)
     steps = len(pairs) // settings.batch_size  # an epoch
@@ -94,6 +93,7 @@ def train(settings: Settings, given: dict) -> int:
     ):
         while state["epoch"] < settings.epochs:
             epoch, skip, history = state["epoch"], state["step"], state["history"]
+            pairs.augment = not settings.no_augment and epoch + 1 < settings.epochs  # the last one: as they are
             batches = pairs.epoch(
                 settings.batch_size, settings.seed, epoch, skip, share=(distributed.rank(), world_size)
             )

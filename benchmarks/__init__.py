@@ -1,3 +1,3 @@
-"""The scripts behind every figure of the documents: `python -m benchmarks.NAME` from the repository's root."""
+"""Every script behind a figure of the documents: `python -m benchmarks.NAME`."""
 
-import my_utils  # noqa: F401  before torch, in every benchmark: it says how OpenMP's threads wait
+import my_utils  # noqa: F401  before torch: it says how OpenMP waits

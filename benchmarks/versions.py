@@ -45,7 +45,7 @@ def main() -> None:
             run = Path(runs) / f"{side}-seed{seed}"
             metrics[side].append(train_in(folder, run, [*shlex.split(flags), "--seed", str(seed)], args.data_path))
             if len(metrics["old"]) == len(metrics["new"]):
-                result = compare(args.seeds, sides, metrics)
+                result = {"command": command_of(args)} | compare(args.seeds, sides, metrics)
                 write_result(f"versions-{args.name}", result)
 
     for side in sides:
@@ -53,6 +53,12 @@ def main() -> None:
         accuracies = (f"{which} {row[f'{which}_zero_shot_accuracy']['mean']:.2%}" for which in ("val", "test"))
         print(f"{side} {row['commit']}: {row['median_seconds']:.2f} s, {', '.join(accuracies)}  ({row['command']})")
     print(f"new to old: {result['new_to_old']:.3f} of the seconds, {len(args.seeds)} seeds, {result['device']}")
+
+
+def command_of(args) -> str:
+    """The command, without where the older checkout happened to lie."""
+    told = ["--name", args.name, "--old", "FOLDER", "--old-flags", args.old_flags, "--flags", args.flags]
+    return shlex.join(["python", "-m", "benchmarks.versions", *told, "--seeds", *map(str, args.seeds)])
 
 
 def train_in(folder: Path, run: Path, flags: list[str], data_path: Path) -> dict:

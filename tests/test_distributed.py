@@ -8,37 +8,71 @@ import time
 import pytest
 import torch
 
-import distributed
+from captions import TEMPLATES, all_sentences, draw_texts
 from clip import CLIP
-from conftest import ROOT, run_train
-from grad_cache import cached_backward
+from conftest import ROOT, TINY, train_here
 from losses import LOSSES
-from my_dataset import DATA_PATH
+from my_dataset import Batch
 from my_utils import InputError
+from training import distributed
+from training.optimizers import make_optimizers
+from training.settings import Settings
+from training.step import TrainingStep
 
+SENTENCES = all_sentences(TEMPLATES["table"])
+
+# Two processes: the loss and the gradients of a batch for each case, then runs that end early in several ways.
 WORKER = """
-import sys, torch
-import distributed
+import sys
+import my_utils
+import torch
+import train
+from captions import Texts
 from clip import CLIP
-from losses import LOSSES
+from my_dataset import Batch
+from training import distributed, step
+from training.run import Run
+from training.settings import read_flags
+from training.step import TrainingStep
+
+step.GRAD_CLIP = 1e30
+
+
+def gradients(case):
+    model = CLIP(**case["arch"])
+    model.load_state_dict(case["model"])
+    for module in model.train().modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.eval()  # a batch norm's own statistics are of one process's share
+    rank, world_size = distributed.rank(), distributed.world_size()
+    images, texts = (x.tensor_split(world_size)[rank] for x in (case["images"], case["captions"]))
+    one = TrainingStep(model, [])
+    loss, _, _ = one(Batch(images, Texts(tuple(case["sentences"]), texts), case["captions"]))
+    return {"loss": loss, "gradients": {name: p.grad for name, p in model.named_parameters()}}
+
+
+def ended(flags, save=None):
+    if save:
+        Run.save = save
+    try:
+        return f"code {train.main(*read_flags(flags))}"
+    except (my_utils.InputError, SystemExit) as end:
+        return f"{type(end).__name__}: {end}"
+
+
+def full_disk(run):
+    with distributed.together():
+        if distributed.is_main():
+            raise OSError(28, "No space left on device", "last.pth")
 
 
 def main():
     distributed.start()
     inputs = torch.load(sys.argv[1], weights_only=True)
-    model = CLIP(**inputs["arch"])
-    model.load_state_dict(inputs["model"])
-    for module in model.train().modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.eval()  # a batch norm's own statistics are of one process's share
-    net = distributed.wrap(model)
-    logits, _ = net(distributed.share(inputs["images"]), distributed.share(inputs["labels"]))
-    loss = LOSSES[inputs["loss"]](logits, inputs["labels"])
-    loss.backward()
-    torch.save(
-        {"loss": loss.detach(), "gradients": {name: p.grad for name, p in model.named_parameters()}},
-        f"{sys.argv[2]}-{distributed.rank()}",
-    )
+    results = [gradients(case) for case in inputs["cases"]]
+    ends = [ended(flags) for flags in inputs["runs"]]
+    ends.append(ended(inputs["runs"][-1][:-1] + ["disk"], full_disk))
+    torch.save({"results": results, "ends": ends}, f"{sys.argv[2]}-{distributed.rank()}")
     distributed.stop()
 
 
@@ -56,10 +90,11 @@ def torchrun(*arguments, **options) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def batch(size: int, loss: str) -> tuple[CLIP, torch.Tensor, torch.Tensor]:
+def pairs(size: int, loss: str) -> tuple[CLIP, Batch]:
     torch.manual_seed(0)
-    model = CLIP(8, 2, init_logit_bias=-1.0 if loss == "sigmoid" else None).train()
-    return model, torch.rand(size, 1, 28, 28), torch.randint(10, (size,))
+    model = CLIP(8, width=2, loss=loss, init_logit_bias=-1.0 if loss == "sigmoid" else None).train()
+    images, digits = torch.rand(size, 1, 28, 28) / 2, torch.randint(10, (size,))
+    return model, Batch(images, draw_texts(digits, SENTENCES), digits)
 
 
 def freeze_statistics(model: CLIP) -> None:
@@ -68,98 +103,137 @@ def freeze_statistics(model: CLIP) -> None:
             module.eval()
 
 
-def plain_step(model, images, labels, loss) -> tuple[torch.Tensor, dict]:
-    model.zero_grad()
-    value = LOSSES[loss](model(images, labels)[0], labels)
-    value.backward()
-    return value.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+def step_of(model: CLIP, batch: Batch, **options) -> tuple[torch.Tensor, dict]:
+    """A training step without an optimizer: its loss, and the gradients that it leaves."""
+    loss, _, _ = TrainingStep(model, [], **options)(batch)
+    return loss, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("loss", ["multi_positive", "sigmoid"])
-def test_two_processes_have_the_loss_and_gradient_of_one(loss, tmp_path):
-    model, images, labels = batch(24, loss)
-    inputs = {"arch": model.arch, "model": model.state_dict(), "images": images, "labels": labels, "loss": loss}
-    torch.save(inputs, tmp_path / "inputs")
+@pytest.fixture(autouse=True)
+def no_clipping(monkeypatch):
+    monkeypatch.setattr("training.step.GRAD_CLIP", 1e30)
+
+
+def test_two_processes_have_the_loss_and_gradient_of_one_and_end_together(tmp_path, data_path):
+    cases = []
+    for loss, size in (("multi_positive", 24), ("sigmoid", 24), ("multi_positive", 25)):  # 25: shares of 13 and 12
+        model, batch = pairs(size, loss)
+        case = {"arch": model.arch, "model": model.state_dict(), "images": batch.images, "captions": batch.captions}
+        cases.append(case | {"sentences": list(SENTENCES)})
+    (tmp_path / "file").write_text("not a folder")
+    flags = [str(flag) for flag in TINY]
+    runs = [
+        [*flags, "--runs-dir", str(tmp_path / "file" / "below"), "--run-name", "run"],
+        [*flags, "--chunk-size", "64", "--runs-dir", str(tmp_path), "--run-name", "chunked"],
+        [*flags, "--lr", "1e30", "--runs-dir", str(tmp_path), "--run-name", "wild"],
+    ]
+    torch.save({"cases": cases, "runs": runs}, tmp_path / "inputs")
     (tmp_path / "worker.py").write_text(WORKER)
     job = torchrun(tmp_path / "worker.py", tmp_path / "inputs", tmp_path / "out")
-    _, errors = job.communicate(timeout=120)
+    _, errors = job.communicate(timeout=200)
     assert job.returncode == 0, errors
-    freeze_statistics(model)
-    value, gradients = plain_step(model, images, labels, loss)
-    for rank in range(2):
-        result = torch.load(tmp_path / f"out-{rank}", weights_only=True)
-        torch.testing.assert_close(result["loss"], value)
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(result["gradients"][name], gradient, atol=1e-6, rtol=1e-4)
+
+    results = [torch.load(tmp_path / f"out-{rank}", weights_only=True) for rank in range(2)]
+    for i, case in enumerate(cases):
+        model, batch = pairs(len(case["images"]), case["arch"]["loss"])
+        freeze_statistics(model)
+        value, gradients = step_of(model, batch)
+        for result in results:
+            torch.testing.assert_close(result["results"][i]["loss"], value)
+            for name, gradient in gradients.items():
+                torch.testing.assert_close(result["results"][i]["gradients"][name], gradient, atol=1e-6, rtol=1e-4)
+    for result in results:  # what one process finds wrong is everyone's sentence
+        folder, chunks, diverged, disk = result["ends"]
+        assert folder.startswith("InputError: cannot make the folder")
+        assert chunks.startswith("InputError: several processes go without --chunk-size")
+        assert diverged.startswith("SystemExit: error: training diverged at epoch 1")
+        assert disk.startswith("InputError: cannot read or write last.pth: No space left on device")
+    assert (tmp_path / "wild" / "diverged.txt").exists()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("chunk_size", [5, 24])
+@pytest.mark.parametrize("chunk_size", [5, 30])
 def test_cached_gradients_equal_the_plain_step(loss, chunk_size):
-    model, images, labels = batch(24, loss)
-    if chunk_size < 24:
+    model, batch = pairs(30, loss)
+    if chunk_size < 30:
         freeze_statistics(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    value, gradients = plain_step(model, images, labels, loss)
+    value, gradients = step_of(model, batch)
     after = model.state_dict()
     running = {name: after[name].clone() for name in before if "running" in name}
     model.load_state_dict(before)
-    model.zero_grad()
-    torch.testing.assert_close(cached_backward(model, images, labels, loss, chunk_size), value)
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4)
+    cached, cached_gradients = step_of(model, batch, chunk_size=chunk_size)
+    torch.testing.assert_close(cached, value)
+    for name, gradient in cached_gradients.items():
+        torch.testing.assert_close(gradient, gradients[name], atol=1e-6, rtol=1e-4)
     for name, statistics in running.items():
         torch.testing.assert_close(model.state_dict()[name], statistics)
 
 
 def test_cached_gradients_in_bf16_equal_those_of_the_plain_step_in_bf16():
-    model, images, labels = batch(24, "multi_positive")
+    model, batch = pairs(24, "multi_positive")
     freeze_statistics(model)
-    with torch.autocast("cpu", torch.bfloat16):
-        logits, _ = model(images, labels)
-    value = LOSSES["multi_positive"](logits, labels)
-    value.backward()
-    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
-    model.zero_grad()
-    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
-        cached = cached_backward(model, images, labels, "multi_positive", 5)
-    torch.testing.assert_close(cached, value.detach(), atol=1e-3, rtol=1e-3)
-    for name, parameter in model.named_parameters():
-        difference = (parameter.grad - gradients[name]).norm() / gradients[name].norm()
+    value, gradients = step_of(model, batch, bf16=True)
+    cached, cached_gradients = step_of(model, batch, bf16=True, chunk_size=5)
+    torch.testing.assert_close(cached, value, atol=1e-3, rtol=1e-3)
+    for name, gradient in cached_gradients.items():
+        difference = (gradient - gradients[name]).norm() / gradients[name].norm()
         assert difference < 0.01, name
 
 
 def test_chunks_move_the_running_statistics_once():
-    model, images, labels = batch(24, "multi_positive")
+    model, batch = pairs(24, "multi_positive")
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for chunk in images.split(8):
+    for chunk in batch.images.split(8):
         model.encode_image(chunk)
     expected = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
     model.load_state_dict(before)
-    cached_backward(model, images, labels, "multi_positive", 8)
+    step_of(model, batch, chunk_size=8)
     for name, statistics in expected.items():
         torch.testing.assert_close(model.state_dict()[name], statistics)
 
 
-FLAGS = ["--width", 4, "--stem-pool", "--embed-dim", 8, "--batch-size", 512, "--device", "cpu"]
-FLAGS += ["--data-path", ROOT / DATA_PATH]
+@pytest.mark.parametrize("chunk_size", [None, 8])
+def test_the_step_learns_and_tells_its_columns(chunk_size):
+    model, batch = pairs(16, "multi_positive")
+    step = TrainingStep(model, make_optimizers(model, Settings()), chunk_size=chunk_size)
+    values = torch.stack([step(batch) for _ in range(30)])
+    assert values[-1, 0] < values[0, 0]
+    assert values[-1, 2] == pytest.approx(1 / model.logit_scale.exp().item())
 
 
-def finished(job: subprocess.Popen, runs) -> dict:
-    output, errors = job.communicate(timeout=200)
-    assert job.returncode == 0, errors
-    assert output.count("zero_shot_accuracy") == 1, "only one process speaks"
-    return json.loads((runs / "run" / "metrics.json").read_text())
+def test_a_large_batch_trains_in_chunks(tmp_path, data_path):
+    flags = [*TINY, "--batch-size", 4096, "--chunk-size", 512, "--epochs", 1]
+    assert train_here(*flags, "--runs-dir", tmp_path, "--run-name", "run").returncode == 0
+    history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
+    assert 0 < history[0]["excess_loss"] < history[0]["loss"]
 
 
-def test_torchrun_survives_a_death_and_goes_on(tmp_path, data_path):
-    runs = tmp_path / "runs"
-    job = torchrun("train.py", *FLAGS, "--epochs", 2, "--runs-dir", runs, "--run-name", "run")
+def wait_for(condition, job) -> None:
     deadline = time.monotonic() + 120
-    while not (runs / "run" / "best_model.pth").exists():  # the end of the first epoch
+    while not condition():
         assert job.poll() is None, job.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.02)
+
+
+def test_torchrun_stops_at_ctrl_c_survives_a_death_and_goes_on(tmp_path, data_path, tiny_albert):
+    """With a language model that learns, and a batch that two processes cannot share evenly."""
+    runs, run = tmp_path / "runs", tmp_path / "runs" / "run"
+    flags = [*TINY, "--epochs", 3, "--batch-size", 513, "--text-encoder", "plus", "--text-model", tiny_albert]
+    job = torchrun("train.py", *flags, "--runs-dir", runs, "--run-name", "run")
+    wait_for((run / "best_model.pth").exists, job)  # the end of the first epoch
+    time.sleep(0.2)
+    job.send_signal(signal.SIGINT)  # in the middle of the second: they stop together, at its end
+    output, errors = job.communicate(timeout=120)
+    assert "everything is saved" in output, errors
+    state = torch.load(run / "last.pth", weights_only=True)
+    assert 1 <= state["epoch"] < 3
+    assert state["step"] == 0
+
+    before = len(list(run.glob("events*")))
+    job = torchrun("train.py", "--resume", "--runs-dir", runs)
+    wait_for(lambda: len(list(run.glob("events*"))) > before, job)  # it has begun
     children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[0]), signal.SIGKILL)
     _, errors = job.communicate(timeout=120)
@@ -167,16 +241,21 @@ def test_torchrun_survives_a_death_and_goes_on(tmp_path, data_path):
     assert "error: another process of this run has ended" in errors
     assert not (runs / "best_model.pth").exists()
 
-    metrics = finished(torchrun("train.py", "--resume", "--runs-dir", runs), runs)
-    assert [record["epoch"] for record in metrics["history"]] == [1, 2]
-    assert metrics["test_zero_shot_accuracy"] > 0.5
-    assert metrics["processes"] == 2
-    assert len(list((runs / "run").glob("events*"))) == 2, "one for each start, from the first process"
+    job = torchrun("train.py", "--resume", "--runs-dir", runs)
+    output, errors = job.communicate(timeout=200)
+    assert job.returncode == 0, errors
+    assert output.count("zero_shot_accuracy") == 1, "only one process speaks"
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert [record["epoch"] for record in metrics["history"]] == [1, 2, 3]
+    assert metrics["test_zero_shot_accuracy"] > 0.3
+    assert metrics["history"][-1]["excess_loss"] < metrics["history"][0]["excess_loss"]
+    assert metrics["world_size"] == 2
+    assert len(list(run.glob("events*"))) == 3, "one for each start, from the first process"
 
 
 STUCK = """
 import ctypes
-import distributed
+from training import distributed
 
 with distributed.clean_exit():
     mutex, libc = ctypes.create_string_buffer(64), ctypes.CDLL(None)
@@ -202,6 +281,15 @@ def test_a_process_that_waits_for_a_lost_one_still_heeds_torchrun():
     assert errors.count("\n") == 1
 
 
+def test_one_process_of_torchrun_keeps_its_state_at_sigterm(monkeypatch):
+    """clean_exit leaves the signal to the training loop, which saves first."""
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    before = signal.getsignal(signal.SIGTERM)
+    with distributed.clean_exit():
+        assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_several_processes_that_cannot_find_each_other_are_one_sentence(monkeypatch):
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
@@ -210,35 +298,3 @@ def test_several_processes_that_cannot_find_each_other_are_one_sentence(monkeypa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="no RANK, MASTER_ADDR, MASTER_PORT: start them with torchrun"):
         distributed.start()
-
-
-def test_what_the_first_process_finds_wrong_is_everyones_sentence(tmp_path, data_path):
-    (tmp_path / "run").write_text("not a folder")
-    job = torchrun("train.py", *FLAGS, "--runs-dir", tmp_path / "run" / "below", "--run-name", "run")
-    _, errors = job.communicate(timeout=120)
-    assert job.returncode != 0
-    assert errors.count("error: cannot make the folder") == 2
-    assert "another process" not in errors
-
-
-def test_torchrun_trains_a_language_model(tmp_path, data_path, tiny_albert):
-    flags = ["--text-encoder", "plus", "--text-model", tiny_albert, "--text-lr", 1e-3, "--epochs", 1]
-    metrics = finished(torchrun("train.py", *FLAGS, *flags, "--runs-dir", tmp_path, "--run-name", "run"), tmp_path)
-    assert metrics["history"][0]["excess_loss"] < 2.2, "chance is ln 10, 2.3"
-
-
-def test_torchrun_that_diverges_ends(tmp_path, data_path):
-    flags = ["--lr", 1e30, "--grad-clip", 1e30, "--epochs", 1]
-    job = torchrun("train.py", *FLAGS, *flags, "--runs-dir", tmp_path, "--run-name", "run")
-    _, errors = job.communicate(timeout=120)
-    assert job.returncode != 0
-    assert "training diverged at epoch 1" in errors
-    assert (tmp_path / "run" / "diverged.txt").exists()
-
-
-def test_a_large_batch_trains_in_chunks(tmp_path, data_path):
-    flags = [*FLAGS, "--batch-size", 4096, "--chunk-size", 512, "--epochs", 1]
-    done = run_train(*flags, "--runs-dir", tmp_path, "--run-name", "run")
-    assert done.returncode == 0, done.stderr
-    history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
-    assert 0 < history[0]["excess_loss"] < history[0]["loss"]

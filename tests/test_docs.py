@@ -1,4 +1,3 @@
-import argparse
 import contextlib
 import io
 import re
@@ -8,8 +7,8 @@ import sys
 
 import pytest
 
-import train
 from conftest import ROOT
+from training.settings import read_flags
 
 READMES = ("README.md", "README.zh-CN.md")
 
@@ -19,16 +18,18 @@ def text_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("readme", READMES)
-def test_the_python_example_prints_what_the_readme_says(readme, trained, data_path, tmp_path, monkeypatch):
-    code, expected = re.search(r"```python\n(.*?)```\n+```text\n(.*?)```", text_of(readme), re.DOTALL).groups()
+def test_the_python_examples_print_what_the_readme_says(readme, trained, data_path, tmp_path, monkeypatch):
+    examples = re.findall(r"```python\n(.*?)```\s+```text\n(.*?)```", text_of(readme), re.DOTALL)
+    assert len(examples) == 2, "the model in use, and ten pairs of a batch"
     (tmp_path / "runs").mkdir()
     shutil.copy(trained.checkpoint, tmp_path / "runs")
     (tmp_path / "MINIST_CLIP").symlink_to(data_path)
     monkeypatch.chdir(tmp_path)
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(code, {})
-    assert printed.getvalue() == expected
+    for code, expected in examples:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, {})
+        assert printed.getvalue() == expected
 
 
 @pytest.mark.parametrize("readme", READMES)
@@ -36,32 +37,33 @@ def test_every_training_command_of_the_readmes_parses(readme):
     commands = re.findall(r"python train\.py ([^\n#`|]*)", text_of(readme))
     commands += re.findall(r'make train ARGS="([^"]*)"', text_of(readme))
     assert len(commands) >= 4
+    assert sum("--preset" in command for command in commands) >= 2
     for command in commands:
-        if "--help" not in command:
-            train.build_parser().parse_args(command.replace("--seed S", "--seed 0").split())
+        if "--help" not in command and "{" not in command:
+            read_flags(command.replace("--seed S", "--seed 0").split())
 
 
-@pytest.mark.parametrize("readme", READMES)
-def test_every_file_and_make_target_that_a_readme_names_exists(readme):
+@pytest.mark.parametrize("readme", [*READMES, "runs/README.md", "inference_test/README.md", "benchmarks/README.md"])
+def test_every_file_module_and_make_target_that_a_readme_names_exists(readme):
     text = text_of(readme)
     for target in re.findall(r"\]\((?!http|#)([^)]+)\)", text):
-        assert (ROOT / target).exists(), target
+        assert ((ROOT / readme).parent / target).exists(), target
     for name in re.findall(r"`(\w+\.(?:py|ipynb))`", text):
-        assert (ROOT / name).exists(), name
+        folders = (ROOT, ROOT / "benchmarks") if readme.startswith("benchmarks") else (ROOT,)
+        assert any((folder / name).exists() for folder in folders), name
+    for module in re.findall(r"python -m (benchmarks\.\w+)", text):
+        if module.split(".")[1].islower():
+            assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
     targets = re.search(r"\.PHONY: (.*)", text_of("Makefile"))[1].split()
     for target in re.findall(r"^make (\w+)", text, re.MULTILINE):
         assert target in targets
 
 
+def test_the_readme_is_short():
+    assert len(text_of("README.md").splitlines()) <= 200
+
+
 def test_tables_are_those_of_the_result_files():
-    done = subprocess.run([sys.executable, "benchmarks/tables.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "benchmarks.tables", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_help_lists_every_flag_with_its_default():
-    help_text = train.build_parser().format_help()
-    for action in train.build_parser()._actions:
-        assert action.option_strings[-1] in help_text
-        assert action.help
-        if action.default not in (None, False, argparse.SUPPRESS):
-            assert f"(default: {action.default})" in " ".join(help_text.split())

@@ -7,20 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from clip import CLIP
-from geometry import alignment, effective_rank, modality_gap, uniformity
-from metrics import (
-    digit_accuracies,
-    embed_images,
-    evaluate,
-    expected_calibration_error,
-    fit_temperature,
-    reliability,
-    wilson_interval,
-    zero_shot_accuracy,
-    zero_shot_classifier,
-)
-from my_dataset import Split
-from retrieval import (
+from evaluation.calibration import expected_calibration_error, fit_temperature, reliability
+from evaluation.geometry import alignment, effective_rank, modality_gap, uniformity
+from evaluation.retrieval import (
     average_precision,
     image_to_image_mean_average_precision,
     mean_average_precision,
@@ -28,6 +17,15 @@ from retrieval import (
     recall_at_k,
     text_to_image_precision,
 )
+from metrics import (
+    digit_accuracies,
+    embed_images,
+    evaluate,
+    wilson_interval,
+    zero_shot_accuracy,
+    zero_shot_classifier,
+)
+from my_dataset import Split
 
 # Four images, three captions; images 0 and 1 are digit 0, image 2 is digit 1, image 3 is digit 2.
 SIMILARITY = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.3, 0.1], [0.5, 0.8, 0.0], [0.0, 0.1, 0.7]])
@@ -50,12 +48,12 @@ def test_precision_counts_every_image_of_the_digit():
 
 def test_evaluate_does_not_depend_on_batches_and_computes_the_texts_anew():
     torch.manual_seed(0)
-    model = CLIP(8, 2)
-    images = torch.randint(256, (30, 28, 28), dtype=torch.uint8)
+    model = CLIP(8, width=2)
+    images = torch.randint(128, (30, 28, 28), dtype=torch.uint8)
     torch.testing.assert_close(embed_images(model, images, 7), embed_images(model, images, 30))
     before = zero_shot_classifier(model)
     with torch.no_grad():
-        model.text_encoder.table.weight.neg_()
+        model.towers["text"].table.weight.neg_()
     assert not torch.allclose(before, zero_shot_classifier(model))
     assert model.training, "evaluation hands the model back in the mode it came in"
     scores = evaluate(model, Split(images, torch.arange(30) % 10))
@@ -65,6 +63,13 @@ def test_evaluate_does_not_depend_on_batches_and_computes_the_texts_anew():
     assert all(0 <= score <= 1 for score in scores.values())
     digits = [scores[f"accuracy_{digit}"] for digit in range(10)]
     assert statistics.mean(digits) == pytest.approx(scores["zero_shot_accuracy"])  # three images each
+
+
+def test_several_templates_are_averaged_digit_by_digit():
+    torch.manual_seed(0)
+    model = CLIP(8, width=2)
+    torch.testing.assert_close(zero_shot_classifier(model, ("{word}", "{numeral}")), zero_shot_classifier(model))
+    assert not torch.allclose(zero_shot_classifier(model)[0], zero_shot_classifier(model)[1])
 
 
 def test_digit_accuracies_by_hand():

@@ -254,7 +254,7 @@ def test_cuda_without_a_gpu_is_refused():
 def test_a_runs_folder_that_cannot_be_written(tmp_path, read_only, data_path):
     with pytest.raises(InputError, match="cannot make the folder"):
         train_here(*TINY, "--runs-dir", read_only(tmp_path / "file"))
-    with pytest.raises(InputError, match=r"cannot make the folder .*y{50}"):
+    with pytest.raises(InputError, match=r"cannot make the folder .{50,170}: File name too long"):
         train_here(*TINY, "--runs-dir", tmp_path / ("y" * 6000))
 
 

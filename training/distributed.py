@@ -31,6 +31,8 @@ def launched() -> bool:
 
 def start() -> None:
     """Join the processes of torchrun, where there are any. Raises InputError when they cannot find each other."""
+    if dist.is_initialized():
+        return
     if launched():
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     elif os.environ.get("WORLD_SIZE", "1") != "1":

@@ -6,6 +6,7 @@ Any training script uses it so: `settle` says which folder and settings; `run.be
 
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -36,7 +37,7 @@ def settle(settings: Settings, given: dict) -> tuple[Settings, "Run"]:
         name = settings.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{settings.loss}_seed{settings.seed}"
         run = Run(Path(settings.runs_dir) / distributed.gather_objects(name)[0])  # the name may hold the time
         with distributed.together():
-            if distributed.is_main() and run.folder.exists():
+            if distributed.is_main() and os.path.lexists(run.folder):
                 raise InputError(
                     f"{run.folder} is there already: choose another --run-name, or go on with --resume {run.folder}"
                 )
@@ -144,7 +145,7 @@ class Run:
         except FileExistsError:
             raise InputError(f"another process has just made {self.folder}: choose another --run-name") from None
         except OSError as error:
-            shown = str(self.folder) if len(str(self.folder)) < 200 else str(self.folder)[:197] + "..."
+            shown = short(self.folder.parent)
             raise InputError(
                 f"cannot make the folder {shown}: {error.strerror or error}; choose another --runs-dir"
             ) from None

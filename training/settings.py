@@ -36,7 +36,7 @@ class Settings:
         "contrastive loss",
         choices=("multi_positive", "infonce", "infonce_distinct", "sigmoid"),
     )
-    epochs: int = option(6, "passes over the 55,000 training images", low=1, high=100_000)
+    epochs: int = option(8, "passes over the 55,000 training images", low=1, high=100_000)
     batch_size: int = option(256, "image-text pairs a step", low=2, high=60_000)
     chunk_size: int | None = option(
         None,
@@ -51,7 +51,7 @@ class Settings:
     ema_decay: float = option(
         0.0, "measure and keep a moving average of the weights with this decay a step; 0: none", low=0, high=0.99999
     )
-    no_augment: bool = option(False, "train on the images as they are")
+    no_augment: bool = option(False, "train on the images as they are, not only in the last epoch")
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31)
     # machine
     device: str = option("auto", "auto, cpu, cuda or cuda:N")

@@ -1,0 +1,71 @@
+"""The pictures of the documents, and the notebook with its outputs.
+
+    python -m benchmarks.pictures                                     both of runs/best_model.pth
+    python -m benchmarks.pictures --notebook A.pth --evaluation B.pth
+
+Runs evaluate.py and inference.ipynb in a folder of their own, copies the pictures that the documents show to
+docs/pictures/, and writes the executed notebook to inference.ipynb.
+"""
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+import evaluate
+from benchmarks.common import ROOT
+from my_dataset import DATA_PATH
+from my_utils import ArgumentParser, InputError, exit_on_input_error
+
+SHOWN = {
+    "notebook": ("similarity_matrix.png", "free_sentences.png", "hardest_mistakes.png"),
+    "evaluation": ("evaluation_robustness.png", "evaluation_open_set.png"),
+}
+
+
+def main() -> None:
+    parser = ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__.split("\n")[0])
+    newest = ROOT / "runs" / "best_model.pth"
+    for name in SHOWN:
+        parser.add_argument(f"--{name}", type=Path, default=newest, help=f"model of the {name}")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "runs").mkdir()
+        (place / DATA_PATH).symlink_to((ROOT / DATA_PATH).resolve())
+        made = place / "inference_test"
+        flags = [str(args.evaluation.resolve()), "--data-path", str(ROOT / DATA_PATH), "--pictures", str(made)]
+        evaluate.main(evaluate.read_flags(flags))
+        shutil.copy(args.notebook, place / "runs" / "best_model.pth")
+        execute(place)
+        for pictures in SHOWN.values():
+            for name in pictures:
+                if not (made / name).exists():
+                    raise InputError(f"{name} was not drawn: name a model with --text-encoder plus for the notebook")
+                shutil.copy(made / name, ROOT / "docs" / "pictures" / name)
+    print(f"written: inference.ipynb and {ROOT / 'docs' / 'pictures'}")
+
+
+def execute(place: Path) -> None:
+    """The notebook, run in that folder; its outputs go into the file of this checkout."""
+    notebook = nbformat.read(ROOT / "inference.ipynb", as_version=4)
+    os.environ |= {"PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
+    kernel = dict(notebook.metadata.get("kernelspec", {}))
+    notebook.metadata.kernelspec.name = "python3"
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(place)}}).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # the times of this run
+    notebook.metadata.kernelspec = kernel
+    text = nbformat.writes(notebook)
+    if str(place) in text or sys.prefix in text:
+        raise InputError("the notebook's outputs name a folder of this machine: remove what prints it")
+    nbformat.write(notebook, ROOT / "inference.ipynb")
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()
