@@ -4,6 +4,8 @@ model = CLIP.load("runs/best_model.pth")
 logits_per_image = model(images, ["seven", "2"]).logits_per_image
 """
 
+import my_utils  # isort: skip  # noqa: F401  before torch: it says how OpenMP waits
+
 import io
 import math
 import os
@@ -17,7 +19,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import my_utils  # noqa: F401  before torch: it says how OpenMP waits
 from captions import Texts
 from image_encoder import IMAGE_ENCODERS
 from losses import pick_loss
@@ -73,7 +74,7 @@ class CLIP(nn.Module):
         if not isinstance(init_temperature, int | float) or not 0 < init_temperature < math.inf:
             raise InputError(f"init_temperature must be a number above 0, not {init_temperature!r}")
         self.loss_function = pick_loss(loss)
-        # What rebuilds the model. A language model's folder is kept whole, so that it is found from anywhere.
+        # What rebuilds the model. A language model's folder is kept as a whole path, so that it is found from anywhere.
         self.arch = {"embed_dim": embed_dim, "image_encoder": image_encoder, "width": width}
         self.arch |= {"text_encoder": text_encoder, "loss": loss}
         self.arch |= {"init_temperature": init_temperature, "init_logit_bias": init_logit_bias}
@@ -93,7 +94,7 @@ class CLIP(nn.Module):
             self.towers["text"] = TextEncoderPlus(embed_dim, text_model, freeze_text, fetch)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / init_temperature)))
         self.logit_bias = None if init_logit_bias is None else nn.Parameter(torch.tensor(init_logit_bias))
-        self._tokenized: tuple | None = None  # (sentences, their rows), of the list that `Texts` came with last
+        self._tokenized: tuple | None = None  # cache: the last list of sentences, and its rows
 
     # ---- the method ----
 
@@ -181,7 +182,7 @@ class CLIP(nn.Module):
         return images
 
     def save(self, path: str | Path) -> None:
-        """Write weights, architecture, config and metrics to one file, which `CLIP.load` needs alone.
+        """Write weights, architecture, config and metrics to one file, the only file that `CLIP.load` needs.
 
         The file appears whole or not at all. Raises InputError when the folder cannot be written.
         """

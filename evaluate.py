@@ -49,7 +49,7 @@ from evaluation.table import print_table
 from metrics import zero_shot_classifier
 from my_dataset import Split, load_mnist
 from my_utils import atomic_write, device_name, enough_memory, exit_on_input_error, pick_device
-from training.run import commit
+from training.run import git_commit
 
 PROBE_IMAGES = 10_000  # training images that the probes are fitted on
 CORRUPTED_IMAGES = 2_000  # test images that are corrupted
@@ -121,7 +121,7 @@ def main(args: Namespace) -> None:
         "images": {"test": len(test.labels), "corrupted": len(few.labels), "probes": len(train.labels)},
         "device": device_name(device),
         "torch_version": str(torch.__version__),
-        "commit": commit(),
+        "commit": git_commit(),
         "date": f"{date.today()}",
     }
     if "commit" in model.metrics:

@@ -1,8 +1,8 @@
 """Contrastive losses, each whole in one place: its sum over some rows of a batch, and the lowest value it can have.
 
-A batch has B pairs. A loss is written for a `Strip`, R of its rows seen from one side: R images against all B texts, or
-R texts against all B images. So it can be taken at once (`Loss.__call__`), or a strip at a time where the [B, B] logits
-do not fit. A loss on the embeddings instead of the logits finds them in the strip too.
+A batch has B images and B texts, and so [B, B] logits. To save memory a loss can be computed for some rows of them at a
+time: a `Strip` is R such rows, R images against all B texts or R texts against all B images, with all that a loss may
+need. `Loss.__call__` takes all rows at once. All values are in nats (natural logarithms).
 """
 
 import math
@@ -56,8 +56,8 @@ def infonce_distinct(strip: Strip) -> Tensor:
     A common cure for same-caption negatives; it leaves most pairs of the batch unused.
     """
     groups = torch.arange(strip.logits.shape[1], device=strip.rows.device) // GROUP
-    others = strip.rows[:, None] // GROUP != groups  # [R, B]
-    return F.cross_entropy(strip.logits.masked_fill(others, -torch.inf), strip.rows, reduction="sum")
+    other_group = strip.rows[:, None] // GROUP != groups  # [R, B]
+    return F.cross_entropy(strip.logits.masked_fill(other_group, -torch.inf), strip.rows, reduction="sum")
 
 
 def sigmoid(strip: Strip) -> Tensor:
@@ -69,24 +69,24 @@ def sigmoid(strip: Strip) -> Tensor:
     return -F.logsigmoid(signs * strip.logits).sum()
 
 
-# ---- their floors: the infimum over all models that give equal captions one embedding. captions [..., B] -> [...] ----
+# ---- their floors: the lowest value that a model can reach. captions [..., B] -> [...] ----
 
 
 def log_copies(captions: Tensor) -> Tensor:
-    """infonce, multi_positive: no image can tell the n texts of its caption apart, so that the right ones get 1/n each
-    at best, and ln n stays; likewise from text to image. The mean of ln n over the batch."""
+    """infonce, multi_positive: where n pairs of the batch have one caption, none can be told from the others. Each gets
+    a probability of 1/n at best, and its loss is ln n. The mean of ln n over the batch."""
     copies = (captions[..., :, None] == captions.new_tensor(range(int(captions.max()) + 1))).sum(dim=-2)  # [..., ids]
     copies = copies.float()
     return (copies * copies.clamp(min=1).log()).sum(dim=-1) / captions.shape[-1]
 
 
 def log_copies_in_groups(captions: Tensor) -> Tensor:
-    """infonce_distinct: the same within each group; nothing stays where a group holds each caption once."""
+    """infonce_distinct: the same within each group; 0 where a group holds each caption once."""
     return log_copies(captions.unflatten(-1, (-1, GROUP))).mean(dim=-1)
 
 
 def zero(captions: Tensor) -> Tensor:
-    """sigmoid: the pairs of one caption all have one sign, so nothing stays."""
+    """sigmoid: each answer can be right with certainty."""
     return torch.zeros(captions.shape[:-1], device=captions.device)
 
 
@@ -95,7 +95,7 @@ def zero(captions: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss with all its parts. `both_directions` is False where the pairs are the same seen from either side."""
+    """A loss with all its parts. `both_directions` is False where one sum already covers image -> text and back."""
 
     of_rows: Callable[[Strip], Tensor]
     floor: Callable[[Tensor], Tensor]
@@ -141,8 +141,9 @@ def pick_loss(name: str) -> Loss:
 def sigmoid_bias(captions: Tensor, batch_size: int) -> float:
     """The `logit_bias` at which every pair's probability is the positive rate of batches drawn from these captions.
 
-    Each row of a batch has its own pair, which is positive, and B - 1 others, which are so at the rate at which two
-    captions agree. SigLIP starts at -10, which fits one positive in ten thousand; here it is one in eight at B = 32.
+    In each row of a batch the image's own text is positive, and each of the B - 1 others is with the chance that two
+    captions are equal. SigLIP starts at -10, which fits one positive in ten thousand; here it is one in eight at
+    B = 32.
     """
     shares = torch.bincount(captions).double() / len(captions)
     rate = (1 + (batch_size - 1) * float((shares**2).sum())) / batch_size

@@ -15,21 +15,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captions import DIGIT_WORDS, TEMPLATES, Texts, all_sentences, draw_texts
+from captions import TEMPLATES, Texts, all_sentences, draw_texts, fill
 from data.mnist import provision
 from losses import GROUP
 from my_utils import InputError
 
 DATA_PATH = "MINIST_CLIP"
 VAL_SIZE = 5_000
-SPLIT_SEED = 0  # fixed apart from the training seed: every run selects on the same 5,000 images
+SPLIT_SEED = 0  # of its own, whatever --seed says: every run selects on the same 5,000 images
 WARPED_AT_ONCE = 1024  # images: a large batch is augmented in pieces, or its sampling grids would not fit
 
 # The range of each change in augmentation: handwriting slants, leans and varies in size by about this much.
 ROTATE = 15.0  # degrees
 SHIFT = 2.0  # pixels
 SCALE = 0.12  # relative, on a log scale, for width and height apart
-SHEAR = 0.15  # horizontal pixels a vertical pixel
+SHEAR = 0.15  # horizontal pixels per vertical pixel
 
 
 class Split(NamedTuple):
@@ -70,11 +70,11 @@ def stratified_indices(labels: Tensor, size: int, seed: int) -> Tensor:
     shuffled = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     steps = (torch.arange(size) + 0.5) * len(labels) / size
-    return by_class[steps.long()].sort().values  # ascending, or the first images would all be zeros
+    return by_class[steps.long()].sort().values  # ascending, or the first images would all be the digit 0
 
 
 class Batch(NamedTuple):
-    """B pairs. (Of several processes each has its own share of images and texts, and all captions.)"""
+    """B pairs. With several processes, images and texts are this process's share, captions those of the whole batch."""
 
     images: Tensor  # float [B, 1, 28, 28] in [0, 1]
     texts: Texts  # B texts; text b goes with image b
@@ -87,7 +87,8 @@ class Batch(NamedTuple):
             same = [str(j) for j in (self.captions == self.captions[i]).nonzero().flatten().tolist() if j != i]
             ink = f"{100 * float((self.images[i] > 0.5).float().mean()):.0f}% ink"
             also = f"true also of {', '.join(same)}" if same else "true of no other"
-            lines.append(f"{i}: a {DIGIT_WORDS[self.captions[i]]} ({ink}) <-> {text!r}, {also}")
+            image = fill("a {word}", int(self.captions[i]))
+            lines.append(f"{i}: image of {image} ({ink}) <-> {text!r}, {also}")
         return lines
 
 
@@ -137,8 +138,8 @@ class MNISTPairs(Dataset):
     ) -> Iterator[Batch]:
         """The batches of an epoch, without the first `skip`, as a resumed run needs them.
 
-        The last, incomplete batch is left out: the loss and its floor depend on the batch size. Another epoch's order
-        leaves out other images. `share` is (rank, world_size) where several processes share each batch.
+        The last, incomplete batch is left out: the loss and its floor depend on the batch size. The next epoch leaves
+        out other images. `share` is (rank, world_size) where several processes share each batch.
         `distinct` needs a batch size that is a multiple of ten.
         """
         for index in self.epoch_order(seed, epoch).split(batch_size)[skip:]:

@@ -24,6 +24,10 @@ class InputError(ValueError):
     """Something a person gave was wrong; the message says what, and what to do. Programs exit with code 2."""
 
 
+class WriteError(InputError):
+    """A file that cannot be written: no permission, or the disk is full."""
+
+
 def short(error) -> str:
     """A library's error, or a long path, as one line that fits into a sentence."""
     text = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
@@ -59,10 +63,10 @@ def exit_on_input_error(interrupted: str = "no file is half-written", interrupts
     try:
         yield
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}" + (f"; {disk}" if disk and isinstance(error, WriteError) else ""), file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        where = f" {error.filename}" if error.filename else ""
+        where = f" {short(error.filename)}" if error.filename else ""
         remedy = disk or "free the disk, or choose another folder, and start again"
         print(f"error: cannot read or write{where}: {error.strerror or error}; {remedy}", file=sys.stderr)
         sys.exit(2)
@@ -133,7 +137,7 @@ def atomic_write(path: str | Path, content: bytes) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise InputError(
+        raise WriteError(
             f"cannot write {path}: {error.strerror or error}; free the disk or choose another folder"
         ) from None
 

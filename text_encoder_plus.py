@@ -69,9 +69,7 @@ class TextEncoderPlus(nn.Module):
         """B strings -> token ids and their mask, int64 [B, 2, tokens]. Warns once of a sentence that is cut."""
         length = max(len(ids) for ids in self.tokenizer(list(texts), verbose=False)["input_ids"])
         if length > MAX_TOKENS:
-            warnings.warn(
-                f"a text of {length} tokens is cut: only its first {MAX_TOKENS} tokens are read", stacklevel=2
-            )
+            warnings.warn(f"a text is too long and is cut: only its first {MAX_TOKENS} tokens are read", stacklevel=2)
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         return torch.stack([tokens["input_ids"], tokens["attention_mask"]], dim=1).to(self.device)
 

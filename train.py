@@ -1,9 +1,9 @@
 """Train a small CLIP on MNIST: image and caption of the same digit close, others apart.
 
-    python train.py                                  the default: about a minute and a half on 2 CPU cores
-    python train.py --preset speed                   99 % in seconds; --preset accuracy takes minutes
+    python train.py                                  the default: minutes on 2 CPU cores
+    python train.py --preset speed                   99 % in seconds; --preset accuracy takes many minutes
     python train.py --resume                         go on with the newest unfinished run
-    torchrun --nproc-per-node 2 train.py             data parallel, one process a GPU; --batch-size is that of all
+    torchrun --nproc-per-node 2 train.py             data parallel, one process per GPU; they share --batch-size
 
 Writes runs/<run>/ (TensorBoard events, config.json, last.pth, best_model.pth, metrics.json) and, when the
 run has finished, runs/best_model.pth. The options stand in training/settings.py.
@@ -28,13 +28,13 @@ from captions import TEMPLATES
 from clip import CLIP
 from losses import GROUP, sigmoid_bias
 from metrics import evaluate
-from my_dataset import MNISTPairs, load_mnist
+from my_dataset import MNISTPairs, Split, load_mnist
 from my_utils import InputError, device_name, enough_memory, exit_on_input_error, pick_device, seed_everything
 from training import distributed
 from training.ema import Ema
 from training.log import PICTURE_EVERY, Log
 from training.optimizers import WARMUP, make_optimizers, warmup_cosine
-from training.run import Interrupt, commit, settle
+from training.run import Interrupt, Run, open_run
 from training.step import COLUMNS, TrainingStep
 
 SCORE = "val_zero_shot_accuracy"  # what the best epoch is chosen by
@@ -50,15 +50,16 @@ def main(settings: Settings, given: dict) -> int:
 def train(settings: Settings, given: dict) -> int:
     # ---- settings, device, seed ----
     distributed.start()
-    settings, run = settle(settings, given)
-    device = distributed.own_device(pick_device(settings.device))
+    settings, run = open_run(settings, given)
+    with distributed.share_errors():
+        device = pick_device(distributed.own_device(settings.device))
     bf16 = my_utils.use_precision(settings.precision, device)
     is_main, world_size = distributed.is_main(), distributed.world_size()
     seed_everything(settings.seed)
 
     # ---- data ----
     distinct = settings.loss == "infonce_distinct"
-    with distributed.together():
+    with distributed.share_errors():
         if is_main:
             load_mnist("val", settings.data_path)  # the first process fetches for all
     templates = TEMPLATES[settings.text_encoder]
@@ -81,8 +82,9 @@ def train(settings: Settings, given: dict) -> int:
     # ---- the run's folder; a resumed run is brought to where it was ----
     parts = [model, *optimizers] + ([ema] if ema else [])
     state = run.begin(parts, settings, device, steps, len(COLUMNS))
+    with distributed.share_errors():
+        log = Log(run.folder, purge_step=state["epoch"] * steps) if is_main else None  # drops what comes after
     if is_main:
-        log = Log(run.folder, purge_step=state["epoch"] * steps)  # points of an epoch that is now done again
         print(f"{run.folder}: {describe(model)}, {settings.loss} on {world_size} x {device.type}{' in bf16' * bf16}")
 
     # ---- training ----
@@ -93,7 +95,7 @@ def train(settings: Settings, given: dict) -> int:
     ):
         while state["epoch"] < settings.epochs:
             epoch, skip, history = state["epoch"], state["step"], state["history"]
-            pairs.augment = not settings.no_augment and epoch + 1 < settings.epochs  # the last one: as they are
+            pairs.augment = not settings.no_augment and epoch + 1 < settings.epochs  # not in the last epoch
             batches = pairs.epoch(
                 settings.batch_size, settings.seed, epoch, skip, share=(distributed.rank(), world_size)
             )
@@ -105,15 +107,17 @@ def train(settings: Settings, given: dict) -> int:
                 for step, batch in enumerate(step_bar, start=skip):
                     values = training_step(batch, warmup_cosine(epoch * steps + step, total_steps, warmup))
                     history[step] = values
-                    if device.type == "cpu" and not values[0].isfinite():
-                        break
+                    if device.type == "cpu":  # on a GPU, reading a value would wait for it
+                        if not values[0].isfinite():
+                            break
+                        step_bar.set_postfix(loss=f"{values[0]:.3f}", refresh=False)
                     if interrupt.requested and world_size == 1:  # several stop together, at the epoch's end
                         break
             done = step + 1
             run.stop_if_not_finite(history[skip:done], COLUMNS, skip)  # reads the history, and so waits for the device
             seconds = time.perf_counter() - started
             state["seconds"] += seconds
-            if done < steps:  # Ctrl-C: keep this very step, so that --resume goes on behind it
+            if done < steps:  # Ctrl-C: keep this very step, so that --resume goes on after it
                 state["step"] = done
                 run.save()
                 break
@@ -125,10 +129,9 @@ def train(settings: Settings, given: dict) -> int:
             record = {"epoch": epoch + 1, **dict(zip(COLUMNS, history.mean(dim=0).tolist(), strict=True))}
             record |= {"excess_loss": excess.mean().item()}
             record |= {"images_per_second": (done - skip) * settings.batch_size / seconds} | val
-            with distributed.together():
-                if (
-                    is_main and record[SCORE] >= state["best"]
-                ):  # of two equal epochs the later one: it has trained longer
+            with distributed.share_errors():
+                # Of two equal epochs the later one: it has trained longer.
+                if is_main and record[SCORE] >= state["best"]:
                     state["best"] = record[SCORE]
                     measured.metrics = {"best_epoch": epoch + 1} | val
                     measured.config = settings.record()
@@ -137,7 +140,7 @@ def train(settings: Settings, given: dict) -> int:
                     log.epoch(history.cpu(), excess.cpu(), record, settings, warmup)
             state |= {"epoch": epoch + 1, "step": 0, "epochs": [*state["epochs"], record]}
             run.save()
-            with distributed.together():
+            with distributed.share_errors():
                 if is_main and ((epoch + 1) % PICTURE_EVERY == 0 or epoch + 1 == settings.epochs):
                     log.similarity(measured, val_split, (epoch + 1) * steps - 1)
             bar.set_postfix(
@@ -153,15 +156,22 @@ def train(settings: Settings, given: dict) -> int:
     if state["epoch"] < settings.epochs:
         log.close()
         print(f"\nstopped at epoch {state['epoch'] + 1}, step {state['step']} of {steps}; everything is saved")
-        print(f"go on with: {shlex.join([os.path.relpath(sys.executable), 'train.py', '--resume', str(run.folder)])}")
+        program = [os.path.relpath(sys.executable)]
+        if world_size > 1:
+            program += ["-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
+        print(f"go on with: {shlex.join([*program, 'train.py', '--resume', str(run.folder)])}")
         return 130
+    finish(settings, run, log, val_split, device, world_size)
+    return 0
 
-    # ---- the one look at the test split, with the model that validation chose ----
+
+def finish(settings: Settings, run: Run, log: Log, val_split: Split, device: torch.device, world_size: int) -> None:
+    """The one look at the test split, with the model that validation chose; then the run counts as finished."""
     best = CLIP.load(run.folder / "best_model.pth", device)
     test = evaluate(best, load_mnist("test", settings.data_path, device))
     best.metrics |= {f"test_{name}": value for name, value in test.items()}
     best.metrics |= {
-        "train_seconds": round(state["seconds"], 4),
+        "train_seconds": round(run.state["seconds"], 4),
         "epochs": settings.epochs,
         "seed": settings.seed,
         "run": run.folder.name,
@@ -169,16 +179,15 @@ def train(settings: Settings, given: dict) -> int:
         "device": device_name(device) if device.type == "cuda" else "cpu",
         "cpu": f"{my_utils.cpu_name()}, {torch.get_num_threads()} threads",
         "torch_version": str(torch.__version__),
-        "commit": commit(),
+        "commit": run.state["commit"],
         "date": f"{datetime.now():%Y-%m-%d}",
     }
     best.save(run.folder / "best_model.pth")
-    log.end(best, val_split, settings, total_steps - 1)
+    log.end(best, val_split, settings, settings.epochs * len(run.state["history"]) - 1)
     log.close()
     earlier = run.publish(SCORE)
-    run.write_json("metrics.json", best.metrics | {"history": state["epochs"]})
+    run.write_json("metrics.json", best.metrics | {"history": run.state["epochs"]})
     print_end(settings, run.folder, best.metrics, earlier)
-    return 0
 
 
 # ---- what the recipe above calls ----
@@ -197,11 +206,13 @@ def check_batch(settings: Settings, pairs: MNISTPairs, world_size: int) -> None:
     """Raises InputError for a batch that the data, the loss, batch norm or the processes cannot have."""
     batch, chunk = settings.batch_size, settings.chunk_size
     if batch > len(pairs):
-        raise InputError(f"--batch-size {batch} is larger than the {len(pairs):,} training images")
+        raise InputError(f"--batch-size {batch} is larger than the {len(pairs):,} pairs of an epoch: make it smaller")
     if world_size > 1 and chunk:
         raise InputError("several processes go without --chunk-size: leave it out, or train with one process")
     if batch // world_size < 2 or (chunk and batch % chunk == 1):
-        raise InputError("batch norm needs two images at a time: change --batch-size or --chunk-size, which leave one")
+        raise InputError(
+            "batch norm needs two images at a time: change --batch-size or --chunk-size, so that none is alone"
+        )
     if settings.loss == "infonce_distinct" and batch % GROUP:
         raise InputError(f"--loss infonce_distinct takes groups of {GROUP}: make --batch-size a multiple of it")
 

@@ -21,7 +21,7 @@ from my_dataset import DATA_PATH, MNISTPairs
 from my_utils import ArgumentParser, InputError, atomic_write, device_name, use_precision
 from training.ema import Ema
 from training.optimizers import make_optimizers
-from training.run import commit
+from training.run import git_commit
 from training.settings import WHERE, read_flags
 from training.step import TrainingStep
 
@@ -48,7 +48,7 @@ def about(device: torch.device) -> dict:
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "torch_version": str(torch.__version__),
-        "commit": commit(),
+        "commit": git_commit(),
         "date": f"{date.today()}",
     }
 

@@ -1,11 +1,12 @@
 """Side by side: `train.py --preset speed` and what a person would train instead, in one process.
 
-    python -m benchmarks.speed            ten seeds of ours and of the plain classifier, three of the slow ones
-    python -m benchmarks.speed --quick    within 3 minutes: fewer seeds, the slow ones left out
+    python -m benchmarks.speed            ten seeds of ours and of the plain classifier
+    python -m benchmarks.speed --quick    three seeds, within 3 minutes
+    python -m benchmarks.speed --slow     three seeds of ours and of the recipes that take minutes
 
-The two fast ones take turns, and so do the two slow ones after them. Seconds are those of training alone, from images
-in memory (uint8 for ours): no loading, no look at validation or test. Prints one table and writes it to
-benchmarks/results/speed.json (--quick: speed-quick.json).
+The recipes take turns. Seconds are those of training alone, from images in memory (uint8 for ours): no loading, no
+look at validation or test. Prints one table and writes it to benchmarks/results/speed.json (--quick: speed-quick.json,
+--slow: speed-slow.json).
 """
 
 import gc
@@ -28,57 +29,55 @@ OURS = "ours, --preset speed"
 
 def main() -> None:
     parser = parser_of(__doc__)
-    parser.add_argument("--seeds", type=number(int, 2), default=10, help="seeds of ours and the plain classifier")
-    parser.add_argument("--slow-seeds", type=number(int, 1), default=3, help="seeds of the recipes that take minutes")
-    parser.add_argument("--quick", action="store_true", help="3 seeds, the slow recipes left out")
+    parser.add_argument("--seeds", type=number(int, 2), default=None, help="seeds of each recipe; None: 10, or 3")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="3 seeds")
+    which.add_argument("--slow", action="store_true", help="3 seeds of the recipes that take minutes")
     args = parser.parse_args()
     device = pick_device(args.device)
-    if args.quick:
-        args.seeds, args.slow_seeds = 3, 0
+    seeds = args.seeds or (3 if args.quick or args.slow else 10)
 
     parts = [load_mnist(split, DATA, device) for split in ("train", "val", "test")]
     everything = Split(*(torch.cat(pair) for pair in zip(parts[0], parts[1], strict=True)))  # others train on 60,000
     test = parts[2]
-    recipes = {
-        OURS: lambda seed: ours(seed, device),
-        "plain classifier (train_mnist_fast)": lambda seed: plain_classifier(everything, test, seed),
-        "PyTorch's MNIST example": lambda seed: pytorch_example(everything, test, seed),
-        "toy CLIP (mnist-clip)": lambda seed: toy_clip(everything, test, seed),
-    }
-    for name in list(recipes)[:2]:  # warm-up: libraries load, kernels are chosen
-        recipes[name](99)
+    recipes = {OURS: lambda seed: ours(seed, device)}
+    if args.slow:
+        recipes["PyTorch's MNIST example"] = lambda seed: pytorch_example(everything, test, seed)
+        recipes["toy CLIP (mnist-clip)"] = lambda seed: toy_clip(everything, test, seed)
+    else:
+        recipes["plain classifier (train_mnist_fast)"] = lambda seed: plain_classifier(everything, test, seed)
+        recipes["plain classifier (train_mnist_fast)"](99)
+    recipes[OURS](99)  # warm-up: libraries load, kernels are chosen
     gc.freeze()  # or the collector walks, within our clocks, through the libraries that the other recipes brought in
-    open_clip, roof = open_clip_step(device), roofline(device)
+    steps = {} if args.slow else {"open_clip_step": open_clip_step(device), "roofline": roofline(device)}
     runs = {name: [] for name in recipes}
-    # In turn, now one of a pair first and now the other. The slow pair comes last, for it would crowd out the fast one.
-    pairs = ((args.seeds, list(recipes)[:2]), (args.slow_seeds, list(recipes)[2:]))
-    table = [(seed, name) for seeds, pair in pairs for seed in range(seeds) for name in pair[:: (-1) ** seed]]
-    for seed, name in tqdm(table, desc="runs"):
+    # In turn, now one first and now the other.
+    for seed, name in tqdm([(s, name) for s in range(seeds) for name in list(recipes)[:: (-1) ** s]], desc="runs"):
         runs[name].append(recipes[name](seed))
 
-    medians = {name: statistics.median(run.seconds for run in done) for name, done in runs.items() if done}
+    medians = {name: statistics.median(run.seconds for run in done) for name, done in runs.items()}
     rows = []
     for name, done in runs.items():
-        if done:
-            accuracies = [run.accuracy for run in done]
-            rows.append(
-                {
-                    "recipe": name,
-                    "seconds": medians[name],
-                    "seconds_min": min(run.seconds for run in done),
-                    "seconds_max": max(run.seconds for run in done),
-                    "seconds_of_runs": [round(run.seconds, 3) for run in done],
-                    "ratio_to_ours": medians[name] / medians[OURS],
-                    "accuracy_mean": statistics.mean(accuracies),
-                    "accuracy_std": statistics.stdev(accuracies) if len(done) > 1 else None,
-                    "seeds": len(done),
-                    "note": "; ".join(sorted({run.note for run in done})),
-                }
-            )
+        accuracies = [run.accuracy for run in done]
+        rows.append(
+            {
+                "recipe": name,
+                "seconds": medians[name],
+                "seconds_min": min(run.seconds for run in done),
+                "seconds_max": max(run.seconds for run in done),
+                "seconds_of_runs": [round(run.seconds, 3) for run in done],
+                "ratio_to_ours": medians[name] / medians[OURS],
+                "accuracy_mean": statistics.mean(accuracies),
+                "accuracy_std": statistics.stdev(accuracies) if len(done) > 1 else None,
+                "seeds": len(done),
+                "note": "; ".join(sorted({run.note for run in done})),
+            }
+        )
     validation = [run.val_accuracy for run in runs[OURS]]
     rows[0]["note"] += f"; on validation {statistics.mean(validation):.2%} ± {100 * statistics.stdev(validation):.2f}"
-    result = about(device) | {"recipes": rows, "open_clip_step": open_clip, "roofline": roof}
-    write_result(("speed-quick" if args.quick else "speed") + suffix(device), result)
+    result = about(device) | {"recipes": rows} | steps
+    kind = "-quick" if args.quick else "-slow" if args.slow else ""
+    write_result(f"speed{kind}{suffix(device)}", result)
 
     print(f"\n{result['device']}, {result['threads']} threads, torch {result['torch_version']}")
     print(f"{'recipe':38}{'median s':>9}{'min-max':>14}{'x ours':>8}{'test accuracy':>18}  seeds, note")
@@ -88,7 +87,7 @@ def main() -> None:
             f"{row['recipe']:38}{row['seconds']:9.2f}{row['seconds_min']:7.1f}-{row['seconds_max']:<6.1f}"
             f"{row['ratio_to_ours']:8.2f}{row['accuracy_mean']:10.2%}{spread}  {row['seeds']}, {row['note']}"
         )
-    for step in (result["open_clip_step"], result["roofline"]):
+    for step in steps.values():
         print(json.dumps(step))
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.common import DATA, ROOT, machine, parser_of, spread, write_result
+from benchmarks.common import DATA, ROOT, machine, parser_of, same_origin, spread, write_result
 from my_utils import InputError, exit_on_input_error, number
 
 MEASURES = ("train_seconds", "val_zero_shot_accuracy", "test_zero_shot_accuracy")
@@ -77,6 +77,7 @@ def train_in(folder: Path, run: Path, flags: list[str], data_path: Path) -> dict
 def compare(seeds: list[int], sides: dict, metrics: dict) -> dict:
     """What both sides have reached so far."""
     newest = metrics["new"][-1]
+    same_origin(metrics["new"])
     result = {
         "device": machine(newest),
         "torch_version": newest["torch_version"],

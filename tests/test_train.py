@@ -17,7 +17,7 @@ from metrics import evaluate
 from my_dataset import load_mnist
 from my_utils import InputError
 from training import run as run_module
-from training.run import Run, settle
+from training.run import Run, open_run
 from training.settings import Settings, read_flags
 from training.step import TrainingStep
 
@@ -179,7 +179,7 @@ def test_a_full_disk_at_the_end_of_a_run_is_one_sentence_and_resume_finishes_it(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, small_mnist):
-    with pytest.raises(SystemExit, match=r"diverged at epoch 1, step .* with a lower --lr"):
+    with pytest.raises(SystemExit, match=r"diverged at epoch 1, step .* with a lower --lr or --muon-lr"):
         train_here(*TINY, "--lr", 1e30, "--runs-dir", tmp_path, "--run-name", "run")
     assert not (tmp_path / "best_model.pth").exists()
     with pytest.raises(InputError, match="no unfinished run"):
@@ -198,7 +198,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, small_mnist):
         (["--epochs", "many"], "whole number from 1"),
         (["--epochs", "9" * 400], "whole number from 1"),
         (["--batch-size", "1"], "whole number from 2"),
-        (["--batch-size", "55001"], "larger than the 55,000"),
+        (["--batch-size", "55001"], "larger than the 55,000 pairs"),
         (["--lr", "0"], "number above 0"),
         (["--lr", "nan"], "number above 0"),
         (["--loss", "infonce_distinct"], "groups of 10: make --batch-size a multiple"),
@@ -222,8 +222,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, small_mnist):
         (["--resume", "nowhere"], "nothing to resume in nowhere"),
         (["--resume"], "no unfinished run"),
         (["--resume", "--preset", "speed"], "leave out --preset"),
+        (["--resume", "--run-name", "x"], "leave out --preset and --run-name"),
+        (["--data-path", "bad\udcffbyte"], "no UTF-8"),
         (["--run-name", "../up"], "plain folder name"),
-        (["--run-name", "bad\udcffbyte"], "plain folder name"),
+        (["--run-name", "bad\udcffbyte"], "no UTF-8"),
         (["--run-name", "x" * 300], "plain folder name"),
         (["--run-name", ""], "plain folder name"),
     ],
@@ -254,6 +256,8 @@ def test_cuda_without_a_gpu_is_refused():
 def test_a_runs_folder_that_cannot_be_written(tmp_path, read_only, data_path):
     with pytest.raises(InputError, match="cannot make the folder"):
         train_here(*TINY, "--runs-dir", read_only(tmp_path / "file"))
+    with pytest.raises(InputError, match=r"cannot make the folder .*file: File exists"):
+        train_here(*TINY, "--runs-dir", tmp_path / "file")
     with pytest.raises(InputError, match=r"cannot make the folder .{50,170}: File name too long"):
         train_here(*TINY, "--runs-dir", tmp_path / ("y" * 6000))
 
@@ -267,7 +271,7 @@ def test_a_second_run_under_the_same_name_is_refused_and_changes_nothing(trained
 
 def test_two_runs_that_take_one_name_at_once(tmp_path):
     settings, given = read_flags(["--runs-dir", str(tmp_path), "--run-name", "run"])
-    (_, first), (_, second) = settle(settings, given), settle(settings, given)
+    (_, first), (_, second) = open_run(settings, given), open_run(settings, given)
     first.begin([], settings, torch.device("cpu"), 5, 3)
     with pytest.raises(InputError, match=r"another process has just made .*run: choose another --run-name"):
         second.begin([], settings, torch.device("cpu"), 5, 3)
@@ -276,7 +280,7 @@ def test_two_runs_that_take_one_name_at_once(tmp_path):
 def saved_run(folder, **changes):
     """A run that was saved at its start, with some of its state changed."""
     settings, given = read_flags(["--runs-dir", str(folder.parent), "--run-name", folder.name, "--lr", "0.5"])
-    _, run = settle(settings, given)
+    _, run = open_run(settings, given)
     run.begin([], settings, torch.device("cpu"), 214, 3)
     run.lock.release()
     state = torch.load(folder / "last.pth", weights_only=True)
@@ -359,7 +363,7 @@ def test_a_better_model_that_is_replaced_is_told(tmp_path):
     assert publish("first", 0.9) == ""
     assert publish("better", 0.95) == ""
     told = publish("worse", 0.92)
-    assert "95.00%" in told
+    assert "better on validation: 95.00%, run better" in told
     assert f"cp {tmp_path / 'better' / 'best_model.pth'} {tmp_path / 'best_model.pth'}" in told
     assert CLIP.load(tmp_path / "best_model.pth").metrics["run"] == "worse", "the newest finished run's"
 

@@ -34,21 +34,26 @@ def start() -> None:
     if dist.is_initialized():
         return
     if launched():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        except (RuntimeError, ValueError) as error:
+            raise InputError(
+                f"the processes cannot find each other ({short(error)}): start them with torchrun"
+            ) from None
     elif os.environ.get("WORLD_SIZE", "1") != "1":
         missing = ", ".join(name for name in TORCHRUN if name not in os.environ)
         raise InputError(f"there are several processes by WORLD_SIZE, but no {missing}: start them with torchrun")
 
 
-def own_device(device: torch.device) -> torch.device:
-    """The device of this process: several processes take a GPU each."""
-    if world_size() == 1 or device.type != "cuda":
-        return device
+def own_device(name: str) -> str:
+    """The device's name for this process: of several processes each takes a GPU of its own."""
+    if world_size() == 1 or not (name == "cuda" or (name == "auto" and torch.cuda.is_available())):
+        return name
     local = int(os.environ.get("LOCAL_RANK", rank()))
     if local >= torch.cuda.device_count():
         raise InputError(f"{local + 1} processes but {torch.cuda.device_count()} GPUs: lower --nproc-per-node")
     torch.cuda.set_device(local)
-    return torch.device("cuda", local)
+    return f"cuda:{local}"
 
 
 def rank() -> int:
@@ -93,7 +98,7 @@ def gather_objects(item) -> list:
 
 
 @contextlib.contextmanager
-def together():
+def share_errors():
     """An error of input or of the file system in one process, within the `with` block, is raised in all of them."""
     wrong = None
     try:

@@ -1,7 +1,7 @@
 """A run's folder: its lock, its saved state, how it is found again, and Ctrl-C.
 
-Any training script uses it so: `settle` says which folder and settings; `run.begin(parts, ...)` makes or restores them;
-`run.save()` keeps all that a resumed run needs; `run.publish()` hands on the best model of a finished one.
+Any training script uses it so: `open_run` says which folder and settings; `run.begin(parts, ...)` makes the folder, or
+restores the parts; `run.save()` keeps all that a resumed run needs; `run.publish()` hands on the best model at the end.
 """
 
 import io
@@ -24,11 +24,11 @@ from my_utils import InputError, atomic_write, clear_temporary, short
 from training import distributed
 from training.settings import Settings, resumed
 
-STALE_SECONDS = 3600  # a killed run's temporary file in the folder of all runs goes after this
-STATE = {"epoch": int, "step": int, "seconds": float, "best": float, "epochs": list, "history": Tensor}
+STALE_SECONDS = 3600  # older temporary files in the folder of all runs are those of killed runs, and are removed
+STATE = {"epoch": int, "step": int, "seconds": float, "best": float, "epochs": list, "commit": str, "history": Tensor}
 
 
-def settle(settings: Settings, given: dict) -> tuple[Settings, "Run"]:
+def open_run(settings: Settings, given: dict) -> tuple[Settings, "Run"]:
     """The run's settings and folder: a new one, which is not made yet, or one to resume, locked and read.
 
     Raises InputError when the name is taken, or when there is nothing that could be resumed.
@@ -36,20 +36,21 @@ def settle(settings: Settings, given: dict) -> tuple[Settings, "Run"]:
     if settings.resume is None:
         name = settings.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{settings.loss}_seed{settings.seed}"
         run = Run(Path(settings.runs_dir) / distributed.gather_objects(name)[0])  # the name may hold the time
-        with distributed.together():
+        with distributed.share_errors():
             if distributed.is_main() and os.path.lexists(run.folder):
                 raise InputError(
                     f"{run.folder} is there already: choose another --run-name, or go on with --resume {run.folder}"
                 )
         return settings, run
     run = None
-    with distributed.together():  # the first process chooses for all
+    with distributed.share_errors():  # the first process chooses for all
         if distributed.is_main():
             run = _find(settings.resume, Path(settings.runs_dir))
     run = run or Run(None)
     run.folder = distributed.gather_objects(run.folder)[0]
-    if run.saved is None:
-        run.read()
+    with distributed.share_errors():
+        if run.saved is None:
+            run.read()
     return resumed(settings, given, run.saved.pop("config"), run.folder), run
 
 
@@ -62,21 +63,19 @@ def _find(resume: str, runs: Path) -> "Run":
         run = Run(folder)
         if not run.take_lock():
             raise InputError(f"another process is training in {folder}: wait for it, or start a run of your own")
+        if run.why_ended():
+            raise InputError(f"{folder} {run.why_ended()}, nothing is left to resume: start a new run")
         run.read()
-        if run.ended():
-            raise InputError(f"{folder} {run.ended()}, nothing is left to resume: start a new run")
         return run
     for state in sorted(runs.glob("*/last.pth"), key=lambda path: path.stat().st_mtime, reverse=True):
         run = Run(state.parent)
-        if not run.take_lock():
+        if not run.take_lock() or run.why_ended():
             continue
         try:
             run.read()
+            return run
         except InputError as error:
             print(f"passed over: {error}", file=sys.stderr)
-            continue
-        if not run.ended():
-            return run
     raise InputError(f"there is no unfinished run in {runs} to resume")
 
 
@@ -110,7 +109,7 @@ class Run:
             raise InputError(f"{path} is not the state of a training run of this version: start a new run")
         self.saved = saved
 
-    def ended(self) -> str:
+    def why_ended(self) -> str:
         """Why the run cannot go on: it is finished, or its loss was not finite; empty when it can."""
         if (self.folder / "metrics.json").exists():
             return "is finished"
@@ -119,20 +118,20 @@ class Run:
     def begin(self, parts: list, settings: Settings, device: torch.device, steps: int, columns: int) -> dict:
         """Make the folder of a new run, or bring `parts` (model, optimizers ...) to where a resumed one was.
 
-        Returns the progress. `steps` an epoch and `columns` a step are the shape of its `history`.
+        Returns the progress. Its `history` has the shape [steps per epoch, columns].
         """
         self.parts, self.record, self.device = parts, settings.record(), device
-        with distributed.together():
+        with distributed.share_errors():
             if self.saved is None and distributed.is_main():
                 self._make()
             if self.saved is not None:
                 self._restore(settings, steps, columns)
-        if distributed.is_main():
-            clear_temporary(self.folder)
-            clear_temporary(self.folder.parent, STALE_SECONDS)
-            self.write_json("config.json", self.record)
+            if distributed.is_main():
+                clear_temporary(self.folder)
+                clear_temporary(self.folder.parent, STALE_SECONDS)
+                self.write_json("config.json", self.record)
         if self.saved is None:
-            self.state = {"epoch": 0, "step": 0, "seconds": 0.0, "best": -1.0, "epochs": []}
+            self.state = {"epoch": 0, "step": 0, "seconds": 0.0, "best": -1.0, "epochs": [], "commit": git_commit()}
             self.state["history"] = torch.zeros(steps, columns, device=device)
             self.save()
         self.saved = None
@@ -141,9 +140,10 @@ class Run:
     def _make(self) -> None:
         try:
             self.folder.parent.mkdir(parents=True, exist_ok=True)
-            self.folder.mkdir()
-        except FileExistsError:
-            raise InputError(f"another process has just made {self.folder}: choose another --run-name") from None
+            try:
+                self.folder.mkdir()
+            except FileExistsError:
+                raise InputError(f"another process has just made {self.folder}: choose another --run-name") from None
         except OSError as error:
             shown = short(self.folder.parent)
             raise InputError(
@@ -157,9 +157,11 @@ class Run:
         epoch, step = self.state["epoch"], self.state["step"]
         fits = len(self.state["epochs"]) == epoch <= settings.epochs and 0 <= step < steps
         if not fits or tuple(self.state["history"].shape) != (steps, columns):
-            raise InputError(f"{path} holds a progress that its settings cannot have: start a new run")
+            raise InputError(f"the progress that {path} holds does not fit its settings: start a new run")
         if len(saved["rng"]) != distributed.world_size():
             raise InputError(f"{self.folder} was trained by {len(saved['rng'])} processes: resume it with as many")
+        if saved["commit"] != git_commit():
+            self.state["commit"] += f" then {git_commit()}"
         try:
             for part, state in zip(self.parts, saved["parts"], strict=True):
                 part.load_state_dict(state)
@@ -173,7 +175,7 @@ class Run:
     def save(self) -> None:
         """Write last.pth. All processes call this, for each has random numbers of its own; the first one writes."""
         rng = distributed.gather_objects(rng_state(self.device))
-        with distributed.together():
+        with distributed.share_errors():
             if distributed.is_main():
                 content = io.BytesIO()
                 parts = [part.state_dict() for part in self.parts]
@@ -186,7 +188,7 @@ class Run:
     def stop_if_not_finite(self, values: Tensor, names: tuple[str, ...], first: int) -> None:
         """Ends the program when the steps' values [steps, columns], from step `first` of this epoch on, are not finite.
 
-        A gradient counts too: it is the loss of the next step. No state with bad weights is ever saved.
+        A gradient counts too, for after it the next loss is not finite. No state with bad weights is ever saved.
         """
         bad = (~values.isfinite()).any(dim=1).nonzero()
         if not len(bad):
@@ -195,14 +197,14 @@ class Run:
         shown = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, values[step].tolist(), strict=True))
         message = (
             f"training diverged at epoch {self.state['epoch'] + 1}, step {first + step + 1} ({shown}): start a new run"
-            " with a lower --lr"
+            " with a lower --lr or --muon-lr"
         )
         if distributed.is_main():
             atomic_write(self.folder / "diverged.txt", (message + "\n").encode())
         sys.exit(f"error: {message}")
 
     def publish(self, score: str) -> str:
-        """Copy best_model.pth to the folder of all runs; what to tell when `score` was better in what it replaces."""
+        """Copy best_model.pth to the folder of all runs. Returns a note when `score` was better in what it replaces."""
         best, target = self.folder / "best_model.pth", self.folder.parent / "best_model.pth"
         told = ""
         if target.is_file():
@@ -211,7 +213,7 @@ class Run:
                 if old[score] > new[score]:
                     earlier = self.folder.parent / str(old["run"]) / "best_model.pth"
                     back = f"; to go back: cp {earlier} {target}" if earlier.is_file() else ""
-                    told = f"{target} held a model with {score} {old[score]:.2%}, from the run {old['run']}{back}"
+                    told = f"the replaced {target} was better on validation: {old[score]:.2%}, run {old['run']}{back}"
             except (InputError, KeyError, TypeError):  # another version's: nothing to compare with
                 pass
         atomic_write(target, best.read_bytes())
@@ -238,7 +240,7 @@ class Interrupt:
 
     def _handle(self, signum, frame) -> None:
         self.requested = True
-        self.__exit__()
+        self.__exit__()  # the old handlers are back, so that a second Ctrl-C acts at once
 
 
 def rng_state(device: torch.device) -> dict:
@@ -255,11 +257,14 @@ def restore_rng_state(state: dict, device: torch.device) -> None:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
-def commit() -> str:
-    """The commit of the code, with a + where files differ from it; "unknown" outside of a git checkout."""
+def git_commit() -> str:
+    """The commit of the code, with a + where Python files differ from it; "unknown" outside of a git checkout."""
     root = Path(__file__).resolve().parent.parent
     if not shutil.which("git") or not (root / ".git").exists():
         return "unknown"
-    command = ["git", "-C", str(root), "describe", "--always", "--exclude=*", "--dirty=+"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
+
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no", "--", "*.py") else ""
+    return git("rev-parse", "--short", "HEAD") + changed or "unknown"

@@ -37,19 +37,19 @@ class Settings:
         choices=("multi_positive", "infonce", "infonce_distinct", "sigmoid"),
     )
     epochs: int = option(8, "passes over the 55,000 training images", low=1, high=100_000)
-    batch_size: int = option(256, "image-text pairs a step", low=2, high=60_000)
+    batch_size: int = option(256, "image-text pairs per step", low=2, high=60_000)
     chunk_size: int | None = option(
         None,
-        "images a pass through the CNN, for a batch that does not fit (GradCache); None: the whole batch",
+        "images per pass through the CNN, for a batch that does not fit (GradCache); None: the whole batch",
         type=int,
         low=2,
         high=60_000,
     )
-    lr: float = option(3e-3, "peak learning rate of AdamW", low=0, low_ok=False)
-    muon_lr: float = option(0.05, "peak learning rate of Muon for the CNN's kernels; 0: AdamW for all", low=0)
+    lr: float = option(3e-3, "peak learning rate of AdamW; a language model has its own, 2e-5", low=0, low_ok=False)
+    muon_lr: float = option(0.05, "peak learning rate of Muon, for the CNN's kernels and matrices; 0: no Muon", low=0)
     muon_momentum: float = option(0.7, "Nesterov momentum of Muon", low=0, high=0.999)
     ema_decay: float = option(
-        0.0, "measure and keep a moving average of the weights with this decay a step; 0: none", low=0, high=0.99999
+        0.0, "measure and keep a moving average of the weights, with this decay per step; 0: none", low=0, high=0.99999
     )
     no_augment: bool = option(False, "train on the images as they are, not only in the last epoch")
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31)
@@ -90,7 +90,7 @@ class Settings:
             if kind is not bool:
                 try:
                     _check(known[name], str(value))
-                except (argparse.ArgumentTypeError, InputError):
+                except argparse.ArgumentTypeError:
                     raise InputError(f"{source} holds {name} {value!r}: start a new run") from None
         return cls(**record)
 
@@ -114,7 +114,7 @@ PRESETS = {
         "no_augment": True,
     },
 }
-WHERE = ("device", "data_path", "runs_dir", "run_name", "resume")  # where a run happens; these change no result
+WHERE = ("device", "data_path", "runs_dir", "run_name", "resume")  # where a run happens, not what it is
 
 
 def read_flags(argv: list[str]) -> tuple[Settings, dict]:
@@ -125,8 +125,8 @@ def read_flags(argv: list[str]) -> tuple[Settings, dict]:
     settings = Settings(**PRESETS[preset] | given)
     if settings.resume is None:
         _check_together(settings, given)
-    elif preset != "default":
-        raise InputError("--resume goes on with the run's own settings: leave out --preset")
+    elif preset != "default" or "run_name" in given:
+        raise InputError("--resume goes on with the run's own settings and name: leave out --preset and --run-name")
     return settings, given
 
 
@@ -157,12 +157,14 @@ def _kind(one) -> type:
 
 
 def _check(one, text: str):
-    """A flag's text -> its value. Raises argparse.ArgumentTypeError or InputError."""
+    """A flag's text -> its value. Raises argparse.ArgumentTypeError."""
     checks, kind = one.metadata, _kind(one)
     if kind in (int, float):
         return number(kind, checks["low"], checks.get("high", math.inf), checks.get("low_ok", True))(text)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise argparse.ArgumentTypeError(f"{text!a} holds a byte that is no UTF-8: use plain letters")
     if "choices" in checks and text not in checks["choices"]:
-        raise InputError(f"{one.name} {text!r} is none of {', '.join(checks['choices'])}")
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(checks['choices'])}")
     return text
 
 

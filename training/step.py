@@ -40,13 +40,12 @@ class TrainingStep:
         self.model, self.optimizers, self.ema = model, optimizers, ema
         self.net = distributed.wrap(model)  # what embeds: the model, or DDP around it
         self.bf16, self.chunk_size = bf16, chunk_size
-        self.backward = self._cached if chunk_size else self._plain
 
     def __call__(self, batch: Batch, lr_factor: float = 1.0) -> Tensor:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = group["peak_lr"] * lr_factor
         self.model.zero_grad()
-        loss = self.backward(batch)
+        loss = self._cached(batch) if self.chunk_size else self._plain(batch)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRAD_CLIP)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -89,7 +88,9 @@ class TrainingStep:
         height = max(min(self.chunk_size, 32), self.chunk_size**2 // len(captions))
         for rows in torch.arange(len(captions), device=captions.device).split(height):
             per_image = (model.compare(images[rows], texts).logits_per_image, images[rows], texts)
-            per_text = (model.compare(images, texts[rows]).logits_per_text, texts[rows], images)
+            per_text = per_image
+            if model.loss_function.both_directions:
+                per_text = (model.compare(images, texts[rows]).logits_per_text, texts[rows], images)
             part = model.loss_function.of_strip(rows, captions, per_image, per_text)
             part.backward()
             loss += part.detach()
