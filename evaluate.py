@@ -1,4 +1,4 @@
-"""Measure a trained model from many sides: zero-shot, retrieval, probes, calibration, geometry, robustness, open set.
+"""Measure a trained model from many sides: captions, retrieval, probes, calibration, geometry, robustness, open set.
 
     python evaluate.py                       runs/best_model.pth, under a minute on 2 CPU cores
     python evaluate.py runs/x/best_model.pth --pictures x

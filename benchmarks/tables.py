@@ -281,7 +281,7 @@ def evaluation_rows(result: dict) -> dict[str, str]:
     retrieval, geometry, robust = result["retrieval"], result["geometry"], result["robustness"]
     learned, fitted = result["calibration"]["learned"], result["calibration"]["fitted"]
     return {
-        "zero-shot accuracy": share(result["zero_shot"]),
+        "accuracy, nearest caption": share(result["zero_shot"]),
         "text → image mAP": f"{retrieval['text_to_image']['mean_average_precision']:.2%}",
         "image → text recall@1": f"{retrieval['image_to_text']['recall_at_1']:.2%}",
         "image → image mAP": f"{retrieval['image_to_image']['mean_average_precision']:.2%}",

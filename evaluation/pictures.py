@@ -160,7 +160,7 @@ def digit_accuracy(digits: Sequence[dict]) -> Figure:
     axes.set_xticks(range(len(values)))
     axes.set_xlabel("digit")
     axes.set_ylabel("accuracy (%)")
-    axes.set_title("zero-shot accuracy of each digit, 95% Wilson intervals, test images")
+    axes.set_title("accuracy of each digit, nearest caption, 95% Wilson intervals, test images")
     axes.grid(axis="y", alpha=0.3)
     return figure
 

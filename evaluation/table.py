@@ -12,7 +12,7 @@ def print_table(results: dict) -> None:
     confused = [(n, i, j) for i, row in enumerate(zero["confusion"]) for j, n in enumerate(row) if n and i != j]
     to_image, to_text, near = found["text_to_image"], found["image_to_text"], found["image_to_image"]
     rows = [
-        ("Zero-shot classification, test split", None),
+        ("Classification by the nearest caption, test split", None),
         ("accuracy", share(zero)),
         ("digits 0 to 4", "  ".join(f"{one['accuracy']:.2%}" for one in zero["digits"][:5])),
         ("digits 5 to 9", "  ".join(f"{one['accuracy']:.2%}" for one in zero["digits"][5:])),

@@ -64,7 +64,16 @@ def test_the_table_has_every_section_and_the_accuracy_that_training_told(evaluat
     accuracy = trained.metrics["test_zero_shot_accuracy"]
     assert evaluated.results["zero_shot"]["accuracy"] == pytest.approx(accuracy, abs=2e-4)
     assert f"{evaluated.results['zero_shot']['accuracy']:.2%}" in evaluated.output
-    for name in ("Zero-shot", "Retrieval", "Frozen", "Calibration", "Geometry", "Robustness", "Another", "Open set"):
+    for name in (
+        "Classification",
+        "Retrieval",
+        "Frozen",
+        "Calibration",
+        "Geometry",
+        "Robustness",
+        "Another",
+        "Open set",
+    ):
         assert re.search(rf"^{name}", evaluated.output, re.MULTILINE)
     assert all(len(line) <= 120 for line in evaluated.output.splitlines() if "written" not in line)
 

@@ -94,7 +94,7 @@ def test_flags_without_effect_together_are_refused(flags, message):
     "name", ["../up", "a/b", "a\\b", "", " ", ".", "..", "x" * 300, "\udcff", "a\nb", "a\0b", "ends ", "a:b", "é" * 150]
 )
 def test_a_run_name_that_is_no_plain_folder_name_is_refused(name):
-    with pytest.raises(InputError, match="plain folder name|no UTF-8") as error:
+    with pytest.raises(InputError, match=r"plain folder name|no UTF-8") as error:
         read_flags(["--run-name", name])
     str(error.value).encode()  # it can be printed
     assert len(str(error.value)) < 600
