@@ -192,45 +192,21 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, small_mnist):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--epochs", "0"], "whole number from 1"),
-        (["--epochs", "-3"], "whole number from 1"),
-        (["--epochs", "1.5"], "whole number from 1"),
-        (["--epochs", "many"], "whole number from 1"),
-        (["--epochs", "9" * 400], "whole number from 1"),
-        (["--batch-size", "1"], "whole number from 2"),
         (["--batch-size", "55001"], "larger than the 55,000 pairs"),
-        (["--lr", "0"], "number above 0"),
-        (["--lr", "nan"], "number above 0"),
         (["--loss", "infonce_distinct"], "groups of 10: make --batch-size a multiple"),
-        (["--seed", "-1"], "whole number from 0 to 2147483648"),
-        (["--muon-lr", "-1"], "number from 0"),
-        (["--muon-lr", "0", "--muon-momentum", "0.5"], "give --muon-lr too"),
-        (["--ema-decay", "1"], "number from 0 to 0.99999"),
-        (["--width", "1024"], "whole number from 1 to 256"),
-        (["--loss", "triplet"], "invalid choice"),
-        (["--epoch", "3"], "unrecognized"),
         (["--device", "tpu"], "device"),
         (["--device", "mps"], "not supported"),
         (["--device", "cuda:99"], "not on this machine"),
         (["--device", "cpu:3"], "not supported"),
         (["--batch-size", "257", "--chunk-size", "64"], "two images at a time"),
-        (["--chunk-size", "1"], "whole number from 2"),
-        (["--chunk-size", "512"], "larger than --batch-size"),
-        (["--freeze-text"], "add --text-encoder plus"),
-        (["--text-model", "bert"], "add --text-encoder plus"),
-        (["--text-encoder", "plus", "--text-model", ""], "--text-model is empty"),
         (["--resume", "nowhere"], "nothing to resume in nowhere"),
         (["--resume"], "no unfinished run"),
         (["--resume", "--preset", "speed"], "leave out --preset"),
         (["--resume", "--run-name", "x"], "leave out --preset and --run-name"),
         (["--data-path", "bad\udcffbyte"], "no UTF-8"),
-        (["--run-name", "../up"], "plain folder name"),
-        (["--run-name", "bad\udcffbyte"], "no UTF-8"),
-        (["--run-name", "x" * 300], "plain folder name"),
-        (["--run-name", ""], "plain folder name"),
     ],
 )
-def test_bad_flags_are_one_sentence(flags, message, tmp_path, data_path):
+def test_flags_that_only_training_can_judge_are_one_sentence(flags, message, tmp_path, data_path):
     with pytest.raises(InputError, match=message) as error:
         train_here("--data-path", data_path, "--runs-dir", tmp_path / "runs", *flags)
     assert "\n" not in str(error.value)
