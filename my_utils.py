@@ -15,8 +15,8 @@ import time
 import warnings
 from pathlib import Path
 
-# OpenMP's idle threads spin for a short while only, then sleep: beside another busy process long spinning makes training
-# many times slower, and no spinning at all makes it slower on a quiet machine.
+# OpenMP's idle threads spin for a short while only, then sleep: beside another busy process long spinning makes
+# training many times slower, and no spinning at all makes it slower on a quiet machine.
 # (Read when torch loads, so this module is imported first.)
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")

@@ -110,7 +110,8 @@ def train(settings: Settings, given: dict) -> int:
                     if device.type == "cpu":  # on a GPU, reading a value would wait for it
                         if not values[0].isfinite():
                             break
-                        step_bar.set_postfix(loss=f"{values[0]:.3f}", refresh=False)
+                        if step % 10 == 0:
+                            step_bar.set_postfix(loss=f"{values[0]:.3f}", refresh=False)
                     if interrupt.requested and world_size == 1:  # several stop together, at the epoch's end
                         break
             done = step + 1
