@@ -119,7 +119,7 @@ def test_ten_pairs_read_as_a_person_would_read_them(pairs_of):
     for i, line in enumerate(lines):
         digit = int(batch.captions[i])
         assert line.startswith(
-            f"{i}: a {DIGIT_WORDS[digit]} (0% ink) <-> 'a photo of the digit {DIGIT_WORDS[digit]}', "
+            f"{i}: image of a {DIGIT_WORDS[digit]} (0% ink) <-> 'a photo of the digit {DIGIT_WORDS[digit]}', "
         )
         also = re.search(r"true also of (.*)", line)[1].split(", ")
         assert [int(j) for j in also] == [j for j in range(10) if j != i and batch.captions[j] == digit]

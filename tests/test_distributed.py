@@ -220,7 +220,7 @@ def wait_for(condition, job) -> None:
 def test_torchrun_stops_at_ctrl_c_survives_a_death_and_goes_on(tmp_path, data_path, tiny_albert):
     """With a language model that learns, and a batch that two processes cannot share evenly."""
     runs, run = tmp_path / "runs", tmp_path / "runs" / "run"
-    flags = [*TINY, "--epochs", 3, "--batch-size", 513, "--text-encoder", "plus", "--text-model", tiny_albert]
+    flags = [*TINY, "--epochs", 3, "--batch-size", 1025, "--text-encoder", "plus", "--text-model", tiny_albert]
     job = torchrun("train.py", *flags, "--runs-dir", runs, "--run-name", "run")
     wait_for((run / "best_model.pth").exists, job)  # the end of the first epoch
     time.sleep(0.2)
