@@ -15,11 +15,10 @@ import time
 import warnings
 from pathlib import Path
 
-# OpenMP's idle threads spin for a short while only, then sleep: beside another busy process long spinning makes
-# training many times slower, and no spinning at all makes it slower on a quiet machine.
-# (Read when torch loads, so this module is imported first.)
-if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+# OpenMP's idle threads sleep instead of spinning: beside another busy process spinning makes training many times slower.
+# (Read when torch loads, so this module is imported first. On a quiet machine spinning is faster, for small steps above
+# all: set the variable to "active" for that.)
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 class InputError(ValueError):

@@ -65,7 +65,7 @@ def train_in(folder: Path, run: Path, flags: list[str], data_path: Path) -> dict
     """The metrics of a run of the checkout `folder`, which is trained as a person would."""
     where = ["--data-path", str(data_path.resolve()), "--runs-dir", str(run.parent), "--run-name", run.name]
     # `my_utils` has just set this for us: a version sets it for itself, or does not.
-    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
     command = [sys.executable, "train.py", *flags, *where]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:
