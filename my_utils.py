@@ -15,9 +15,9 @@ import time
 import warnings
 from pathlib import Path
 
-# OpenMP's idle threads sleep instead of spinning: beside another busy process spinning makes training many times slower.
-# (Read when torch loads, so this module is imported first. On a quiet machine spinning is faster, for small steps above
-# all: set the variable to "active" for that.)
+# OpenMP's idle threads sleep instead of spinning: beside another busy process, spinning makes training many times
+# slower. (Read when torch loads, so this module is imported first. On a quiet machine spinning is faster, for small
+# steps above all: set the variable to "active" for that.)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
