@@ -24,7 +24,7 @@ from image_encoder import IMAGE_ENCODERS
 from losses import pick_loss
 from my_utils import InputError, atomic_write, pick_device, short
 from text_encoder import TextEncoder
-from training.settings import TEXT_MODEL
+from training.settings import TEXT_MODEL, Settings
 
 FORMAT = "minist-clip-3"  # raised when an older file can no longer be read
 MAX_LOGIT_SCALE = math.log(100)
@@ -53,14 +53,14 @@ class CLIP(nn.Module):
 
     def __init__(
         self,
-        embed_dim: int = 64,
-        image_encoder: str = "residual",
-        width: int = 16,
-        text_encoder: str = "table",
-        text_model: str = TEXT_MODEL,
-        freeze_text: bool = False,
-        loss: str = "multi_positive",
-        init_temperature: float = 0.07,
+        embed_dim: int = Settings.embed_dim,
+        image_encoder: str = Settings.image_encoder,
+        width: int = Settings.width,
+        text_encoder: str = Settings.text_encoder,
+        text_model: str = Settings.text_model,
+        freeze_text: bool = Settings.freeze_text,
+        loss: str = Settings.loss,
+        init_temperature: float = Settings.init_temperature,
         init_logit_bias: float | None = None,
         fetch: bool = True,
     ):
@@ -174,7 +174,7 @@ class CLIP(nn.Module):
             return images  # looking at the values would wait for the GPU
         if not is_bytes and not ((images >= 0) & (images <= 1)).all():
             raise InputError("float images must lie in [0, 1]: divide by 255, or pass uint8")
-        if ((images > 0.5).float().mean(dim=(1, 2, 3)) > 0.5).any():
+        if not self.training and ((images > 0.5).float().mean(dim=(1, 2, 3)) > 0.5).any():
             warnings.warn(
                 "most of an image is bright, but digits are bright on black here: pass 1 - image, or 255 - bytes",
                 stacklevel=3,

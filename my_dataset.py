@@ -19,8 +19,9 @@ from captions import TEMPLATES, Texts, all_sentences, draw_texts, fill
 from data.mnist import provision
 from losses import GROUP
 from my_utils import InputError
+from training.settings import Settings
 
-DATA_PATH = "MINIST_CLIP"
+DATA_PATH = Settings.data_path
 VAL_SIZE = 5_000
 SPLIT_SEED = 0  # of its own, whatever --seed says: every run selects on the same 5,000 images
 WARPED_AT_ONCE = 1024  # images: a large batch is augmented in pieces, or its sampling grids would not fit

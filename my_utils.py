@@ -35,6 +35,11 @@ def short(error) -> str:
     return text if len(text) <= 160 else text[:157] + "..."
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text holds whole characters: a lone surrogate, as a byte that is no UTF-8 becomes, can't be printed."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+
+
 # ---- the program: its errors, its command line ----
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from my_utils import InputError, short
+from my_utils import InputError, is_whole, short
 
 MAX_TOKENS = 64  # a longer sentence is cut
 POOLED: dict[tuple[str, str], Tensor] = {}  # (hash of a frozen model, sentence) -> [width], once per process
@@ -52,7 +52,7 @@ class TextEncoderPlus(nn.Module):
         for text in texts:
             if not text.strip():
                 raise InputError(f"a text must be a sentence, not {text!r}")
-            if any("\ud800" <= letter <= "\udfff" for letter in text):
+            if not is_whole(text):
                 raise InputError(f"the text {text!a} holds half a character (a lone surrogate): remove it")
         if self.frozen:
             return self.pooled(texts)

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from captions import TEMPLATES
 from clip import CLIP
+from data.mnist import provision
 from losses import GROUP, sigmoid_bias
 from metrics import evaluate
 from my_dataset import MNISTPairs, Split, load_mnist
@@ -61,7 +62,7 @@ def train(settings: Settings, given: dict) -> int:
     distinct = settings.loss == "infonce_distinct"
     with distributed.share_errors():
         if is_main:
-            load_mnist("val", settings.data_path)  # the first process fetches for all
+            provision(settings.data_path)  # the first process fetches for all
     templates = TEMPLATES[settings.text_encoder]
     pairs = MNISTPairs("train", settings.data_path, device, templates, distinct=distinct)
     val_split = load_mnist("val", settings.data_path, device)

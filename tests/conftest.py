@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -44,6 +45,15 @@ def run_train(*flags, **options) -> SimpleNamespace:
     job = start_train(*flags, **options)
     output, errors = job.communicate(timeout=300)
     return SimpleNamespace(returncode=job.returncode, stdout=output, stderr=errors)
+
+
+def wait_for(condition, job: subprocess.Popen) -> None:
+    """Until the condition holds, while the job runs."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import torch
 
 from captions import TEMPLATES, all_sentences, draw_texts
 from clip import CLIP
-from conftest import ROOT, TINY, train_here
+from conftest import ROOT, TINY, train_here, wait_for
 from losses import LOSSES
 from my_dataset import Batch
 from my_utils import InputError
@@ -207,14 +207,6 @@ def test_a_large_batch_trains_in_chunks(tmp_path, data_path):
     assert train_here(*flags, "--runs-dir", tmp_path, "--run-name", "run").returncode == 0
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
     assert 0 < history[0]["excess_loss"] < history[0]["loss"]
-
-
-def wait_for(condition, job) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert job.poll() is None, job.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_torchrun_stops_at_ctrl_c_survives_a_death_and_goes_on(tmp_path, data_path, tiny_albert):

@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from clip import CLIP
-from conftest import ROOT, TINY, run_train, start_train, tensors, train_here
+from conftest import ROOT, TINY, run_train, start_train, tensors, train_here, wait_for
 from metrics import evaluate
 from my_dataset import load_mnist
 from my_utils import InputError
@@ -79,14 +79,6 @@ def test_the_other_losses_train(loss, tmp_path, small_mnist):
 
 
 # ---- interruptions ----
-
-
-def wait_for(condition, job) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert job.poll() is None, job.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -6,9 +6,8 @@ import torch
 
 from clip import CLIP
 from training.muon import Muon
-from training.settings import Settings
+from training.settings import TEXT_LR, Settings
 
-TEXT_LR = 2e-5  # peak learning rate of a language model that trains
 WEIGHT_DECAY = 0.05  # on weight matrices and kernels only
 WARMUP = 0.1  # share of the steps
 

@@ -51,7 +51,7 @@ def open_run(settings: Settings, given: dict) -> tuple[Settings, "Run"]:
     with distributed.share_errors():
         if run.saved is None:
             run.read()
-    return resumed(settings, given, run.saved.pop("config"), run.folder), run
+    return resumed(given, run.saved.pop("config"), run.folder), run
 
 
 def _find(resume: str, runs: Path) -> "Run":
@@ -160,8 +160,8 @@ class Run:
             raise InputError(f"the progress that {path} holds does not fit its settings: start a new run")
         if len(saved["rng"]) != distributed.world_size():
             raise InputError(f"{self.folder} was trained by {len(saved['rng'])} processes: resume it with as many")
-        if saved["commit"] != git_commit():
-            self.state["commit"] += f" then {git_commit()}"
+        if not saved["commit"].endswith(commit := git_commit()):  # resumed onto other code
+            self.state["commit"] += f" then {commit}"
         try:
             for part, state in zip(self.parts, saved["parts"], strict=True):
                 part.load_state_dict(state)

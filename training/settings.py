@@ -9,9 +9,10 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from my_utils import ArgumentParser, InputError, number
+from my_utils import ArgumentParser, InputError, is_whole, number
 
 TEXT_MODEL = "albert-base-v2"
+TEXT_LR = 2e-5  # peak learning rate of a language model that trains
 
 
 def option(default, help: str, **checks):
@@ -45,7 +46,7 @@ class Settings:
         low=2,
         high=60_000,
     )
-    lr: float = option(3e-3, "peak learning rate of AdamW; a language model has its own, 2e-5", low=0, low_ok=False)
+    lr: float = option(3e-3, f"peak learning rate of AdamW; a language model has {TEXT_LR}", low=0, low_ok=False)
     muon_lr: float = option(0.05, "peak learning rate of Muon, for the CNN's kernels and matrices; 0: no Muon", low=0)
     muon_momentum: float = option(0.7, "Nesterov momentum of Muon", low=0, high=0.999)
     ema_decay: float = option(
@@ -161,7 +162,7 @@ def _check(one, text: str):
     checks, kind = one.metadata, _kind(one)
     if kind in (int, float):
         return number(kind, checks["low"], checks.get("high", math.inf), checks.get("low_ok", True))(text)
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if not is_whole(text):
         raise argparse.ArgumentTypeError(f"{text!a} holds a byte that is no UTF-8: use plain letters")
     if "choices" in checks and text not in checks["choices"]:
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(checks['choices'])}")
@@ -199,7 +200,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def resumed(settings: Settings, given: dict, record: dict, run: Path) -> Settings:
+def resumed(given: dict, record: dict, run: Path) -> Settings:
     """The settings of a run that goes on: its own; only where it runs may change."""
     own = Settings.from_record(record, str(run / "last.pth"))
     for name, value in given.items():
