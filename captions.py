@@ -1,14 +1,30 @@
 """What is said of an image: the words, the templates, and the drawing of a caption for each image of a batch.
 
-In a template {word} stands for zero ... nine and {numeral} for 0 ... 9.
+Two kinds of captions. `digit`: a caption names the digit and nothing else. `described`: it names any part of {digit,
+thickness, slant}, or says that there is no digit. What is true of an image, and what a caption claims, are sets of
+STATEMENTS, each set the bits of one number: a caption is true of an image when all that it claims is true.
 """
 
+import functools
+import itertools
+import random
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from attributes import (
+    SLANT,
+    SLANT_BAND,
+    SLANT_BOUNDS,
+    THICKNESS,
+    THICKNESS_BAND,
+    THICKNESS_BOUNDS,
+    from_bounds,
+    step_of,
+)
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -23,21 +39,21 @@ class Texts(NamedTuple):
         return [self.sentences[i] for i in self.index.tolist()]
 
 
+# ---- captions that name the digit: {word} stands for zero ... nine, {numeral} for 0 ... 9 ----
+
+
+def with_article(text: str) -> str:
+    """'a' before a vowel's sound becomes 'an': an eight, an 8, an upright seven."""
+    return re.sub(r"\b([Aa]) (?=(?!one\b)[aeiou8])", r"\1n ", text)
+
+
 def fill(template: str, digit: int) -> str:
-    sentence = template.format(word=DIGIT_WORDS[digit], numeral=digit)
-    return re.sub(r"\b([Aa]) (?=eight|8)", r"\1n ", sentence)  # an eight
+    return with_article(template.format(word=DIGIT_WORDS[digit], numeral=digit))
 
 
 def all_sentences(templates: Sequence[str]) -> tuple[str, ...]:
     """Every template filled with every digit: that of digit d and template t stands at d * len(templates) + t."""
     return tuple(fill(template, digit) for digit in range(10) for template in templates)
-
-
-def draw_texts(digits: Tensor, sentences: tuple[str, ...]) -> Texts:
-    """For each digit [B] one of its sentences, at random; `sentences` as `all_sentences` gives them."""
-    templates = len(sentences) // 10
-    drawn = torch.randint(templates, digits.shape, device=digits.device) if templates > 1 else 0
-    return Texts(sentences, digits * templates + drawn)
 
 
 TRAIN_TEMPLATES = (
@@ -47,6 +63,9 @@ TRAIN_TEMPLATES = (
     "The number here is {word}.",
     "I can read a {word}.",
     "You are looking at the digit {word}.",
+    "Someone wrote the number {word} by hand.",
+    "There is a {word} in this image.",
+    "Here you see the digit {word}.",
     # photos, scans and drawings
     "a photo of the digit {word}",
     "a photo of a handwritten {word}",
@@ -54,29 +73,22 @@ TRAIN_TEMPLATES = (
     "a scan of the number {word}",
     "a low resolution scan of a {word}",
     "a small grey picture of a {word}",
-    "a child's drawing of the number {word}",
+    "a handwritten {word}",
     "white on black: the digit {word}",
-    # neat and sloppy hands
-    "a sloppy handwritten {word}",
-    "a neatly written {word}",
-    "a {word} scribbled in a hurry",
-    "a slanted, thin {word}",
-    "the number {word} in thick strokes",
-    # where digits are found
-    "a {word} from a postal code",
-    "a {word} on a bank cheque",
-    "the digit {word} in a phone number",
+    "a drawing of the number {word}",
+    "one single digit, a {word}",
     # answers
     "Which digit is it? It is {word}.",
     "Question: what number is shown? Answer: {word}.",
     "My guess would be {word}.",
+    "Read aloud, this is {word}.",
     # the numeral instead of the word
     "This is a handwritten digit {numeral}.",
     "a photo of the digit {numeral}",
     "a scan of the number {numeral}",
-    "a sloppy handwritten {numeral}",
+    "a handwritten {numeral}",
     "The picture shows a {numeral}.",
-    "a {numeral} on a bank cheque",
+    "a drawing of the number {numeral}",
     "Question: what number is shown? Answer: {numeral}.",
     "handwriting that reads {numeral}",
 )
@@ -85,20 +97,17 @@ TRAIN_TEMPLATES = (
 HELD_OUT_TEMPLATES = (
     "It looks like a {word} to me.",
     "the numeral {word} as a thumbnail",
-    "a crooked {word} drawn with a marker",
+    "{word} is the number on this picture",
     "an old form with a {word} filled in",
     "What does it say? Clearly {word}!",
     "black and white handwriting, digit {word}",
     "a badly photographed {word} on paper",
-    "a messy {numeral}",
+    "someone's {numeral}",
     "The correct label is {numeral}.",
     "a black and white image of a {numeral}",
 )
 
 BARE_TEMPLATES = ("{word}", "{numeral}")  # not trained on either by `plus`
-
-# What each text encoder is trained on, and what stands for a digit when images are classified by caption.
-TEMPLATES = {"table": ("{word}",), "plus": TRAIN_TEMPLATES}
 
 # No digit in any of them, and none is trained on: an image should be far from all.
 OTHER_SENTENCES = (
@@ -123,3 +132,253 @@ OTHER_SENTENCES = (
     "a map of the old town",
     "black and white handwriting, letter k",
 )
+
+
+# ---- captions that describe ----
+
+# Each value of attributes.THICKNESS and SLANT as adjectives, which stand before the noun, and as phrases behind it.
+THICKNESS_WORDS = {
+    "thin": (("thin", "fine", "delicate"), ("in light strokes", "in fine strokes", "written with a thin pen")),
+    "medium": (("medium", "ordinary"), ("in medium strokes", "of medium thickness", "written with an ordinary pen")),
+    "thick": (("thick", "bold", "heavy"), ("in heavy strokes", "in bold strokes", "written with a broad pen")),
+}
+SLANT_WORDS = {
+    "leaning left": (("left-leaning",), ("leaning to the left", "leaning left", "tilted left", "slanting to the left")),
+    "upright": (("upright", "straight"), ("standing upright", "without a slant", "standing straight")),
+    "leaning right": (
+        ("right-leaning",),
+        ("leaning to the right", "leaning right", "tilted right", "slanting to the right"),
+    ),
+}
+FRAMES = ("{}", "{}", "{}", "a photo of {}", "a scan of {}", "the picture shows {}", "this is {}", "I can read {}")
+NOUNS = ("{word}", "{word}", "{numeral}", "handwritten {word}", "handwritten {numeral}")
+HEADS = ("{word}", "{numeral}", "the digit {word}", "the number {numeral}", "the number {word}")
+ANY_NOUNS = ("digit", "number", "numeral", "handwritten digit", "handwritten number")
+ANY_HEADS = ("a digit", "a number", "a numeral", "a single digit", "some number")
+
+# What is no digit, by kind: how data/not_digits.py makes it, and what is said of it. Kind k is the subject 10 + k.
+NOT_DIGITS = {
+    "noise": ("random noise", "pixel noise", "nothing but noise", "an image of random noise", "grey noise"),
+    "scrambled": (
+        "scrambled patches",
+        "a scrambled image",
+        "patches in the wrong order",
+        "pieces of a digit, shuffled",
+    ),
+    "empty": ("an empty image", "an empty frame", "nothing at all", "a blank image", "an empty picture"),
+    "overlap": (
+        "two digits on top of each other",
+        "two numbers written over each other",
+        "two overlapping digits",
+        "one digit on top of another",
+    ),
+    "inverted": (
+        "an inverted digit",
+        "a digit in negative",
+        "black on white: a digit in reverse",
+        "a dark digit on a bright background",
+    ),
+    "turned": ("a digit lying on its side", "a digit turned by a quarter", "a number on its side", "a rotated digit"),
+    "scribble": ("a scribble", "a few random lines", "lines that form no digit", "strokes without meaning"),
+}
+NO_DIGIT = ("not a digit", "no digit", "this is not a digit", "this is no number", "there is no digit in this image")
+
+PHRASINGS = 40  # sentences that say the same, for each thing that can be said
+SAID = (0.9, 0.7, 0.7)  # chances that a caption names the digit, the thickness, the slant
+
+# ---- what can be true: statement k is bit k ----
+
+STATEMENTS = (*DIGIT_WORDS, *NOT_DIGITS, "a digit", "no digit", *THICKNESS, *SLANT)
+IS_DIGIT, IS_NONE = (1 << STATEMENTS.index(name) for name in ("a digit", "no digit"))
+FIRST_KIND, FIRST_THICKNESS, FIRST_SLANT = (
+    STATEMENTS.index(names[0]) for names in (tuple(NOT_DIGITS), THICKNESS, SLANT)
+)
+THICKNESS_BITS, SLANT_BITS = (0b111 << first for first in (FIRST_THICKNESS, FIRST_SLANT))
+
+
+class Truth(NamedTuple):
+    """What is true of B images, and what B texts claim of them: sets of statements, int32 [B] each, and the clarity.
+
+    Text j is true of image i when all its claims are among i's facts, and false when one of them is neither a fact of i
+    nor `unknown` there (see `unknown_claims`).
+    """
+
+    facts: Tensor
+    unknown: Tensor
+    claims: Tensor
+    clarity: Tensor  # float [B, 2], above 0: how clearly the words for each image's thickness and slant fit
+
+    def true(self, images: Tensor | slice = slice(None), texts: Tensor | slice = slice(None)) -> Tensor:
+        """For these of the images and these of the texts: bool [images, texts]."""
+        return (self.claims[texts] & ~self.facts[images][:, None]) == 0
+
+    def weights(self, images: Tensor | slice = slice(None), texts: Tensor | slice = slice(None)) -> Tensor:
+        """How good an example each image is of each text that is true of it, 0 where it is false: [images, texts].
+
+        The product of the clarity of what the text claims: of all that lean right, what leans far is the best example.
+        """
+        weights = self.true(images, texts).to(self.clarity.dtype)
+        for attribute, bits in enumerate((THICKNESS_BITS, SLANT_BITS)):
+            claimed = (self.claims[texts] & bits) != 0
+            weights = torch.where(claimed, weights * self.clarity[images][:, attribute, None], weights)
+        return weights
+
+    def undecided(self, images: Tensor | slice = slice(None), texts: Tensor | slice = slice(None)) -> Tensor:
+        """Neither true nor false: what is not a fact of what they claim is unknown. bool [images, texts]."""
+        facts, unknown, claims = self.facts[images][:, None], self.unknown[images][:, None], self.claims[texts]
+        missing = claims & ~facts
+        return (missing != 0) & ((missing & ~unknown) == 0)
+
+
+def in_words(statements: int) -> str:
+    """A set of statements, as a person reads it: "four, thin, leaning left"."""
+    names = [name for k, name in enumerate(STATEMENTS) if statements >> k & 1]
+    plain = [name for name in names if name not in ("a digit", "no digit")]
+    return ", ".join(plain or names)
+
+
+# ---- all captions of a kind ----
+
+
+class Captions:
+    """All that can be said: C things, each in the same number of phrasings.
+
+    `sentences` [C * phrasings]; phrasing p of thing c stands at c * phrasings + p. `claims` int32 [C]. `described`
+    says whether images are measured for them.
+    """
+
+    def __init__(self, sentences: Sequence[str], claims: Sequence[int], described: bool):
+        self.sentences, self.described = tuple(sentences), described
+        self.claims = torch.tensor(claims, dtype=torch.int32)
+        self.phrasings = len(self.sentences) // len(self.claims)
+
+    def draw(self, things: Tensor) -> tuple[Texts, Tensor]:
+        """For each of B things a phrasing at random -> the texts and their claims [B]."""
+        drawn = torch.randint(self.phrasings, things.shape, device=things.device) if self.phrasings > 1 else 0
+        return Texts(self.sentences, things * self.phrasings + drawn), self.claims.to(things.device)[things]
+
+    def of_digits(self) -> Tensor:
+        """The things that name a digit and nothing else, int64 [10]."""
+        return thing(torch.arange(10)) if self.described else torch.arange(10)
+
+
+def captions_of(kind: str, text_encoder: str) -> Captions:
+    """The captions of `--captions` kind that a text encoder, "table" or "plus", is trained on."""
+    if kind == "described":
+        return described_captions()
+    return digit_captions(("{word}",) if text_encoder == "table" else TRAIN_TEMPLATES)
+
+
+@functools.cache
+def digit_captions(templates: tuple[str, ...]) -> Captions:
+    """Thing c is the digit c."""
+    return Captions(all_sentences(templates), [1 << digit for digit in range(10)], described=False)
+
+
+@functools.cache
+def described_captions() -> Captions:
+    """Every combination of a digit, a thickness and a slant, each of them said or not, at `thing(...)`.
+
+    Behind them: what is no digit of any kind, and then each kind of NOT_DIGITS.
+    """
+    sentences, claims = [], []
+    for digit, thickness, slant in itertools.product(range(-1, 10), range(-1, len(THICKNESS)), range(-1, len(SLANT))):
+        sentences += phrasings(digit, thickness, slant)
+        claims.append(
+            (IS_DIGIT if digit == -1 else 1 << digit)
+            + (thickness >= 0) * (1 << FIRST_THICKNESS + max(thickness, 0))
+            + (slant >= 0) * (1 << FIRST_SLANT + max(slant, 0))
+        )
+    for kind, phrases in enumerate((NO_DIGIT, *NOT_DIGITS.values()), start=-1):
+        sentences += itertools.islice(itertools.cycle(phrases), PHRASINGS)
+        claims.append(IS_NONE if kind == -1 else 1 << FIRST_KIND + kind)
+    return Captions(sentences, claims, described=True)
+
+
+def thing(digit, thickness=-1, slant=-1):
+    """The place of a combination in `described_captions`; -1 is unsaid. Numbers or tensors of numbers."""
+    return ((digit + 1) * (len(THICKNESS) + 1) + thickness + 1) * (len(SLANT) + 1) + slant + 1
+
+
+def things_of_cells() -> Tensor:
+    """The things that name digit, thickness and slant, in the order of the cells: int64 [90]."""
+    return thing(
+        *(x.flatten() for x in torch.meshgrid(torch.arange(10), torch.arange(3), torch.arange(3), indexing="ij"))
+    )
+
+
+NO_DIGIT_THING = thing(10)  # behind the nines; the kinds follow
+
+
+def phrasings(digit: int, thickness: int, slant: int) -> list[str]:
+    """PHRASINGS sentences that say this, the same ones every time; -1 is unsaid."""
+    said = [THICKNESS_WORDS[THICKNESS[thickness]]] * (thickness >= 0) + [SLANT_WORDS[SLANT[slant]]] * (slant >= 0)
+    nouns, heads = (ANY_NOUNS, ANY_HEADS) if digit == -1 else (NOUNS, HEADS)
+    names = {"word": DIGIT_WORDS[digit], "numeral": digit}
+    generator = random.Random(f"{digit} {thickness} {slant}")
+    sentences = []
+    for _ in range(PHRASINGS):
+        if generator.random() < 0.4:  # the number 7, upright, in fine strokes
+            parts = [generator.choice(phrases) for _, phrases in said]
+            generator.shuffle(parts)
+            text = ", ".join([generator.choice(heads).format(**names), *parts])
+        else:  # a bold seven leaning to the right
+            before, behind = [], []
+            for adjectives, phrases in said:
+                is_adjective = generator.random() < 0.5
+                (before if is_adjective else behind).append(generator.choice(adjectives if is_adjective else phrases))
+            generator.shuffle(before)
+            generator.shuffle(behind)
+            noun = generator.choice(nouns).format(**names)
+            text = " ".join(["a", ", ".join(before), noun, " and ".join(behind)])
+            text = generator.choice(FRAMES).format(with_article(" ".join(text.split())))
+        sentences.append(text)
+    return sentences
+
+
+# ---- what is true of digits, and what to say of them ----
+
+
+def facts_of(digits: Tensor, thickness: Tensor, slant: Tensor) -> tuple[Tensor, Tensor]:
+    """Digits [B], thickness in pixels [B] and slant in radians [B] -> the facts, int32 [B], as in `Truth`; and in which
+    cells the images lie, int64 [B], places in a flat [10, 3, 3]."""
+    thickness, slant = step_of(thickness, THICKNESS_BOUNDS), step_of(slant, SLANT_BOUNDS)
+    facts = (1 << digits) + IS_DIGIT + (1 << FIRST_THICKNESS + thickness) + (1 << FIRST_SLANT + slant)
+    return facts.int(), digits * 9 + thickness * 3 + slant
+
+
+def things_of(digits: Tensor, thickness: Tensor, slant: Tensor) -> Tensor:
+    """The same -> things to say of each image, int64 [B], drawn at random. What lies close to a bound is unsaid."""
+    names = [digits]
+    for values, bounds, band in (
+        (thickness, THICKNESS_BOUNDS, THICKNESS_BAND),
+        (slant, SLANT_BOUNDS, SLANT_BAND),
+    ):
+        names.append(torch.where(from_bounds(values, bounds) >= band, step_of(values, bounds), -1))
+    is_said = (torch.rand(len(digits), device=digits.device) < chance for chance in SAID)
+    return thing(*(torch.where(said, name, -1) for said, name in zip(is_said, names, strict=True)))
+
+
+def clarity_of(thickness: Tensor, slant: Tensor) -> Tensor:
+    """The same -> how clearly the words for thickness and slant fit, [B, 2]: 1 where it is in doubt, more with the
+    distance from the bounds, counted in the range of the middle step."""
+    return torch.stack(
+        [
+            1 + from_bounds(values, bounds) / (bounds[1] - bounds[0])
+            for values, bounds in ((thickness, THICKNESS_BOUNDS), (slant, SLANT_BOUNDS))
+        ],
+        dim=1,
+    )
+
+
+def unknown_claims(unseen: Tensor) -> Tensor:
+    """The cells never trained, bool [10, 3, 3] -> for each cell the claims that are unknown there, int32 [10, 3, 3].
+
+    They differ from the cell in one attribute, and lead into an unseen cell: no image could show them to be true there,
+    so no image of this cell may teach that they are false. (All other wrong claims do count.)
+    """
+    unknown = torch.zeros(10, 3, 3, dtype=torch.int32)
+    for digit, t, s in unseen.nonzero().tolist():
+        unknown[digit, :, s] |= 1 << FIRST_THICKNESS + t
+        unknown[digit, t, :] |= 1 << FIRST_SLANT + s
+    return unknown

@@ -19,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captions import Texts
+from captions import Texts, captions_of
 from image_encoder import IMAGE_ENCODERS
 from losses import pick_loss
 from my_utils import InputError, atomic_write, pick_device, short
 from text_encoder import TextEncoder
 from training.settings import TEXT_MODEL, Settings
 
-FORMAT = "minist-clip-3"  # raised when an older file can no longer be read
+FORMAT = "minist-clip-4"  # raised when an older file can no longer be read
 MAX_LOGIT_SCALE = math.log(100)
 
 
@@ -43,11 +43,12 @@ class CLIPOutput(NamedTuple):
 class CLIP(nn.Module):
     """Images and texts in one space of `embed_dim` dimensions; every embedding has length 1.
 
-    `image_encoder` is "residual" or "fast" (image_encoder.py), with `width` channels in its first stage. `text_encoder`
-    is "table" (ten captions) or "plus" (any sentence, through the pretrained language model `text_model`, which
-    `freeze_text` keeps as it is). `loss` names the contrastive loss that `model.loss(batch)` computes (losses.py).
-    `logit_scale` is the logarithm of the inverse temperature. `init_logit_bias` adds a learned `logit_bias` to the
-    logits, for the sigmoid loss; None leaves it out.
+    `image_encoder` is "residual" or "fast" (image_encoder.py), with `width` channels in its first stage. `captions`,
+    "digit" or "described", are what it is trained on (captions.py). `text_encoder` is "table" (sums of word vectors) or
+    "plus" (any sentence, through the pretrained language model `text_model`, which `freeze_text` keeps as it is).
+    `loss` names the contrastive loss that `model.loss(batch)` computes (losses.py). `logit_scale` is the logarithm of
+    the inverse temperature. `init_logit_bias` adds a learned `logit_bias` to the logits, for the sigmoid loss; None
+    leaves it out.
     Raises InputError for a value that cannot be, or when the language model cannot be had.
     """
 
@@ -56,6 +57,7 @@ class CLIP(nn.Module):
         embed_dim: int = Settings.embed_dim,
         image_encoder: str = Settings.image_encoder,
         width: int = Settings.width,
+        captions: str = Settings.captions,
         text_encoder: str = Settings.text_encoder,
         text_model: str = Settings.text_model,
         freeze_text: bool = Settings.freeze_text,
@@ -73,17 +75,20 @@ class CLIP(nn.Module):
             raise InputError(f"embed_dim and width must be whole numbers above 0, not {embed_dim!r} and {width!r}")
         if not isinstance(init_temperature, int | float) or not 0 < init_temperature < math.inf:
             raise InputError(f"init_temperature must be a number above 0, not {init_temperature!r}")
+        if captions not in ("digit", "described"):
+            raise InputError(f"there are no captions {captions!r}: choose digit or described")
         self.loss_function = pick_loss(loss)
+        self.captions = captions_of(captions, text_encoder)
         # What rebuilds the model. A language model's folder is kept as a whole path, so that it is found from anywhere.
         self.arch = {"embed_dim": embed_dim, "image_encoder": image_encoder, "width": width}
-        self.arch |= {"text_encoder": text_encoder, "loss": loss}
+        self.arch |= {"captions": captions, "text_encoder": text_encoder, "loss": loss}
         self.arch |= {"init_temperature": init_temperature, "init_logit_bias": init_logit_bias}
         self.config: dict = {}  # how it was trained
         self.metrics: dict = {}  # what it reached
 
         self.towers = nn.ModuleDict({"image": IMAGE_ENCODERS[image_encoder](embed_dim, width)})
         if text_encoder == "table":
-            self.towers["text"] = TextEncoder(embed_dim)
+            self.towers["text"] = TextEncoder(embed_dim, self.captions.sentences)
         else:
             from text_encoder_plus import TextEncoderPlus  # transformers takes seconds to import
 
@@ -121,7 +126,7 @@ class CLIP(nn.Module):
 
     def loss(self, batch) -> Tensor:
         """A batch of pairs (my_dataset.py) -> its contrastive loss, a scalar in nats."""
-        return self.loss_function(self(batch.images, batch.texts), batch.captions)
+        return self.loss_function(self(batch.images, batch.texts), batch.truth)
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

@@ -43,10 +43,11 @@ from tqdm import tqdm
 from captions import DIGIT_WORDS
 from clip import CLIP
 from evaluation import pictures, sections
+from evaluation.described import described
 from evaluation.other_images import drawn_letters, fashion, inverted_noise, uci_digits
 from evaluation.sections import SHOWN, embed, right_of, subset
 from evaluation.table import print_table
-from metrics import zero_shot_classifier
+from metrics import digit_classifier
 from my_dataset import Split, load_mnist
 from my_utils import atomic_write, device_name, enough_memory, exit_on_input_error, pick_device
 from training.run import git_commit
@@ -78,16 +79,17 @@ def main(args: Namespace) -> None:
     installed = {name: images for name, images in others.items() if images is not None}
     sets = {"train": train.images, "val": val.images, "test": test.images, "UCI digits": uci.images} | installed
     features = dict(in_turn("embedding", {name: lambda x=images: embed(model, x) for name, images in sets.items()}))
-    captions = zero_shot_classifier(model).cpu()  # [10, embed_dim]
+    captions = digit_classifier(model).cpu()  # [10, embed_dim]
     similarity = {name: vectors @ captions.T for name, vectors in features.items()}  # [N, 10] each
-    best = {"digits": similarity["test"].amax(dim=1)}  # the cosine to the nearest caption
-    best |= {name: similarity[name].amax(dim=1) for name in installed}
+    in_open_set = {"digits": "test"} | {name: name for name in installed}
+    scores = {name: sections.open_set_score(model, features[place]) for name, place in in_open_set.items()}
+    best = {name: similarity[place].amax(dim=1) for name, place in in_open_set.items()}  # the nearest caption's cosine
     temperature = 1 / model.logit_scale.exp().item()
     uci_predicted = similarity["UCI digits"].argmax(dim=1)
 
     # ---- the sections ----
     measured = {
-        "zero_shot": lambda: sections.zero_shot(similarity["test"], test.labels, temperature),
+        "classification": lambda: sections.classification(similarity["test"], test.labels, temperature),
         "retrieval": lambda: sections.retrieval(model, features["test"], captions, test.labels),
         "probes": lambda: sections.probes(features["train"], train.labels, features["test"], test.labels),
         "calibration": lambda: sections.calibration(
@@ -96,24 +98,28 @@ def main(args: Namespace) -> None:
         "geometry": lambda: sections.geometry(features["test"], captions, test.labels),
         "robustness": lambda: sections.robustness(model, captions, few),
         "another_hand": lambda: right_of(uci_predicted, uci.labels),
-        "open_set": lambda: {name: sections.auroc(best["digits"], best.get(name)) for name in others},
+        "open_set": lambda: sections.open_set(scores, best, others),
     }
+    if model.captions.described:
+        measured["described"] = lambda: described(model, features["test"], test)
     results = dict(in_turn("measuring", measured))
 
     # ---- pictures, JSON, table ----
-    zero, points = results["zero_shot"], subset(Split(features["test"], test.labels), MAP_IMAGES)
+    digits, points = results["classification"], subset(Split(features["test"], test.labels), MAP_IMAGES)
     drawn = {
-        "confusion": lambda: pictures.confusion_matrix(zero["confusion"], DIGIT_WORDS),
-        "digits": lambda: pictures.digit_accuracy(zero["digits"]),
+        "confusion": lambda: pictures.confusion_matrix(digits["confusion"], DIGIT_WORDS),
+        "digits": lambda: pictures.digit_accuracy(digits["digits"]),
         "reliability": lambda: pictures.reliability_diagram(results["calibration"]),
         "map": lambda: sections.embedding_map(points, captions),
         "robustness": lambda: pictures.robustness_curves(results["robustness"]),
         "corruptions": lambda: sections.corruption_examples(model, captions, few),
         "another_hand": lambda: sections.predictions(uci, uci_predicted, "UCI digits brought to MNIST's form"),
-        "open_set": lambda: pictures.open_set(best, {name: images[:SHOWN] for name, images in installed.items()}),
+        "open_set": lambda: pictures.open_set(
+            scores, sections.open_set_label(model), {name: images[:SHOWN] for name, images in installed.items()}
+        ),
     }
-    if zero["most_confident_mistakes"]:
-        drawn["mistakes"] = lambda: sections.mistakes(test, zero["most_confident_mistakes"])
+    if digits["most_confident_mistakes"]:
+        drawn["mistakes"] = lambda: sections.mistakes(test, digits["most_confident_mistakes"])
     for name, figure in in_turn("drawing", drawn):
         pictures.save_figure(figure, pictures_path / f"evaluation_{name}.png")
     about = {

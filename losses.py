@@ -1,8 +1,9 @@
 """Contrastive losses, each whole in one place: its sum over some rows of a batch, and the lowest value it can have.
 
-A batch has B images and B texts, and so [B, B] logits. To save memory a loss can be computed for some rows of them at a
-time: a `Strip` is R such rows, R images against all B texts or R texts against all B images, with all that a loss may
-need. `Loss.__call__` takes all rows at once. All values are in nats (natural logarithms).
+A batch has B images and B texts, and so [B, B] logits. `captions.Truth` says which texts are true of which images. To
+save memory a loss can be computed for some rows at a time: a `Strip` is R such rows, R images against all B texts or R
+texts against all B images, with all that a loss may need. `Loss.__call__` takes all rows at once. All values are in
+nats (natural logarithms).
 """
 
 import math
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captions import Truth
 from my_utils import InputError
 
 GROUP = 10  # pairs of `infonce_distinct`, one of each digit
@@ -26,7 +28,8 @@ class Strip(NamedTuple):
     embeds: Tensor  # [R, embed_dim], of these rows
     others: Tensor  # [B, embed_dim], of the other side
     rows: Tensor  # int64 [R], these rows' places in the batch: item r belongs to item rows[r] of the other side
-    positives: Tensor  # bool [R, B], which of the other side is true of each row
+    positives: Tensor  # [R, B], above 0 where the other side is true of a row: its weight (`Truth.weights`)
+    undecided: Tensor  # bool [R, B], which pairs are neither true nor false, and so do not count
 
 
 # ---- the losses: nats, summed over a strip's rows ----
@@ -35,19 +38,20 @@ class Strip(NamedTuple):
 def infonce(strip: Strip) -> Tensor:
     """InfoNCE: each image's own text is the one right answer, and the reverse (Radford et al., 2021, arXiv 2103.00020).
 
-    A pair with the same caption counts as a negative.
+    A text that is true of an image but was drawn for another counts as a negative.
     """
     return F.cross_entropy(strip.logits, strip.rows, reduction="sum")
 
 
 def multi_positive(strip: Strip) -> Tensor:
-    """InfoNCE in which all texts that are true of an image are right answers, with equal targets.
+    """InfoNCE in which all texts that are true of an image are right answers, in the proportion of their weights.
 
-    UniCL (Yang et al., 2022, arXiv 2204.03610), the "out" form of SupCon (Khosla et al., 2020, arXiv 2004.11362).
+    UniCL (Yang et al., 2022, arXiv 2204.03610), the "out" form of SupCon (Khosla et al., 2020, arXiv 2004.11362), with
+    equal weights.
     """
-    positives = strip.positives.to(strip.logits.dtype)
-    mean_positive = (positives * strip.logits).sum(dim=1) / positives.sum(dim=1)
-    return (strip.logits.logsumexp(dim=1) - mean_positive).sum()
+    targets = strip.positives / strip.positives.sum(dim=1, keepdim=True)
+    mean_positive = (targets * strip.logits).sum(dim=1)
+    return (strip.logits.masked_fill(strip.undecided, -torch.inf).logsumexp(dim=1) - mean_positive).sum()
 
 
 def infonce_distinct(strip: Strip) -> Tensor:
@@ -65,29 +69,44 @@ def sigmoid(strip: Strip) -> Tensor:
 
     SigLIP (Zhai et al., 2023, arXiv 2303.15343), whose positives are the diagonal; here, all that are true.
     """
-    signs = 2 * strip.positives.to(strip.logits.dtype) - 1  # +1 for a true pair, -1 for another
-    return -F.logsigmoid(signs * strip.logits).sum()
+    signs = 2.0 * (strip.positives > 0) - 1  # +1 for a true pair, -1 for another
+    return -F.logsigmoid(signs * strip.logits).masked_fill(strip.undecided, 0).sum()
 
 
-# ---- their floors: the lowest value that a model can reach. captions [..., B] -> [...] ----
+# ---- their floors: the lowest value that a model can reach, in nats, summed over the rows' images and texts ----
 
 
-def log_copies(captions: Tensor) -> Tensor:
-    """infonce, multi_positive: where n pairs of the batch have one caption, none can be told from the others. Each gets
-    a probability of 1/n at best, and its loss is ln n. The mean of ln n over the batch."""
-    copies = (captions[..., :, None] == captions.new_tensor(range(int(captions.max()) + 1))).sum(dim=-2)  # [..., ids]
-    copies = copies.float()
-    return (copies * copies.clamp(min=1).log()).sum(dim=-1) / captions.shape[-1]
+def entropy(truth: Truth, rows: Tensor) -> Tensor:
+    """multi_positive: the entropy of the targets; ln n where they are n equal ones."""
+    total = torch.zeros((), device=rows.device)
+    for weights in (truth.weights(images=rows), truth.weights(texts=rows).T):
+        targets = weights / weights.sum(dim=1, keepdim=True)
+        total = total - torch.xlogy(targets, targets).sum()
+    return total
 
 
-def log_copies_in_groups(captions: Tensor) -> Tensor:
+def log_copies(truth: Truth, rows: Tensor, group: int = 0) -> Tensor:
+    """infonce, for a model that tells apart no images of equal facts and no texts of equal claims.
+
+    Let n images have the facts of pair i, m texts its claims, and k pairs both. All n images then answer alike: the m
+    texts get k/n at best, and pair i's own text k/(nm). The same holds for its text. So both losses are ln(nm / k);
+    where captions name the digit alone, ln n. `group`: pairs count within groups of so many neighbours.
+    """
+    facts, claims = (x[rows, None] == x for x in (truth.facts, truth.claims))  # [R, B]
+    if group:
+        others = torch.arange(facts.shape[1], device=rows.device) // group
+        facts, claims = (x & (rows[:, None] // group == others) for x in (facts, claims))
+    return 2 * (facts.sum(dim=1) * claims.sum(dim=1) / (facts & claims).sum(dim=1)).log().sum()
+
+
+def log_copies_in_groups(truth: Truth, rows: Tensor) -> Tensor:
     """infonce_distinct: the same within each group; 0 where a group holds each caption once."""
-    return log_copies(captions.unflatten(-1, (-1, GROUP))).mean(dim=-1)
+    return log_copies(truth, rows, GROUP)
 
 
-def zero(captions: Tensor) -> Tensor:
+def zero(truth: Truth, rows: Tensor) -> Tensor:
     """sigmoid: each answer can be right with certainty."""
-    return torch.zeros(captions.shape[:-1], device=captions.device)
+    return torch.zeros((), device=rows.device)
 
 
 # ---- value, rows and floor together ----
@@ -98,33 +117,40 @@ class Loss:
     """A loss with all its parts. `both_directions` is False where one sum already covers image -> text and back."""
 
     of_rows: Callable[[Strip], Tensor]
-    floor: Callable[[Tensor], Tensor]
+    floor_of_rows: Callable[[Truth, Tensor], Tensor]
     both_directions: bool = True
 
-    def __call__(self, output, captions: Tensor) -> Tensor:
-        """A `CLIPOutput` of B pairs and their caption ids [B] -> the batch's loss, a scalar in nats."""
-        rows = torch.arange(len(captions), device=captions.device)
+    def __call__(self, output, truth: Truth) -> Tensor:
+        """A `CLIPOutput` of B pairs and what is true of them -> the batch's loss, a scalar in nats."""
         return self.of_strip(
-            rows,
-            captions,
+            torch.arange(len(truth.claims), device=truth.claims.device),
+            truth,
             (output.logits_per_image, output.image_embeds, output.text_embeds),
             (output.logits_per_text, output.text_embeds, output.image_embeds),
         )
 
-    def of_strip(self, rows: Tensor, captions: Tensor, per_image: tuple, per_text: tuple) -> Tensor:
+    def of_strip(self, rows: Tensor, truth: Truth, per_image: tuple, per_text: tuple) -> Tensor:
         """The share of the batch's loss that R rows have: the strips of all rows add up to `__call__`.
 
-        rows [R], captions [B]; `per_image` and `per_text` are (logits [R, B], embeds [R, D], others [B, D]).
+        rows [R]; `per_image` and `per_text` are (logits [R, B], embeds [R, D], others [B, D]).
         """
-        positives = captions[rows, None] == captions  # [R, B], symmetric: a caption is true of all images that have it
-        total = self.of_rows(Strip(*per_image, rows, positives))
+        total = self.of_rows(Strip(*per_image, rows, truth.weights(images=rows), truth.undecided(images=rows)))
         if self.both_directions:
-            total = (total + self.of_rows(Strip(*per_text, rows, positives))) / 2
-        return total / len(captions)
+            of_texts = (
+                truth.true(texts=rows).T,
+                truth.undecided(texts=rows).T,
+            )  # a text's images are not an image's texts
+            total = (total + self.of_rows(Strip(*per_text, rows, *of_texts))) / 2
+        return total / len(truth.claims)
+
+    def floor(self, truth: Truth, height: int = 1024) -> Tensor:
+        """The lowest value that a model can reach on B pairs of this truth: a scalar in nats; some rows at a time."""
+        rows = torch.arange(len(truth.claims), device=truth.claims.device)
+        return sum(self.floor_of_rows(truth, some) for some in rows.split(height)) / (2 * len(rows))
 
 
 LOSSES = {
-    "multi_positive": Loss(multi_positive, log_copies),
+    "multi_positive": Loss(multi_positive, entropy),
     "infonce": Loss(infonce, log_copies),
     "infonce_distinct": Loss(infonce_distinct, log_copies_in_groups),
     "sigmoid": Loss(sigmoid, zero, both_directions=False),
@@ -138,13 +164,10 @@ def pick_loss(name: str) -> Loss:
     return LOSSES[name]
 
 
-def sigmoid_bias(captions: Tensor, batch_size: int) -> float:
-    """The `logit_bias` at which every pair's probability is the positive rate of batches drawn from these captions.
+def sigmoid_bias(truth: Truth) -> float:
+    """The `logit_bias` at which each pair's probability is the share of true pairs, as this batch has it.
 
-    In each row of a batch the image's own text is positive, and each of the B - 1 others is with the chance that two
-    captions are equal. SigLIP starts at -10, which fits one positive in ten thousand; here it is one in eight at
-    B = 32.
+    SigLIP starts at -10, which fits one positive in ten thousand; here it is one in eight at B = 32.
     """
-    shares = torch.bincount(captions).double() / len(captions)
-    rate = (1 + (batch_size - 1) * float((shares**2).sum())) / batch_size
+    rate = float(truth.true().sum() / (~truth.undecided()).sum())
     return math.log(rate / (1 - rate)) if rate < 1 else 10.0

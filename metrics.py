@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captions import TEMPLATES, all_sentences
+from attributes import measure, unseen_cells
+from captions import Texts, all_sentences, facts_of, things_of_cells
 from clip import CLIP
 from evaluation.calibration import expected_calibration_error
 from evaluation.geometry import effective_rank, modality_gap
@@ -26,27 +27,46 @@ def embed_images(model: CLIP, images: Tensor, batch_size: int = 250) -> Tensor:
 
 
 @torch.no_grad()
-def zero_shot_classifier(model: CLIP, templates: Sequence[str] | None = None) -> Tensor:
-    """Unit vectors [10, embed_dim], one for each digit, from the text tower as it is now.
+def caption_vectors(model: CLIP, things: Tensor) -> Tensor:
+    """Things to say [T], places in `model.captions` -> unit vectors [T, embed_dim], from the text tower as it is now.
 
-    With several templates a digit is the mean of its sentences' embeddings, normalised again (the prompt ensemble of
-    Radford et al., 2021, section 3.1.4). None: the templates that the text encoder is trained on.
+    Each is the mean of its phrasings' embeddings, normalised again (the prompt ensemble of Radford et al., 2021,
+    section 3.1.4).
     """
     training = model.training
     model.eval()
-    features = model.encode_text(all_sentences(templates or TEMPLATES[model.arch["text_encoder"]]))
+    captions, things = model.captions, things.to(model.logit_scale.device)
+    phrasings = things[:, None] * captions.phrasings + torch.arange(captions.phrasings, device=things.device)
+    features = model.encode_text(Texts(captions.sentences, phrasings.flatten()))
     model.train(training)
-    return F.normalize(features.view(10, -1, features.shape[-1]).mean(dim=1), dim=-1)
+    return mean_direction(features.view(*phrasings.shape, -1))
 
 
-def zero_shot_accuracy(similarity: Tensor, labels: Tensor) -> float:
-    """Share of images whose most similar caption is their own. similarity [N, 10], labels [N]."""
+def digit_classifier(model: CLIP, templates: Sequence[str] | None = None) -> Tensor:
+    """Unit vectors [10, embed_dim], the captions that name a digit alone; `templates`: those filled with each digit."""
+    if templates is None:
+        return caption_vectors(model, model.captions.of_digits())
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        features = model.encode_text(list(all_sentences(templates)))
+    model.train(training)
+    return mean_direction(features.view(10, len(templates), -1))
+
+
+def mean_direction(features: Tensor) -> Tensor:
+    """[T, P, embed_dim] -> the means over P, as unit vectors [T, embed_dim]."""
+    return F.normalize(features.mean(dim=1), dim=-1)
+
+
+def caption_accuracy(similarity: Tensor, labels: Tensor) -> float:
+    """Share of images whose most similar caption is their own. similarity [N, T], labels [N] in 0 ... T - 1."""
     return (similarity.argmax(dim=1) == labels).float().mean().item()
 
 
 def digit_accuracies(similarity: Tensor, labels: Tensor) -> list[float]:
-    """zero_shot_accuracy among the images of each digit that occurs, in the digits' order."""
-    return [zero_shot_accuracy(similarity[labels == digit], labels[labels == digit]) for digit in labels.unique()]
+    """`caption_accuracy` among the images of each digit that occurs, in the digits' order."""
+    return [caption_accuracy(similarity[labels == digit], labels[labels == digit]) for digit in labels.unique()]
 
 
 def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -63,16 +83,24 @@ def evaluate(model: CLIP, split: Split) -> dict[str, float]:
     Shares and `ece` lie in 0..1, modality_gap in 0..2, effective_rank in 1..embed_dim; accuracy_0 ... accuracy_9 are
     those of the digits that occur. `ece` is that of the softmax over the ten captions at the learned temperature.
     """
-    images, captions = embed_images(model, split.images), zero_shot_classifier(model)
+    images, captions = embed_images(model, split.images), digit_classifier(model)
     similarity = images @ captions.T  # [N, 10]
     probabilities = (similarity * model.logit_scale.exp()).softmax(dim=1)
     digits = zip(split.labels.unique().tolist(), digit_accuracies(similarity, split.labels), strict=True)
+    described = {}
+    if model.captions.described:
+        cells = facts_of(split.labels, *measure(split.images))[1]
+        is_unseen = unseen_cells(model.config["unseen_seed"]).flatten().to(cells.device)[cells]
+        of_cells = images @ caption_vectors(model, things_of_cells()).T  # [N, 90]
+        for name, which in (("seen", ~is_unseen), ("unseen", is_unseen)):
+            described[f"{name}_accuracy"] = caption_accuracy(of_cells[which], cells[which])
     return {
-        "zero_shot_accuracy": zero_shot_accuracy(similarity, split.labels),
+        "digit_accuracy": caption_accuracy(similarity, split.labels),
         "text_to_image_precision": text_to_image_precision(similarity, split.labels),
         "mean_average_precision": mean_average_precision(similarity, split.labels),
         "ece": expected_calibration_error(probabilities, split.labels),
         "modality_gap": modality_gap(images, captions),
         "effective_rank": effective_rank(images),
+        **described,
         **{f"accuracy_{digit}": accuracy for digit, accuracy in digits},
     }

@@ -5,7 +5,7 @@ as a torch `Dataset` it gives one pair at a time.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from captions import TEMPLATES, Texts, all_sentences, draw_texts, fill
+from attributes import measure, unseen_cells
+from captions import (
+    Captions,
+    Texts,
+    Truth,
+    clarity_of,
+    described_captions,
+    facts_of,
+    in_words,
+    things_of,
+    unknown_claims,
+)
 from data.mnist import provision
+from data.not_digits import NoDigits, no_digits
 from losses import GROUP
 from my_utils import InputError
 from training.settings import Settings
@@ -24,6 +36,9 @@ from training.settings import Settings
 DATA_PATH = Settings.data_path
 VAL_SIZE = 5_000
 SPLIT_SEED = 0  # of its own, whatever --seed says: every run selects on the same 5,000 images
+NO_DIGITS = 2_000  # images of no digit that an epoch draws from
+NO_DIGIT_EVERY = 7  # each seventh pair of a batch shows no digit
+SPARE = 0.25  # of a batch: more images are measured, for a fifth of them lies in unseen cells
 WARPED_AT_ONCE = 1024  # images: a large batch is augmented in pieces, or its sampling grids would not fit
 
 # The range of each change in augmentation: handwriting slants, leans and varies in size by about this much.
@@ -75,29 +90,30 @@ def stratified_indices(labels: Tensor, size: int, seed: int) -> Tensor:
 
 
 class Batch(NamedTuple):
-    """B pairs. With several processes, images and texts are this process's share, captions those of the whole batch."""
+    """B pairs; with several processes this process's share of a batch of `size` pairs."""
 
     images: Tensor  # float [B, 1, 28, 28] in [0, 1]
     texts: Texts  # B texts; text b goes with image b
-    captions: Tensor  # int64 [B], the digit that each text names: text j is true of image i where the two are equal
+    truth: Truth  # which texts are true of which images
+    size: int
 
     def readable(self) -> list[str]:
         """A line for each pair, as a person would read it."""
-        lines = []
+        lines, true = [], self.truth.true()
         for i, text in enumerate(self.texts.strings()):
-            same = [str(j) for j in (self.captions == self.captions[i]).nonzero().flatten().tolist() if j != i]
-            ink = f"{100 * float((self.images[i] > 0.5).float().mean()):.0f}% ink"
+            same = [str(j) for j in true[:, i].nonzero().flatten().tolist() if j != i]
             also = f"true also of {', '.join(same)}" if same else "true of no other"
-            image = fill("a {word}", int(self.captions[i]))
-            lines.append(f"{i}: image of {image} ({ink}) <-> {text!r}, {also}")
+            lines.append(f"{i}: image of {in_words(int(self.truth.facts[i]))} <-> {text!r}, {also}")
         return lines
 
 
 class MNISTPairs(Dataset):
     """A split as pairs: each image with a text that is true of it.
 
-    `templates` are those that texts are drawn from; `sentences` holds them all, filled with each digit. `augment` warps
-    the images. `distinct` draws batches in groups of ten pairs, the digits 0 to 9. Raises InputError as `load_mnist`.
+    `captions` are all texts that can be drawn; None: those that describe. An image is described as it goes into
+    training: warped first, with `augment`, then measured. If it lies in one of the `unseen` cells (bool [10, 3, 3];
+    None: `attributes.unseen_cells()`), it takes no part: an image of no digit has its place.
+    `distinct` draws batches in groups of ten pairs, the digits 0 to 9. Raises InputError as `load_mnist`.
     """
 
     def __init__(
@@ -105,12 +121,15 @@ class MNISTPairs(Dataset):
         split: str = "train",
         data_path: str | Path = DATA_PATH,
         device: str | torch.device = "cpu",
-        templates: Sequence[str] = TEMPLATES["table"],
+        captions: Captions | None = None,
+        unseen: Tensor | None = None,
         augment: bool = False,
         distinct: bool = False,
     ):
         self.images, self.labels = load_mnist(split, data_path, device)
-        self.sentences = all_sentences(templates)
+        self.captions = described_captions() if captions is None else captions
+        unseen = unseen_cells() if unseen is None else unseen
+        self.unseen, self.unknown = unseen.flatten().to(device), unknown_claims(unseen).flatten().to(device)
         self.augment, self.distinct = augment, distinct
 
     def __len__(self) -> int:
@@ -118,10 +137,10 @@ class MNISTPairs(Dataset):
         return GROUP * int(self.labels.bincount(minlength=10).min()) if self.distinct else len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        """One pair: image float [1, 28, 28] in [0, 1], and a text of it."""
-        index = torch.as_tensor(index)
-        batch = self._batch(self.images[index][None], self.labels[index][None], self.labels[index][None])
-        return batch.images[0], batch.texts.strings()[0]
+        """One pair, of any cell: image float [1, 28, 28] in [0, 1], and a text of it."""
+        images, digits = self._images(torch.as_tensor([index], device=self.labels.device))
+        things = things_of(digits, *measure(images)) if self.captions.described else digits
+        return images[0], self.captions.draw(things)[0].strings()[0]
 
     def epoch_order(self, seed: int, epoch: int) -> Tensor:
         """The places of an epoch's pairs, in the order that (seed, epoch) decides alone: int64 [len(self)]."""
@@ -143,18 +162,51 @@ class MNISTPairs(Dataset):
         out other images. `share` is (rank, world_size) where several processes share each batch.
         `distinct` needs a batch size that is a multiple of ten.
         """
-        for index in self.epoch_order(seed, epoch).split(batch_size)[skip:]:
-            if len(index) == batch_size:
-                captions, own = self.labels[index], index.tensor_split(share[1])[share[0]]
-                # (index_select takes whole rows: much faster than images[own].)
-                yield self._batch(self.images.index_select(0, own), self.labels[own], captions)
+        order = self.epoch_order(seed, epoch)
+        others = self._no_digits(order, seed, epoch) if self.captions.described else None
+        for start in range(skip * batch_size, len(order) - batch_size + 1, batch_size):
+            own = order[start : start + batch_size].tensor_split(share[1])[share[0]]
+            if self.captions.described:
+                spare = order.roll(-start - batch_size)[: round(SPARE * len(own))]
+                images, texts, truth = self._described(own, spare, others)
+            else:
+                images, digits = self._images(own)
+                facts, clarity = (1 << digits).int(), torch.ones(len(digits), 2, device=digits.device)
+                texts, claims = self.captions.draw(digits)
+                truth = Truth(facts, torch.zeros_like(facts), claims, clarity)
+            yield Batch(images, texts, truth, batch_size)
 
-    def _batch(self, images: Tensor, digits: Tensor, captions: Tensor) -> Batch:
+    def _no_digits(self, order: Tensor, seed: int, epoch: int) -> NoDigits:
+        """An epoch's images of no digit, as (seed, epoch) decides, made of digits in cells that are trained."""
+        images, digits = (x[order[: 2 * NO_DIGITS]] for x in (self.images, self.labels))
+        is_seen = ~self.unseen[facts_of(digits, *measure(images))[1]]
+        generator = torch.Generator(images.device).manual_seed(seed * 100_003 + epoch)
+        return no_digits(images[is_seen][:NO_DIGITS], digits[is_seen][:NO_DIGITS], generator)
+
+    def _described(self, index: Tensor, spare: Tensor, others: NoDigits) -> tuple[Tensor, Texts, Truth]:
+        """Pairs of the images at `index`. For those in unseen cells `spare` ones step in, or images of no digit."""
+        images, digits = self._images(torch.cat([index, spare]))
+        look = measure(images)
+        (facts, cells), things = facts_of(digits, *look), things_of(digits, *look)
+        unseen = self.unseen[cells]
+        # Sorted and then taken from the front: how many are unseen would have to be waited for on a GPU.
+        chosen = unseen.int().argsort(stable=True)[: len(index)]
+        is_none = unseen[chosen]
+        is_none[::NO_DIGIT_EVERY] = True
+        drawn = torch.randint(len(others.images), (len(index),), device=images.device)
+        images = torch.where(is_none[:, None, None, None], others.images[drawn], images[chosen])
+        facts = torch.where(is_none, others.facts[drawn], facts[chosen])
+        unknown = torch.where(is_none, 0, self.unknown[cells[chosen]])
+        texts, claims = self.captions.draw(torch.where(is_none, others.things[drawn], things[chosen]))
+        clarity = torch.where(is_none[:, None], 1, clarity_of(*look)[chosen])
+        return images, texts, Truth(facts, unknown, claims, clarity)
+
+    def _images(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Places [B] -> their images, float [B, 1, 28, 28] in [0, 1], warped with `augment`, and their digits [B]."""
+        images, digits = self.images.index_select(0, index), self.labels[index]  # (much faster than images[index])
         if self.augment:
-            images = torch.cat([random_warp(part) for part in images.split(WARPED_AT_ONCE)])
-        else:
-            images = images[:, None].float() / 255
-        return Batch(images, draw_texts(digits, self.sentences), captions)
+            return torch.cat([random_warp(part) for part in images.split(WARPED_AT_ONCE)]), digits
+        return images[:, None].float() / 255, digits
 
 
 # ---- augmentation: a whole batch at once, one random warp for each image, sampled once ----

@@ -24,7 +24,8 @@ if __name__ == "__main__":  # a wrong flag is refused before torch takes its sec
 import torch
 from tqdm import tqdm
 
-from captions import TEMPLATES
+from attributes import unseen_cells
+from captions import captions_of
 from clip import CLIP
 from data.mnist import provision
 from losses import GROUP, sigmoid_bias
@@ -38,7 +39,8 @@ from training.optimizers import WARMUP, make_optimizers, warmup_cosine
 from training.run import Interrupt, Run, open_run
 from training.step import COLUMNS, TrainingStep
 
-SCORE = "val_zero_shot_accuracy"  # what the best epoch is chosen by
+# What the best epoch is chosen by. Cells that are never trained have no part in it.
+SCORES = {"digit": "val_digit_accuracy", "described": "val_seen_accuracy"}
 
 
 def main(settings: Settings, given: dict) -> int:
@@ -63,13 +65,13 @@ def train(settings: Settings, given: dict) -> int:
     with distributed.share_errors():
         if is_main:
             provision(settings.data_path)  # the first process fetches for all
-    templates = TEMPLATES[settings.text_encoder]
-    pairs = MNISTPairs("train", settings.data_path, device, templates, distinct=distinct)
+    captions, unseen = captions_of(settings.captions, settings.text_encoder), unseen_cells(settings.unseen_seed)
+    pairs = MNISTPairs("train", settings.data_path, device, captions, unseen, distinct=distinct)
     val_split = load_mnist("val", settings.data_path, device)
     check_batch(settings, pairs, world_size)
     steps = len(pairs) // settings.batch_size  # an epoch
     total_steps = settings.epochs * steps
-    warmup = round(WARMUP * total_steps)
+    warmup, score = round(WARMUP * total_steps), SCORES[settings.captions]
 
     # ---- model, optimizers, the step ----
     model = build_model(settings, pairs).to(device, memory_format=torch.channels_last)
@@ -125,28 +127,24 @@ def train(settings: Settings, given: dict) -> int:
                 break
 
             # ---- the end of an epoch: measure on validation, keep the best, save ----
-            captions = pairs.labels[pairs.epoch_order(settings.seed, epoch)[: steps * settings.batch_size]]
-            excess = history[:, 0] - model.loss_function.floor(captions.view(steps, -1))
             val = {f"val_{name}": value for name, value in evaluate(measured, val_split).items()}
             record = {"epoch": epoch + 1, **dict(zip(COLUMNS, history.mean(dim=0).tolist(), strict=True))}
-            record |= {"excess_loss": excess.mean().item()}
             record |= {"images_per_second": (done - skip) * settings.batch_size / seconds} | val
             with distributed.share_errors():
                 # Of two equal epochs the later one: it has trained longer.
-                if is_main and record[SCORE] >= state["best"]:
-                    state["best"] = record[SCORE]
+                if is_main and record[score] >= state["best"]:
+                    state["best"] = record[score]
                     measured.metrics = {"best_epoch": epoch + 1} | val
-                    measured.config = settings.record()
                     measured.save(run.folder / "best_model.pth")
                 if is_main:
-                    log.epoch(history.cpu(), excess.cpu(), record, settings, warmup)
+                    log.epoch(history.cpu(), record, settings, warmup)
             state |= {"epoch": epoch + 1, "step": 0, "epochs": [*state["epochs"], record]}
             run.save()
             with distributed.share_errors():
                 if is_main and ((epoch + 1) % PICTURE_EVERY == 0 or epoch + 1 == settings.epochs):
                     log.similarity(measured, val_split, (epoch + 1) * steps - 1)
             bar.set_postfix(
-                loss=f"{record['loss']:.3f}", excess=f"{record['excess_loss']:.3f}", val=f"{record[SCORE]:.2%}"
+                loss=f"{record['loss']:.3f}", excess=f"{record['excess_loss']:.3f}", val=f"{record[score]:.2%}"
             )
             bar.update()
             if any(distributed.gather_objects(interrupt.requested)):
@@ -187,7 +185,7 @@ def finish(settings: Settings, run: Run, log: Log, val_split: Split, device: tor
     best.save(run.folder / "best_model.pth")
     log.end(best, val_split, settings, settings.epochs * len(run.state["history"]) - 1)
     log.close()
-    earlier = run.publish(SCORE)
+    earlier = run.publish(SCORES[settings.captions])
     run.write_json("metrics.json", best.metrics | {"history": run.state["epochs"]})
     print_end(settings, run.folder, best.metrics, earlier)
 
@@ -197,11 +195,13 @@ def finish(settings: Settings, run: Run, log: Log, val_split: Split, device: tor
 
 def build_model(settings: Settings, pairs: MNISTPairs | None = None) -> CLIP:
     """The model of these settings. The sigmoid loss's bias starts at the rate of true pairs in batches of `pairs`."""
-    names = ("embed_dim", "image_encoder", "width", "text_encoder", "text_model", "freeze_text", "loss")
+    names = ("embed_dim", "image_encoder", "width", "captions", "text_encoder", "text_model", "freeze_text", "loss")
     shape = {name: getattr(settings, name) for name in (*names, "init_temperature")}
     if settings.loss == "sigmoid" and pairs is not None:
-        shape["init_logit_bias"] = sigmoid_bias(pairs.labels, settings.batch_size)
-    return CLIP(**shape)
+        shape["init_logit_bias"] = sigmoid_bias(next(pairs.epoch(settings.batch_size)).truth)
+    model = CLIP(**shape)
+    model.config = settings.record()
+    return model
 
 
 def check_batch(settings: Settings, pairs: MNISTPairs, world_size: int) -> None:
@@ -226,7 +226,8 @@ def describe(model: CLIP) -> str:
 
 def print_end(settings: Settings, folder, metrics: dict, earlier: str) -> None:
     print(f"\n{'':28}{'validation':>12}{'test':>12}")
-    for name in ("zero_shot_accuracy", "text_to_image_precision"):
+    names = ("digit_accuracy", "text_to_image_precision", "seen_accuracy", "unseen_accuracy")
+    for name in names if settings.captions == "described" else names[:2]:
         print(f"{name:28}{metrics[f'val_{name}']:12.2%}{metrics[f'test_{name}']:12.2%}")
     print(
         f"best epoch {metrics['best_epoch']} of {settings.epochs}, {metrics['train_seconds']:.0f} s of training,"

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 import train
-from captions import TEMPLATES
+from attributes import unseen_cells
+from captions import captions_of
 from clip import CLIP
 from my_dataset import DATA_PATH, MNISTPairs
 from my_utils import ArgumentParser, InputError, atomic_write, device_name, use_precision
@@ -126,7 +127,8 @@ class Training:
             "train",
             settings.data_path,
             device,
-            TEMPLATES[settings.text_encoder],
+            captions_of(settings.captions, settings.text_encoder),
+            unseen_cells(settings.unseen_seed),
             augment=not settings.no_augment,
             distinct=settings.loss == "infonce_distinct",
         )

@@ -2,7 +2,7 @@
 
     python -m benchmarks.make_albert FOLDER          the size of albert-base-v2
 
-Its tokenizer is trained on the templates. Nothing in it is pretrained: it measures time and memory, not accuracy.
+Its tokenizer is trained on the captions. Nothing in it is pretrained: it measures time and memory, not accuracy.
 """
 
 import sys
@@ -12,7 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import AlbertConfig, AlbertModel, PreTrainedTokenizerFast
 
-from captions import HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, all_sentences
+from captions import HELD_OUT_TEMPLATES, TRAIN_TEMPLATES, all_sentences, described_captions
 
 # Published sizes of albert-base-v2 (Lan et al., 2020, table 1, and the configuration on its model page).
 BASE = {"vocab_size": 30_000, "embedding_size": 128, "hidden_size": 768, "num_hidden_layers": 12}
@@ -24,7 +24,8 @@ def make_albert(folder: str | Path, vocab_size: int = 400, embedding_size: int =
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<pad>", "<unk>", "[CLS]", "[SEP]"])
-    tokenizer.train_from_iterator(all_sentences(TRAIN_TEMPLATES + HELD_OUT_TEMPLATES), trainer)
+    sentences = all_sentences(TRAIN_TEMPLATES + HELD_OUT_TEMPLATES) + described_captions().sentences
+    tokenizer.train_from_iterator(sentences, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )

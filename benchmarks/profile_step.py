@@ -18,7 +18,7 @@ from tqdm import tqdm
 from benchmarks.common import DATA, ROOT, Training, about, parser_of, suffix, timed, write_result
 from clip import CLIP
 from evaluation.pictures import save_figure
-from metrics import embed_images, evaluate, zero_shot_accuracy, zero_shot_classifier
+from metrics import caption_accuracy, digit_classifier, embed_images, evaluate
 from my_dataset import load_mnist
 from my_utils import bf16_by_default, exit_on_input_error, pick_device
 
@@ -80,7 +80,7 @@ def main() -> None:
         for name, training in variants.items()
     ]
 
-    model = CLIP().to(device, memory_format=torch.channels_last)
+    model = next(iter(variants.values())).model
     val, looks = load_mnist("val", DATA, device), {accuracy_only: [], evaluate: []}
     for _ in range(9):
         for look, times in looks.items():
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def accuracy_only(model: CLIP, split) -> float:
-    return zero_shot_accuracy(embed_images(model, split.images) @ zero_shot_classifier(model).T, split.labels)
+    return caption_accuracy(embed_images(model, split.images) @ digit_classifier(model).T, split.labels)
 
 
 def grouped(profiler, device) -> dict[str, float]:

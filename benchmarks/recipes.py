@@ -200,10 +200,10 @@ class OpenClip:
         self.model.visual, self.model.text = (copy.deepcopy(ours.towers[name]) for name in ("image", "text"))
         self.model.to(ours.logit_scale.device, memory_format=torch.channels_last).train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.05, fused=True)
-        self.loss = ClipLoss()
+        self.loss, self.tokenize = ClipLoss(), ours.tokenize
 
     def __call__(self, batch: Batch) -> Tensor:
-        image, text, scale = self.model(batch.images, batch.captions)[:3]  # the table's rows are the digits
+        image, text, scale = self.model(batch.images, self.tokenize(batch.texts))[:3]
         loss = self.loss(image, text, scale)
         self.optimizer.zero_grad()
         loss.backward()

@@ -16,8 +16,8 @@ from benchmarks.common import ROOT, finished_run, machine, parser_of, same_origi
 from my_utils import exit_on_input_error, number
 
 COLUMNS = (
-    "val_zero_shot_accuracy",
-    "test_zero_shot_accuracy",
+    "val_digit_accuracy",
+    "test_digit_accuracy",
     "test_text_to_image_precision",
     "train_seconds",
 )

@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.common import DATA, ROOT, about, parser_of, spread, write_result
 from captions import BARE_TEMPLATES, HELD_OUT_TEMPLATES, OTHER_SENTENCES, TRAIN_TEMPLATES, all_sentences
 from clip import CLIP
-from metrics import embed_images, zero_shot_accuracy, zero_shot_classifier
+from metrics import caption_accuracy, digit_classifier, embed_images
 from my_dataset import load_mnist
 from my_utils import exit_on_input_error, number
 
@@ -44,7 +44,7 @@ def sentence_metrics(model: CLIP, test) -> dict[str, float]:
     images = embed_images(model, test.images)  # [N, embed_dim]
 
     def accuracy(*templates: str) -> float:
-        return zero_shot_accuracy(images @ zero_shot_classifier(model, templates).T, test.labels)
+        return caption_accuracy(images @ digit_classifier(model, templates).T, test.labels)
 
     def one_by_one(templates: tuple[str, ...]) -> list[float]:
         return [accuracy(template) for template in templates]
@@ -53,7 +53,7 @@ def sentence_metrics(model: CLIP, test) -> dict[str, float]:
 
     # Does the best image of all tell whether a sentence speaks of a digit? And is an image closer to its own
     # digit's sentence than to a sentence of something else? Sentences of templates that were not trained on.
-    digits = images @ model.encode_text(all_sentences(HELD_OUT_TEMPLATES)).T  # [N, 100]
+    digits = images @ model.encode_text(list(all_sentences(HELD_OUT_TEMPLATES))).T  # [N, 100]
     others = images @ model.encode_text(list(OTHER_SENTENCES)).T  # [N, 20]
     digit_of = torch.arange(10).repeat_interleave(len(HELD_OUT_TEMPLATES))  # [100]
     own = digits[digit_of == test.labels[:, None]]  # [N * templates]

@@ -62,8 +62,8 @@ def seed_table(*names: str) -> str:
         device = result["cpu"] if result["device"] == "cpu" else result["device"]
         lines.append(
             f"| `{result['command']}` | {', '.join(map(str, result['seeds']))}"
-            f" | **{percent(rows['test_zero_shot_accuracy'])}** | {percent(rows['test_text_to_image_precision'])}"
-            f" | {percent(rows['val_zero_shot_accuracy'])} | {seconds(rows['train_seconds'])}"
+            f" | **{percent(rows['test_digit_accuracy'])}** | {percent(rows['test_text_to_image_precision'])}"
+            f" | {percent(rows['val_digit_accuracy'])} | {seconds(rows['train_seconds'])}"
             f" | {device}, {result['torch_version']}, {result['commit']}, {result['date']} |"
         )
     return "\n".join(lines)
@@ -178,7 +178,7 @@ def tried_table() -> str:
             lines.append(f"| {title} |{f' {NOT_MEASURED} |' * 4}")
             continue
         result = json.loads(path.read_text())
-        row = result["results"]["val_zero_shot_accuracy"]
+        row = result["results"]["val_digit_accuracy"]
         first = row["mean"] if first is None else first
         lines.append(
             f"| {title} | {percent(row)} | {100 * (row['mean'] - first):+.2f} | {', '.join(map(str, result['seeds']))}"
@@ -242,7 +242,7 @@ def losses_table(encoder: str) -> str:
     ]
     for row in result["rows"]:
         lines.append(
-            f"| {row['batch_size']:,} | `{row['loss']}` | {percent(row['zero_shot_accuracy'])}"
+            f"| {row['batch_size']:,} | `{row['loss']}` | {percent(row['digit_accuracy'])}"
             f" | {percent(row['mean_average_precision'])} | {plain(row['excess_loss'])} | {plain(row['temperature'])}"
             f" | {plain(row['modality_gap'])} |"
         )
@@ -269,7 +269,8 @@ def evaluation_table() -> str:
     names = dict.fromkeys(name for rows in columns.values() for name in rows)
     lines = [f"| on the test split | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     for name in names:
-        lines.append(f"| {name} | {' | '.join(rows.get(name, NOT_MEASURED) for rows in columns.values())} |")
+        cells = (rows.get(name, "" if rows else NOT_MEASURED) for rows in columns.values())
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", "; ".join(told)])
 
 
@@ -280,8 +281,19 @@ def evaluation_rows(result: dict) -> dict[str, str]:
 
     retrieval, geometry, robust = result["retrieval"], result["geometry"], result["robustness"]
     learned, fitted = result["calibration"]["learned"], result["calibration"]["fitted"]
-    return {
-        "accuracy, nearest caption": share(result["zero_shot"]),
+    rows = {"accuracy, nearest caption": share(result["classification"])}
+    if "described" in result:
+        told, ranks = result["described"], result["described"]["rank_correlation"]
+        rows |= {
+            "digit, thickness and slant, seen combinations": share(told["seen"]),
+            "unseen combinations": share(told["unseen"]),
+            "seen combinations, clear images": share(told["seen_clear"]),
+            "unseen combinations, clear images": share(told["unseen_clear"]),
+            "text → image mAP of unseen combinations": f"{told['unseen_map']:.2%}",
+            "rank correlation with thickness, with slant, the worst digit": f"{ranks['thickness']['minimum']:.3f},"
+            f" {ranks['slant']['minimum']:.3f}",
+        }
+    rows |= {
         "text → image mAP": f"{retrieval['text_to_image']['mean_average_precision']:.2%}",
         "image → text recall@1": f"{retrieval['image_to_text']['recall_at_1']:.2%}",
         "image → image mAP": f"{retrieval['image_to_image']['mean_average_precision']:.2%}",
@@ -292,10 +304,41 @@ def evaluation_rows(result: dict) -> dict[str, str]:
         "effective rank of the images": f"{geometry['effective_rank_images']:.1f} of {geometry['embed_dim']}",
         "mean corruption error": f"{robust['mean_corruption_error']:.1%}",
         "UCI digits, not trained on": share(result["another_hand"]),
-    } | {
-        f"AUROC of the best similarity, digits against {name}": f"{one['auroc']:.3f}" if one else NOT_MEASURED
-        for name, one in result["open_set"].items()
     }
+    for name, one in result["open_set"].items():
+        best = one and one.get("auroc_of_best_similarity", one["auroc"])
+        rows[f"AUROC of the best similarity, digits against {name}"] = f"{best:.3f}" if one else NOT_MEASURED
+        if "described" in result:
+            rows[f"less the best to no digit, against {name}"] = f"{one['auroc']:.3f}" if one else NOT_MEASURED
+    return rows
+
+
+def described_table() -> str:
+    """What described.py has measured: a row for each kind of model, under what is right of all 90 descriptions."""
+    path = RESULTS / "described.json"
+    if not path.exists():
+        return NOT_MEASURED
+    result = json.loads(path.read_text())
+    columns = ("seen", "unseen", "seen_clear", "unseen_clear", "harmonic_mean", "digit")
+    titles = ("seen", "unseen", "seen, clear", "unseen, clear", "harmonic mean", "digit alone")
+    lines = [f"| on the test split | {' | '.join(titles)} | seeds |", f"|---|{'---|' * len(titles)}---|"]
+    for place, row in enumerate(result["rows"]):
+        seeds = f"{', '.join(map(str, row['seeds']))}"
+        if row["unseen_seeds"] != [0]:
+            seeds += f"; unseen cells {', '.join(map(str, row['unseen_seeds']))}"
+        cells = [f"**{percent(row[name])}**" if place == 0 else percent(row[name]) for name in columns]
+        lines.append(f"| {row['name']} | {' | '.join(cells)} | {seeds} |")
+    bounds = [f"{name.replace('_', ', ')} {low:.2%} to {high:.2%}" for name, (low, high) in result["intervals"].items()]
+    ranks, device = result["rank_correlation"], result["cpu"] if result["device"] == "cpu" else result["device"]
+    aurocs = [f"{name.replace('_', ' ')} {one['auroc']:.3f}" for name, one in result["open_set"].items()]
+    lines.append(
+        f"\n95% intervals of one model of the first row: {'; '.join(bounds)}. Its rank correlation with thickness is"
+        f" {ranks['thickness']['minimum']:.3f} for the worst digit, with slant {ranks['slant']['minimum']:.3f}; text →"
+        f" image mAP of the captions never seen {result['unseen_map']:.2%}; AUROC, digits against {', '.join(aurocs)}."
+        f" `{result['trained_by']}`, {device}, torch {result['torch_version']}, commit {result['commit']},"
+        f" {result['date']}"
+    )
+    return "\n".join(lines)
 
 
 def versions_table() -> str:
@@ -315,7 +358,7 @@ def versions_table() -> str:
             lines.append(
                 f"| {path.stem.removeprefix('versions-')}, {side} | {row['commit']}, `{row['command']}`"
                 f" | {row['median_seconds']:.1f} s ({min(times):.1f} to {max(times):.1f}) | {ratio:.2f}"
-                f" | {percent(row['test_zero_shot_accuracy'])} | {percent(row['val_zero_shot_accuracy'])}"
+                f" | {percent(row['test_digit_accuracy'])} | {percent(row['val_digit_accuracy'])}"
                 f" | {', '.join(map(str, result['seeds']))}"
                 f" | {result['device']}, {result['torch_version']}, {result['date']} |"
             )
@@ -326,6 +369,7 @@ BLOCKS = {
     "evaluation": evaluation_table,
     "speed": speed_table,
     "speed-slow": lambda: speed_table("speed-slow"),
+    "described": described_table,
     "results": lambda: seed_table("default", "plus", "accuracy"),
     "versions": versions_table,
     "accuracy-cuda": lambda: seed_table("accuracy-cuda"),

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from benchmarks.common import DATA, ROOT, machine, parser_of, same_origin, spread, write_result
 from my_utils import InputError, exit_on_input_error, number
 
-MEASURES = ("train_seconds", "val_zero_shot_accuracy", "test_zero_shot_accuracy")
+MEASURES = ("train_seconds", "val_digit_accuracy", "test_digit_accuracy")
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def main() -> None:
 
     for side in sides:
         row = result[side]
-        accuracies = (f"{which} {row[f'{which}_zero_shot_accuracy']['mean']:.2%}" for which in ("val", "test"))
+        accuracies = (f"{which} {row[f'{which}_digit_accuracy']['mean']:.2%}" for which in ("val", "test"))
         print(f"{side} {row['commit']}: {row['median_seconds']:.2f} s, {', '.join(accuracies)}  ({row['command']})")
     print(f"new to old: {result['new_to_old']:.3f} of the seconds, {len(args.seeds)} seeds, {result['device']}")
 

@@ -14,6 +14,12 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from attributes import SLANT, THICKNESS, is_clear, measure, unseen_cells
+from captions import DIGIT_WORDS, facts_of, thing, with_article
+from clip import CLIP
+from data.not_digits import overlap
+from metrics import embed_images
+from my_dataset import Split
 from my_utils import InputError
 
 # Okabe and Ito's colours: told apart by colour-blind readers, and in print.
@@ -108,10 +114,12 @@ def ranked_images(
 
     A row is (name, query image or None, images [K, 28, 28], captions K, right or wrong K).
     """
-    columns = max(len(row[2]) for row in rows) + 1
-    figure = Figure(figsize=(1.05 * columns, 1.35 * len(rows) + 0.6), layout="constrained")
+    columns = max(len(row[2]) for row in rows)
+    first = max(1.0, max(len(line) for row in rows for line in row[0].split("\n")) / 11)  # a long name needs room
+    height = 1.35 + 0.18 * max(caption.count("\n") for row in rows for caption in row[3])
+    figure = Figure(figsize=(1.05 * (columns + first), height * len(rows) + 0.6), layout="constrained")
     figure.suptitle(title)
-    grid = figure.subplots(len(rows), columns, squeeze=False)
+    grid = figure.subplots(len(rows), columns + 1, squeeze=False, width_ratios=[first] + [1] * columns)
     for line, (name, query, images, captions, right) in zip(grid, rows, strict=True):
         if query is None:
             line[0].axis("off")
@@ -121,6 +129,112 @@ def ranked_images(
         for axes, image, caption, good in zip(line[1:], images, captions, right, strict=True):
             show_digit(axes, image, caption, RIGHT if good else WRONG)
     return figure
+
+
+def closest_images(
+    similarity: Tensor, names: Sequence[str], images: Tensor, fits: Tensor, title: str, queries=None, count: int = 8
+) -> Figure:
+    """For each of Q queries the images closest to it, best first, with their cosines.
+
+    similarity [Q, N]; `fits`, bool [Q, N], says which are right; `queries` [Q, 28, 28] where they are images.
+    """
+    best = similarity.topk(count, dim=1)
+    rows = []
+    for i, (name, found, cosines) in enumerate(zip(names, best.indices, best.values, strict=True)):
+        query = None if queries is None else queries[i]
+        rows.append((name, query, images[found], [f"{cosine:.3f}" for cosine in cosines], fits[i, found].tolist()))
+    return ranked_images(rows, title)
+
+
+# ---- the pictures of described captions: of a model that has them, a split, and its images' features ----
+
+# Descriptions: (digit, thickness, slant), as `captions.thing` counts them; -1 is unsaid.
+SEARCHED = ((7, 2, 0), (3, 0, -1), (-1, 2, 2), (0, -1, 1))
+COMPARED = ((7, 2, 0), (7, 0, 2), (1, 0, 1), (1, 2, 1), (4, 0, 0), (4, 2, 2), (2, 1, 1), (8, 2, 0))
+NEVER = "never trained"
+
+
+def described_search(model: CLIP, split: Split, features: Tensor, count: int = 8) -> Figure:
+    """The images closest to six descriptions, best first, with their measures; the last two are of unseen cells."""
+    cells = facts_of(split.labels, *measure(split.images))[1].bincount(minlength=90).view(10, 3, 3)
+    unseen = (cells * unseen_cells(model.config["unseen_seed"])).flatten().topk(2).indices  # the most frequent ones
+    rows = []
+    for said in (*SEARCHED, *((int(cell) // 9, int(cell) // 3 % 3, int(cell) % 3) for cell in unseen)):
+        best, notes, is_true = found(model, split, features, said, count)
+        name = in_short(*said).replace(" leaning", "\nleaning") + f"\n({NEVER})" * is_unseen(model, said)
+        rows.append((name, None, split.images[best], [note.replace(", ", "\n") for note in notes], is_true))
+    return ranked_images(rows, "the test images closest to each description, and how they measure")
+
+
+def described_sheet(model: CLIP, split: Split, features: Tensor, digit: int = 7) -> Figure:
+    """One digit, thickness by slant: the image closest to each description. Unseen cells have dashed frames."""
+    figure = Figure(figsize=(6.4, 7.6), layout="constrained")
+    figure.suptitle(f"{DIGIT_WORDS[digit]}: the test image closest to each description")
+    grid = figure.subplots(3, 3)
+    for (thickness, slant), axes in np.ndenumerate(grid):
+        said = (digit, thickness, slant)
+        best, (note,), (is_true,) = found(model, split, features, said, 1)
+        never = is_unseen(model, said)
+        show_digit(axes, split.images[best[0]], f"{NEVER}\n" * never + note, RIGHT if is_true else WRONG)
+        for spine in axes.spines.values() if never else ():
+            spine.set(linestyle=(0, (2, 1.5)), linewidth=4)
+        axes.title.set_fontsize(11)
+        if slant == 0:
+            axes.set_ylabel(THICKNESS[thickness], fontsize=13)
+        if thickness == 2:
+            axes.set_xlabel(SLANT[slant], fontsize=13)
+    return figure
+
+
+def described_matrix(model: CLIP, split: Split, features: Tensor) -> Figure:
+    """An image of each of eight descriptions, the first that is clear of all bounds, and two digits on top of each
+    other, against the nine sentences: those of the diagonal are true."""
+    thickness, slant = measure(split.images)
+    cells, clear = facts_of(split.labels, thickness, slant)[1], is_clear(thickness, slant)
+    index = [int(((cells == (9 * d + 3 * t + s)) & clear).nonzero()[0, 0]) for d, t, s in COMPARED]
+    two = overlap(split.images[:2, None].float() / 255, torch.Generator().manual_seed(0))[:1, 0]
+    vectors = torch.cat([features[index], embed_images(model, two).cpu()])
+    sentences = [*(in_short(*said) for said in COMPARED), "two digits on top of each other"]
+    marks = [" *" * is_unseen(model, said) for said in COMPARED] + [""]
+    names = [f"{DIGIT_WORDS[split.labels[i]]}, {in_figures(thickness[i], slant[i])}" for i in index] + ["two digits"]
+    figure = similarity_matrix(
+        vectors @ read(model, sentences).T,
+        [sentence + mark for sentence, mark in zip(sentences, marks, strict=True)],
+        names,
+        f"test images against descriptions (*: {NEVER})",
+        torch.cat([split.images[index].float() / 255, two]),
+    )
+    figure.axes[0].set_ylabel("image: digit, thickness, slant", fontsize=12)
+    return figure
+
+
+def found(model: CLIP, split: Split, features: Tensor, said: tuple, count: int) -> tuple[Tensor, list[str], list[bool]]:
+    """The `count` images closest to a description: their places, their measures, and whether it is true of them."""
+    best = (features @ read(model, [in_short(*said)])[0]).topk(count).indices
+    thickness, slant = measure(split.images[best])
+    facts, _ = facts_of(split.labels[best], thickness, slant)
+    notes = [in_figures(*measures) for measures in zip(thickness, slant, strict=True)]
+    return best, notes, (model.captions.claims[thing(*said)] & ~facts == 0).tolist()
+
+
+def in_short(digit: int, thickness: int, slant: int) -> str:
+    """A description in the fewest words: "a thick seven leaning left", "an upright digit"."""
+    before = [THICKNESS[thickness]] * (thickness >= 0) + [SLANT[slant]] * (slant == 1)
+    noun = DIGIT_WORDS[digit] if digit >= 0 else "digit"
+    return with_article(" ".join(["a", *before, noun, *[SLANT[slant]] * (slant in (0, 2))]))
+
+
+def in_figures(thickness: float, slant: float) -> str:
+    return f"{thickness:.1f} px, {slant:+.2f} rad"
+
+
+def is_unseen(model: CLIP, said: tuple) -> bool:
+    return -1 not in said and bool(unseen_cells(model.config["unseen_seed"])[said])
+
+
+@torch.no_grad()
+def read(model: CLIP, sentences: list[str]) -> Tensor:
+    return model.encode_text(sentences).cpu()
 
 
 # ---- the pictures of evaluate.py ----
@@ -231,20 +345,20 @@ def robustness_curves(robustness: dict) -> Figure:
     return figure
 
 
-def open_set(best: dict[str, Tensor], examples: dict[str, Tensor]) -> Figure:
-    """Histograms of the best similarity, digits' and each other set's, above some images of the other sets."""
+def open_set(scores: dict[str, Tensor], label: str, examples: dict[str, Tensor]) -> Figure:
+    """Histograms of a score, the digits' and each other set's, above some images of the other sets."""
     figure = Figure(figsize=(10.0, 3.6 + 0.7 * len(examples)), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(3.4, 0.7 * len(examples)))
     axes = top.subplots()
-    low, high = (float(torch.cat(list(best.values())).aminmax()[i]) for i in (0, 1))
-    for (name, values), colour in zip(best.items(), COLOURS, strict=False):
+    low, high = (float(torch.cat(list(scores.values())).aminmax()[i]) for i in (0, 1))
+    for (name, values), colour in zip(scores.items(), COLOURS, strict=False):
         edges = [low + (high - low) * i / 60 for i in range(61)]
         share = [100 / len(values)] * len(values)
         axes.hist(values, edges, weights=share, histtype="stepfilled", alpha=0.35, color=colour)
         axes.hist(values, edges, weights=share, histtype="step", color=colour, label=f"{name} ({len(values):,} images)")
-    axes.set_xlabel("cosine similarity to the nearest of the ten captions")
+    axes.set_xlabel(label)
     axes.set_ylabel("share of the set (%)")
-    axes.set_title("images that are no digit: how close they come to a caption")
+    axes.set_title("digits, and images that are no digit")
     axes.legend(loc="upper left", fontsize=9)
     for axes, (name, images) in zip(
         bottom.subplots(len(examples), 1, squeeze=False).flat, examples.items(), strict=True
@@ -261,6 +375,7 @@ def save_figure(figure: Figure, path: str | Path) -> Figure:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=110)
+        figure.set_layout_engine("none")  # whoever shows it need not lay it out again
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from None
     return figure

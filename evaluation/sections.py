@@ -4,18 +4,21 @@ Features are unit vectors [N, embed_dim] on the CPU, captions [10, embed_dim], s
 """
 
 import warnings
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captions import DIGIT_WORDS, TEMPLATES, all_sentences
+from captions import DIGIT_WORDS, NO_DIGIT_THING, NOT_DIGITS
 from clip import CLIP
+from data.not_digits import MAKERS
 from evaluation import geometry as of_space
 from evaluation import pictures
 from evaluation.calibration import expected_calibration_error, fit_temperature
 from evaluation.calibration import reliability as reliability_bins
 from evaluation.corruptions import CORRUPTIONS
+from evaluation.other_images import drawn_letters, inverted_noise
 from evaluation.retrieval import (
     image_to_image_mean_average_precision,
     mean_average_precision,
@@ -23,7 +26,7 @@ from evaluation.retrieval import (
     recall_at_k,
     text_to_image_precision,
 )
-from metrics import embed_images, wilson_interval, zero_shot_accuracy
+from metrics import caption_accuracy, caption_vectors, digit_classifier, embed_images, wilson_interval
 from my_dataset import Split, stratified_indices
 
 NEIGHBOURS = 20  # of the nearest-neighbour probe
@@ -33,7 +36,7 @@ SHOWN = 20  # images in a picture of images, and mistakes that are listed
 # ---- the sections ----
 
 
-def zero_shot(similarity: Tensor, labels: Tensor, temperature: float) -> dict:
+def classification(similarity: Tensor, labels: Tensor, temperature: float) -> dict:
     """Accuracy, that of each digit, who is taken for whom, and the wrong answers given with most confidence."""
     confidence, predicted = (similarity / temperature).softmax(dim=1).max(dim=1)
     wrong = (predicted != labels).nonzero()[:, 0]
@@ -49,11 +52,11 @@ def zero_shot(similarity: Tensor, labels: Tensor, temperature: float) -> dict:
 
 
 def retrieval(model: CLIP, features: Tensor, captions: Tensor, labels: Tensor) -> dict:
-    """Text -> image with the ten captions; image -> text among all sentences of training; image -> image."""
-    sentences = all_sentences(TEMPLATES[model.arch["text_encoder"]])
+    """Text -> image with the ten captions; image -> text among all phrasings of them; image -> image."""
+    phrasings = model.captions.of_digits()[:, None] * model.captions.phrasings + torch.arange(model.captions.phrasings)
     with torch.no_grad():
-        texts = model.encode_text(sentences).cpu()  # [T, embed_dim]
-    digits = torch.arange(10).repeat_interleave(len(sentences) // 10)
+        texts = model.encode_text([model.captions.sentences[i] for i in phrasings.flatten()]).cpu()  # [T, embed_dim]
+    digits = torch.arange(10).repeat_interleave(model.captions.phrasings)
     similarity, to_texts, right = features @ captions.T, features @ texts.T, labels[:, None] == digits
 
     def precision(k: int) -> float:
@@ -123,7 +126,7 @@ def robustness(model: CLIP, captions: Tensor, split: Split) -> dict:
     """
 
     def accuracy(images: Tensor) -> float:
-        return zero_shot_accuracy(embed(model, images) @ captions.T, split.labels)
+        return caption_accuracy(embed(model, images) @ captions.T, split.labels)
 
     result = {"images": len(split.labels), "clean": accuracy(split.images), "corruptions": {}}
     for name, (_, unit, amounts) in CORRUPTIONS.items():
@@ -134,8 +137,36 @@ def robustness(model: CLIP, captions: Tensor, split: Split) -> dict:
     return result | {"mean_corruption_error": sum(errors) / len(errors)}
 
 
+def open_set(scores: dict[str, Tensor], best: dict[str, Tensor], names: Iterable[str]) -> dict:
+    """How well the "digits" are told from each set of others: by `open_set_score`, and by the best similarity alone.
+
+    A set without a score is not installed: None.
+    """
+    result = {name: auroc(scores["digits"], scores.get(name)) for name in names}
+    for name, one in result.items():
+        if one is not None:
+            one["auroc_of_best_similarity"] = auroc(best["digits"], best[name])["auroc"]
+    return result
+
+
+def open_set_score(model: CLIP, features: Tensor) -> Tensor:
+    """How much each image looks like a digit, [N]: the cosine to the nearest of the ten captions, less that to the
+    nearest caption of no digit where the model has been trained on such."""
+    score = (features @ digit_classifier(model).cpu().T).amax(dim=1)
+    if model.captions.described:
+        no_digit = caption_vectors(model, NO_DIGIT_THING + torch.arange(1 + len(NOT_DIGITS))).cpu()
+        score = score - (features @ no_digit.T).amax(dim=1)
+    return score
+
+
+def open_set_label(model: CLIP) -> str:
+    """What `open_set_score` is, for an axis."""
+    nearest = "cosine to the nearest of the ten captions"
+    return f"{nearest}, less that to the nearest caption of no digit" if model.captions.described else nearest
+
+
 def auroc(digits: Tensor, others: Tensor | None) -> dict | None:
-    """How well the best similarity tells digits from others: the chance that a digit's is the larger one."""
+    """How well a score tells digits from others: the chance that a digit's is the larger one."""
     if others is None:
         return None
     from sklearn.metrics import roc_auc_score
@@ -192,13 +223,31 @@ def corruption_examples(model: CLIP, captions: Tensor, split: Split):
     return pictures.ranked_images(rows, "corruptions at five severities, and what the model reads")
 
 
+def no_digit_images(model: CLIP, split: Split, count: int = 8):
+    """A row for each kind of image that is no digit, below one of digits, and the nearest of all captions that name a
+    digit alone or say that there is none. Letters and inverted noise take no part in training."""
+    generator = torch.Generator().manual_seed(0)
+    digits = split.images[split.labels > 1][:count, None].float() / 255  # (a zero on its side is a zero)
+    sets = {"digits": split.images[:count]} | {name: MAKERS[name](digits, generator)[:, 0] for name in NOT_DIGITS}
+    sets |= {"letters\n(never trained)": drawn_letters(count)}
+    sets |= {"inverted noise\n(never trained)": inverted_noise(split.images[:count])}
+    things = torch.cat([model.captions.of_digits(), NO_DIGIT_THING + torch.arange(1 + len(NOT_DIGITS))])
+    captions, names = caption_vectors(model, things).cpu(), (*DIGIT_WORDS, "no digit", *NOT_DIGITS)
+    rows = []
+    for name, images in sets.items():
+        nearest = (embed(model, images) @ captions.T).argmax(dim=1)
+        is_right = nearest == split.labels[:count] if name == "digits" else nearest >= len(DIGIT_WORDS)
+        rows.append((name, None, images, [names[i] for i in nearest], is_right.tolist()))
+    return pictures.ranked_images(rows, "images that are no digit, and the nearest caption")
+
+
 def predictions(split: Split, predicted: Tensor, title: str):
     true, names = ([DIGIT_WORDS[digit] for digit in digits[:SHOWN]] for digits in (split.labels, predicted))
     return pictures.prediction_grid(split.images[:SHOWN], true, names, title)
 
 
 def mistakes(test: Split, listed: list[dict]):
-    """The mistakes that `zero_shot` lists."""
+    """The mistakes that `classification` lists."""
     true, names = ([DIGIT_WORDS[one[key]] for one in listed] for key in ("true", "predicted"))
     notes = [f"{one['confidence']:.0%} sure" for one in listed]
     title = "the most confident mistakes on the test split"

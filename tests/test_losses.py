@@ -1,10 +1,12 @@
 import math
+import statistics
 from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from captions import DIGIT_WORDS, STATEMENTS, Truth
 from clip import CLIPOutput
 from losses import LOSSES, Loss, pick_loss, sigmoid_bias, zero
 from my_utils import InputError
@@ -13,13 +15,46 @@ from text_encoder import TextEncoder
 ln = math.log
 # Rows are images, columns texts; the exponentials are small integers, so that the softmax can be done by hand.
 LOGITS = torch.tensor([[1.0, 1.0, 2.0], [4.0, 2.0, 2.0], [1.0, 1.0, 8.0]]).log()
-CAPTIONS = torch.tensor([3, 3, 7])
 
 
-def value(name: str, logits: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
+def of_digits(digits) -> Truth:
+    """Each image is of one digit, and its text says which."""
+    facts = (1 << torch.as_tensor(digits)).int()
+    return Truth(facts, torch.zeros_like(facts), facts, torch.ones(len(facts), 2))
+
+
+SAID = ("three", "a digit", "thin", "thick", "upright", "leaning left")
+
+
+def random_truth(size: int, statements: tuple = SAID) -> Truth:
+    """Every text is true of its own image, and of some others; some pairs are undecided."""
+    bits = torch.tensor([1 << STATEMENTS.index(name) for name in statements])
+    facts, unknown, claims = ((torch.rand(3, size, len(bits)) < 0.5) * bits).sum(dim=2).int()
+    return Truth(facts, unknown & ~facts, facts & claims, 1 + 3 * torch.rand(size, 2))
+
+
+def in_plain_words(truth: Truth) -> tuple[list, list]:
+    """How good an example of each text each image is, 0 where it is false, and which pairs are undecided: [B][B]."""
+    facts, unknown, claims = (
+        [{name for k, name in enumerate(STATEMENTS) if x >> k & 1} for x in part.tolist()] for part in truth[:3]
+    )
+    weights, undecided = [], []
+    for seen, open_, (thickness, slant) in zip(facts, unknown, truth.clarity.tolist(), strict=True):
+        weights.append([float(said <= seen) for said in claims])
+        for j, said in enumerate(claims):
+            weights[-1][j] *= thickness if said & {"thin", "medium", "thick"} else 1
+            weights[-1][j] *= slant if said & {"upright", "leaning left", "leaning right"} else 1
+        undecided.append([not said <= seen and said - seen <= open_ for said in claims])
+    return weights, undecided
+
+
+CAPTIONS = of_digits([3, 3, 7])
+
+
+def value(name: str, logits: torch.Tensor, truth: Truth) -> torch.Tensor:
     """A loss on logits [B, B] alone."""
-    nothing = torch.zeros(len(captions), 1)
-    return LOSSES[name](CLIPOutput(nothing, nothing, logits, logits.T, torch.ones(())), captions)
+    nothing = torch.zeros(len(logits), 1)
+    return LOSSES[name](CLIPOutput(nothing, nothing, logits, logits.T, torch.ones(())), truth)
 
 
 def output_of(images: torch.Tensor, texts: torch.Tensor, scale: float = 14.0) -> CLIPOutput:
@@ -31,15 +66,15 @@ def unit_vectors(*shape: int) -> torch.Tensor:
     return F.normalize(torch.randn(shape), dim=-1).requires_grad_()
 
 
-def in_strips(loss: Loss, output: CLIPOutput, captions: torch.Tensor, height: int) -> torch.Tensor:
+def in_strips(loss: Loss, output: CLIPOutput, truth: Truth, height: int) -> torch.Tensor:
     return sum(
         loss.of_strip(
             rows,
-            captions,
+            truth,
             (output.logits_per_image[rows], output.image_embeds[rows], output.text_embeds),
             (output.logits_per_text[rows], output.text_embeds[rows], output.image_embeds),
         )
-        for rows in torch.arange(len(captions)).split(height)
+        for rows in torch.arange(len(truth.claims)).split(height)
     )
 
 
@@ -72,7 +107,7 @@ def test_infonce_and_its_gradient_equal_open_clip():
 
     torch.manual_seed(0)
     images, texts = unit_vectors(16, 8), unit_vectors(16, 8)
-    ours = LOSSES["infonce"](output_of(images, texts), torch.arange(16))
+    ours = LOSSES["infonce"](output_of(images, texts), of_digits(torch.arange(16)))
     theirs = ClipLoss()(images, texts, torch.tensor(14.0))
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-6)
     for mine, other in zip(
@@ -83,18 +118,56 @@ def test_infonce_and_its_gradient_equal_open_clip():
 
 def test_infonce_distinct_is_the_mean_of_its_groups():
     torch.manual_seed(0)
-    logits, captions = torch.randn(30, 30), torch.arange(10).repeat(3)
-    groups = [value("infonce", logits[i : i + 10, i : i + 10], captions[:10]) for i in (0, 10, 20)]
-    torch.testing.assert_close(value("infonce_distinct", logits, captions), torch.stack(groups).mean())
+    logits, digits = torch.randn(30, 30), torch.arange(10).repeat(3)
+    groups = [value("infonce", logits[i : i + 10, i : i + 10], of_digits(digits[:10])) for i in (0, 10, 20)]
+    torch.testing.assert_close(value("infonce_distinct", logits, of_digits(digits)), torch.stack(groups).mean())
+
+
+def by_loops(name: str, logits: list, truth: Truth) -> float:
+    """A loss as its formula says it, a pair at a time."""
+    images = (logits, *in_plain_words(truth))
+    texts = tuple(list(zip(*part, strict=True)) for part in images)
+    losses = []
+    for i, row, weights, is_open in (
+        (i, *rows) for side in (images, texts) for i, rows in enumerate(zip(*side, strict=True))
+    ):
+        places = range(len(row))
+        if name == "sigmoid":
+            signed = [row[j] if weights[j] else -row[j] for j in places if not is_open[j]]
+            losses.append(sum(ln(1 + math.exp(-x)) for x in signed))
+            continue
+        counted, right = list(places), row[i]
+        if name == "multi_positive":
+            counted = [j for j in places if not is_open[j]]
+            right = sum(weights[j] * row[j] for j in places) / sum(weights)
+        if name == "infonce_distinct":
+            counted = [j for j in places if j // 10 == i // 10]
+        losses.append(ln(sum(math.exp(row[j]) for j in counted)) - right)
+    return statistics.mean(losses)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_its_formula_whatever_is_true(name):
+    for seed in range(5):
+        torch.manual_seed(seed)
+        truth, logits = random_truth(20), 3 * torch.randn(20, 20)
+        weights, undecided = (torch.tensor(part) for part in in_plain_words(truth))
+        torch.testing.assert_close(truth.weights(), weights)
+        assert torch.equal(truth.true(), weights > 0)
+        assert torch.equal(truth.undecided(), undecided)
+        assert 20 < (weights > 0).sum() < 400 - undecided.sum() < 400
+        assert not torch.equal(weights > 0, weights.T > 0)
+        expected = by_loops(name, logits.tolist(), truth)
+        assert value(name, logits, truth).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_infonce_equals_multi_positive_when_a_caption_has_one_embedding():
     """The table encoder gives every 7 the same vector: the texts' rows then sum to the same loss and gradient."""
     torch.manual_seed(0)
-    captions = torch.randint(10, (64,))
-    encoder, images = TextEncoder(8), unit_vectors(64, 8)
-    logits = 14 * images @ F.normalize(encoder(captions), dim=-1).T
-    one, other = value("infonce", logits, captions), value("multi_positive", logits, captions)
+    digits = torch.randint(10, (64,))
+    encoder, images, truth = TextEncoder(8, DIGIT_WORDS), unit_vectors(64, 8), of_digits(digits)
+    logits = 14 * images @ F.normalize(encoder(encoder.tokenize(DIGIT_WORDS)[digits]), dim=-1).T
+    one, other = value("infonce", logits, truth), value("multi_positive", logits, truth)
     assert one.item() == pytest.approx(other.item(), abs=1e-5)
     for a, b in zip(
         torch.autograd.grad(one, (images, encoder.table.weight), retain_graph=True),
@@ -103,8 +176,8 @@ def test_infonce_equals_multi_positive_when_a_caption_has_one_embedding():
     ):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
     # With a vector for each text (sentences, say) the two part: infonce pushes same-digit pairs apart.
-    free = torch.randn(64, 64)
-    assert abs(value("infonce", free, captions).item() - value("multi_positive", free, captions).item()) > 0.01
+    own = 5 * torch.eye(64)
+    assert value("infonce", own, truth).item() < value("multi_positive", own, truth).item() - 1
 
 
 # ---- strips ----
@@ -113,12 +186,14 @@ def test_infonce_equals_multi_positive_when_a_caption_has_one_embedding():
 ON_FEATURES = Loss(lambda strip: (strip.embeds - strip.others[strip.rows]).square().sum(), zero, both_directions=False)
 
 
+@pytest.mark.parametrize("described", [False, True])
 @pytest.mark.parametrize("loss", [*LOSSES.values(), ON_FEATURES], ids=[*LOSSES, "on features"])
-def test_the_strips_of_a_batch_add_up_to_its_loss_and_gradient(loss):
+def test_the_strips_of_a_batch_add_up_to_its_loss_and_gradient(loss, described):
     torch.manual_seed(0)
-    images, texts, captions = unit_vectors(10, 8), unit_vectors(10, 8), torch.randint(4, (10,))
-    whole = loss(output_of(images, texts), captions)
-    strips = in_strips(loss, output_of(images, texts), captions, height=3)
+    images, texts = unit_vectors(10, 8), unit_vectors(10, 8)
+    truth = random_truth(10) if described else of_digits(torch.randint(4, (10,)))
+    whole = loss(output_of(images, texts), truth)
+    strips = in_strips(loss, output_of(images, texts), truth, height=3)
     torch.testing.assert_close(strips, whole)
     for a, b in zip(*(torch.autograd.grad(x, (images, texts)) for x in (whole, strips)), strict=True):
         torch.testing.assert_close(a, b)
@@ -128,7 +203,7 @@ def test_a_loss_on_features_finds_them_in_the_output():
     torch.manual_seed(0)
     images, texts = unit_vectors(10, 8), unit_vectors(10, 8)
     expected = (images - texts).square().sum() / 10
-    torch.testing.assert_close(ON_FEATURES(output_of(images, texts), torch.arange(10)), expected)
+    torch.testing.assert_close(ON_FEATURES(output_of(images, texts), of_digits(torch.arange(10))), expected)
 
 
 # ---- floors ----
@@ -136,63 +211,89 @@ def test_a_loss_on_features_finds_them_in_the_output():
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_floor_is_reached_by_perfect_embeddings_and_never_passed(name):
-    captions = torch.tensor([0, 0, 0, 4, 4, 9, 1, 2, 3, 5])
-    perfect = 100 * (2 * (captions[:, None] == captions) - 1.0)  # cosine 1 or -1 at the highest temperature
-    floor = LOSSES[name].floor(captions).item()
-    assert value(name, perfect, captions).item() == pytest.approx(floor, abs=1e-5)
+    digits = torch.tensor([0, 0, 0, 4, 4, 9, 1, 2, 3, 5])
+    truth = of_digits(digits)
+    perfect = 100 * (2 * (digits[:, None] == digits) - 1.0)  # cosine 1 or -1 at the highest temperature
+    floor = LOSSES[name].floor(truth).item()
+    assert value(name, perfect, truth).item() == pytest.approx(floor, abs=1e-5)
     torch.manual_seed(0)
     for _ in range(20):  # same caption, same text embedding: one column for each caption
         columns = torch.randn(10, 10) * 5
-        assert value(name, columns[:, captions], captions).item() >= floor - 1e-6
+        assert value(name, columns[:, digits], truth).item() >= floor - 1e-6
 
 
+def classes(truth: Truth, group: int = 10**6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which images have equal facts and which texts equal claims, within groups of so many pairs: numbers from 0."""
+    groups = torch.arange(len(truth.claims)) // group
+    sides = (torch.stack([groups, part], dim=1) for part in (truth.facts, truth.claims))
+    return tuple(side.unique(dim=0, return_inverse=True)[1] for side in sides)
+
+
+@pytest.mark.parametrize("described", [False, True])
 @pytest.mark.parametrize("name", LOSSES)
-def test_floor_is_where_a_search_by_gradient_ends(name):
-    """Free logits, one column for each caption: what descent finds lies on the floor, not above and not below."""
-    captions = torch.tensor([2, 2, 2, 2, 5, 5, 5, 7, 7, 0, 1, 1, 3, 4, 5, 6, 7, 8, 9, 9])
+def test_floor_is_where_a_search_by_gradient_ends(name, described):
+    """What descent finds lies on the floor, not above and not below, nor does any random model lie below.
+
+    The logits are free; for infonce, those of images with equal facts, or of texts with equal claims, are equal (for
+    infonce_distinct within each group: there the floor may be lower than one model can reach in all groups at once).
+    """
     torch.manual_seed(0)
-    columns = torch.randn(20, 10, requires_grad=True)
-    adam = torch.optim.Adam([columns], lr=0.3)
+    digits = torch.tensor([2, 2, 2, 2, 5, 5, 5, 7, 7, 0, 1, 1, 3, 4, 5, 6, 7, 8, 9, 9])
+    truth = random_truth(20, SAID[1:4]) if described else of_digits(digits)
+    rows, columns = torch.arange(20), torch.arange(20)
+    if name.startswith("infonce"):
+        rows, columns = classes(truth, 10 if name == "infonce_distinct" else 20)
+        assert rows.max() < 19
+        assert columns.max() < 19
+    floor = LOSSES[name].floor(truth).item()
+    for scale in (0.1, 1, 5):
+        assert value(name, scale * torch.randn(20, 20)[rows][:, columns], truth).item() > floor - 1e-6
+    free = torch.randn(20, 20, requires_grad=True)
+    adam = torch.optim.Adam([free], lr=0.3)
     for _ in range(300):
         adam.zero_grad()
-        loss = value(name, columns[:, captions], captions)
+        loss = value(name, free[rows][:, columns], truth)
         loss.backward()
         adam.step()
-    floor = LOSSES[name].floor(captions).item()
     assert floor - 1e-5 < loss.item() < floor + 0.02
 
 
-def test_floors_of_many_batches_are_those_of_each_and_the_counted_ones():
+def test_floors_are_the_counted_ones_whatever_rows_they_are_added_up_from():
+    def counted(facts: list, claims: list) -> float:
+        """The mean of ln(nm / k), where n images have the pair's facts, m texts its claims, k pairs both."""
+        pairs = list(zip(facts, claims, strict=True))
+        images, texts, both = Counter(facts), Counter(claims), Counter(pairs)
+        return statistics.mean(ln(images[f] * texts[c] / both[f, c]) for f, c in pairs)
+
     torch.manual_seed(0)
-    captions = torch.randint(10, (7, 20))
-
-    def counted(batch: list[int]) -> float:
-        """The mean of ln n, where n pairs of the batch have the pair's caption."""
-        copies = Counter(batch)
-        return sum(ln(copies[caption]) for caption in batch) / len(batch)
-
-    expected = {
-        "infonce": [counted(batch) for batch in captions.tolist()],
-        "infonce_distinct": [(counted(batch[:10]) + counted(batch[10:])) / 2 for batch in captions.tolist()],
-        "sigmoid": [0.0] * 7,
-    }
-    expected["multi_positive"] = expected["infonce"]
-    for name, loss in LOSSES.items():
-        floors = loss.floor(captions)
-        torch.testing.assert_close(floors, torch.stack([loss.floor(batch) for batch in captions]))
-        torch.testing.assert_close(floors, torch.tensor(expected[name]))
+    truths = [of_digits(torch.randint(10, (20,))) for _ in range(3)] + [random_truth(20, SAID[1:4]) for _ in range(3)]
+    for truth in truths:
+        facts, claims = truth.facts.tolist(), truth.claims.tolist()
+        weights, _ = in_plain_words(truth)
+        shares = [[w / sum(row) for w in row if w] for row in (*weights, *zip(*weights, strict=True))]
+        expected = {
+            "multi_positive": statistics.mean(-sum(share * ln(share) for share in row) for row in shares),
+            "infonce": counted(facts, claims),
+            "infonce_distinct": (counted(facts[:10], claims[:10]) + counted(facts[10:], claims[10:])) / 2,
+            "sigmoid": 0.0,
+        }
+        for name, loss in LOSSES.items():
+            assert loss.floor(truth).item() == pytest.approx(expected[name], abs=1e-6)
+            assert loss.floor(truth, height=3).item() == pytest.approx(expected[name], abs=1e-6)
 
 
 def test_floor_of_distinct_captions_is_zero_and_of_equal_ones_ln_b():
-    assert LOSSES["infonce"].floor(torch.arange(10)).item() == 0
-    assert LOSSES["multi_positive"].floor(torch.zeros(32, dtype=torch.long)).item() == pytest.approx(ln(32), abs=1e-6)
+    assert LOSSES["infonce"].floor(of_digits(torch.arange(10))).item() == 0
+    same = of_digits(torch.zeros(32, dtype=torch.long))
+    assert LOSSES["multi_positive"].floor(same).item() == pytest.approx(ln(32), abs=1e-6)
 
 
 def test_the_floor_of_groups_counts_within_each():
     distinct = LOSSES["infonce_distinct"]
-    assert distinct.floor(torch.arange(10).repeat(3)) == 0
+    assert distinct.floor(of_digits(torch.arange(10).repeat(3))) == 0
     twice = torch.tensor([0, 0, 2, 3, 4, 5, 6, 7, 8, 9])  # two of ten have a twin in their group
-    assert distinct.floor(torch.cat([twice, torch.arange(10)])).item() == pytest.approx(2 * ln(2) / 20)
+    truth = of_digits(torch.cat([twice, torch.arange(10)]))
+    assert distinct.floor(truth).item() == pytest.approx(2 * ln(2) / 20)
 
 
 # ---- names and parts ----
@@ -209,10 +310,14 @@ def test_a_loss_that_lacks_a_part_cannot_be_made():
         Loss(lambda strip: strip.logits.sum())
 
 
-def test_sigmoid_bias_is_the_positive_rate_of_a_batch():
-    def rate(captions, batch_size):
-        return torch.tensor(sigmoid_bias(captions, batch_size)).sigmoid().item()
+def test_sigmoid_bias_is_the_share_of_true_pairs_among_those_that_count():
+    def rate(truth):
+        return torch.tensor(sigmoid_bias(truth)).sigmoid().item()
 
-    assert rate(torch.arange(10), 1_000_000) == pytest.approx(0.1, abs=1e-4)
-    assert rate(torch.arange(10), 2) == pytest.approx((1 + 0.1) / 2)  # two pairs: each one's own, and a tenth
-    assert rate(torch.tensor([0, 0, 0, 1]), 3) == pytest.approx((1 + 2 * 10 / 16) / 3)
+    assert rate(of_digits(torch.arange(10))) == pytest.approx(1 / 10)
+    assert rate(of_digits([0, 0, 0, 1])) == pytest.approx((3 * 3 + 1) / 16)
+    assert rate(of_digits([4, 4])) == pytest.approx(1, abs=1e-4), "all are true, and still a finite number"
+    torch.manual_seed(0)
+    truth = random_truth(20)
+    weights, undecided = (torch.tensor(part) for part in in_plain_words(truth))
+    assert rate(truth) == pytest.approx(((weights > 0).sum() / (~undecided).sum()).item())

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from attributes import measure, unseen_cells
+from captions import facts_of, thing, things_of_cells
 from clip import CLIP
 from evaluation.calibration import expected_calibration_error, fit_temperature, reliability
 from evaluation.geometry import alignment, effective_rank, modality_gap, uniformity
@@ -18,22 +20,23 @@ from evaluation.retrieval import (
     text_to_image_precision,
 )
 from metrics import (
+    caption_accuracy,
+    caption_vectors,
     digit_accuracies,
+    digit_classifier,
     embed_images,
     evaluate,
     wilson_interval,
-    zero_shot_accuracy,
-    zero_shot_classifier,
 )
-from my_dataset import Split
+from my_dataset import Split, load_mnist
 
 # Four images, three captions; images 0 and 1 are digit 0, image 2 is digit 1, image 3 is digit 2.
 SIMILARITY = torch.tensor([[0.9, 0.1, 0.0], [0.2, 0.3, 0.1], [0.5, 0.8, 0.0], [0.0, 0.1, 0.7]])
 LABELS = torch.tensor([0, 0, 1, 2])
 
 
-def test_zero_shot_accuracy_by_hand():
-    assert zero_shot_accuracy(SIMILARITY, LABELS) == pytest.approx(3 / 4)  # image 1 goes to caption 1
+def test_caption_accuracy_by_hand():
+    assert caption_accuracy(SIMILARITY, LABELS) == pytest.approx(3 / 4)  # image 1 goes to caption 1
 
 
 def test_text_to_image_precision_by_hand():
@@ -48,13 +51,13 @@ def test_precision_counts_every_image_of_the_digit():
 
 def test_evaluate_does_not_depend_on_batches_and_computes_the_texts_anew():
     torch.manual_seed(0)
-    model = CLIP(8, width=2)
+    model = CLIP(8, width=2, captions="digit")
     images = torch.randint(128, (30, 28, 28), dtype=torch.uint8)
     torch.testing.assert_close(embed_images(model, images, 7), embed_images(model, images, 30))
-    before = zero_shot_classifier(model)
+    before = digit_classifier(model)
     with torch.no_grad():
         model.towers["text"].table.weight.neg_()
-    assert not torch.allclose(before, zero_shot_classifier(model))
+    assert not torch.allclose(before, digit_classifier(model))
     assert model.training, "evaluation hands the model back in the mode it came in"
     scores = evaluate(model, Split(images, torch.arange(30) % 10))
     assert {f"accuracy_{digit}" for digit in range(10)} < scores.keys()
@@ -62,14 +65,45 @@ def test_evaluate_does_not_depend_on_batches_and_computes_the_texts_anew():
     assert 0 < scores.pop("modality_gap") <= 2
     assert all(0 <= score <= 1 for score in scores.values())
     digits = [scores[f"accuracy_{digit}"] for digit in range(10)]
-    assert statistics.mean(digits) == pytest.approx(scores["zero_shot_accuracy"])  # three images each
+    assert statistics.mean(digits) == pytest.approx(scores["digit_accuracy"])  # three images each
 
 
 def test_several_templates_are_averaged_digit_by_digit():
     torch.manual_seed(0)
+    model = CLIP(8, width=2, captions="digit")
+    torch.testing.assert_close(digit_classifier(model, ("{word}", "{numeral}")), digit_classifier(model))
+    assert not torch.allclose(digit_classifier(model)[0], digit_classifier(model)[1])
+
+
+def test_a_captions_vector_is_the_mean_of_its_phrasings():
+    torch.manual_seed(0)
     model = CLIP(8, width=2)
-    torch.testing.assert_close(zero_shot_classifier(model, ("{word}", "{numeral}")), zero_shot_classifier(model))
-    assert not torch.allclose(zero_shot_classifier(model)[0], zero_shot_classifier(model)[1])
+    things, phrasings = torch.tensor([thing(7, 2, 0), thing(3)]), model.captions.phrasings
+    for vector, place in zip(caption_vectors(model, things), things.tolist(), strict=True):
+        mean = model.encode_text(model.captions.sentences[place * phrasings : (place + 1) * phrasings]).mean(dim=0)
+        torch.testing.assert_close(vector, mean / mean.norm())
+    torch.testing.assert_close(digit_classifier(model)[3], caption_vectors(model, things)[1])
+
+
+def test_seen_and_unseen_cells_are_measured_apart(data_path, monkeypatch):
+    """Perfect embeddings of the cells, but each second image of an unseen cell has that of another."""
+    split, model = Split(*(x[:1000] for x in load_mnist("val", data_path))), CLIP(8, width=2)
+    model.config = {"unseen_seed": 4}
+    cells = facts_of(split.labels, *measure(split.images))[1]
+    place = {int(what): cell for cell, what in enumerate(things_of_cells())}
+    is_unseen = unseen_cells(4).flatten()[cells]
+    wrong = is_unseen.nonzero().flatten()[::2]
+    embeds = torch.eye(91)[cells]
+    embeds[wrong] = torch.eye(91)[(cells[wrong] + 1) % 90]
+    monkeypatch.setattr("metrics.embed_images", lambda *_: embeds)
+    monkeypatch.setattr(
+        "metrics.caption_vectors",
+        lambda _, things: torch.stack([torch.eye(91)[place.get(int(what), 90)] for what in things]),
+    )
+    scores = evaluate(model, split)
+    assert scores["seen_accuracy"] == 1
+    assert scores["unseen_accuracy"] == pytest.approx(1 - len(wrong) / int(is_unseen.sum()))
+    assert 0.1 < is_unseen.float().mean() < 0.3
 
 
 def test_digit_accuracies_by_hand():

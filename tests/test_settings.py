@@ -55,6 +55,8 @@ BOUNDS = [
     (["--ema-decay", "1"], "number from 0 to 0.99999"),
     (["--init-temperature", "0"], "number from 0.01"),
     (["--seed", "-1"], "whole number from 0 to 2147483648"),
+    (["--unseen-seed", "-1"], "whole number from 0 to 2147483648"),
+    (["--captions", "long"], "invalid choice"),
     (["--loss", "triplet"], "invalid choice"),
     (["--image-encoder", "vit"], "invalid choice"),
     (["--text-encoder", "bert"], "invalid choice"),
@@ -76,6 +78,10 @@ def test_a_flag_out_of_bounds_is_one_sentence(flags, message):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--captions", "digit", "--unseen-seed", "1"], "leave it out, or add --captions described"),
+        (["--preset", "speed", "--unseen-seed", "0"], "leave it out, or add --captions described"),
+        (["--captions", "described", "--loss", "infonce_distinct"], "add --captions digit"),
+        (["--loss", "infonce_distinct"], "add --captions digit"),
         (["--freeze-text"], "add --text-encoder plus"),
         (["--text-model", "bert"], "add --text-encoder plus"),
         (["--muon-lr", "0", "--muon-momentum", "0.9"], "give --muon-lr too"),
@@ -184,6 +190,8 @@ def test_a_record_gives_the_settings_back():
         {"chunk_size": 1},
         {"chunk_size": 64.0},
         {"image_encoder": "vit"},
+        {"captions": "long"},
+        {"unseen_seed": None},
         {"run_name": 3},
     ],
 )

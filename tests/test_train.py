@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from clip import CLIP
-from conftest import ROOT, TINY, run_train, start_train, tensors, train_here, wait_for
+from conftest import ROOT, TINY, first_tenth, run_train, start_train, tensors, train_here, wait_for
 from metrics import evaluate
-from my_dataset import load_mnist
+from my_dataset import MNISTPairs, load_mnist
 from my_utils import InputError
 from training import run as run_module
 from training.run import Run, open_run
@@ -25,10 +26,10 @@ from training.step import TrainingStep
 
 
 def test_a_short_run_learns_real_mnist(trained):
-    assert trained.metrics["test_zero_shot_accuracy"] > 0.975
-    assert trained.metrics["val_zero_shot_accuracy"] > 0.97
+    assert trained.metrics["test_digit_accuracy"] > 0.975
+    assert trained.metrics["val_digit_accuracy"] > 0.97
     assert trained.metrics["test_text_to_image_precision"] > 0.97
-    assert f"{trained.metrics['test_zero_shot_accuracy']:.2%}" in trained.output
+    assert f"{trained.metrics['test_digit_accuracy']:.2%}" in trained.output
 
 
 def test_metrics_json_tells_what_was_run(trained):
@@ -48,8 +49,8 @@ def test_metrics_json_tells_what_was_run(trained):
 def test_the_checkpoint_alone_reaches_the_accuracy_it_states(trained, data_path):
     model = CLIP.load(trained.checkpoint)
     test = evaluate(model, load_mnist("test", data_path))
-    assert test["zero_shot_accuracy"] == pytest.approx(trained.metrics["test_zero_shot_accuracy"], abs=2e-4)
-    assert model.metrics["test_zero_shot_accuracy"] == trained.metrics["test_zero_shot_accuracy"]
+    assert test["digit_accuracy"] == pytest.approx(trained.metrics["test_digit_accuracy"], abs=2e-4)
+    assert model.metrics["test_digit_accuracy"] == trained.metrics["test_digit_accuracy"]
     assert trained.checkpoint.read_bytes() == (trained.run / "best_model.pth").read_bytes()
 
 
@@ -58,10 +59,10 @@ def test_tensorboard_has_every_curve_and_picture(trained):
     events.Reload()
     tags = events.Tags()
     expected = {f"step/{name}" for name in ("loss", "excess_loss", "lr", "temperature", "grad_norm")}
-    expected |= {"epoch/images_per_second", "validation/zero_shot_accuracy", "validation/text_to_image_precision"}
+    expected |= {"epoch/images_per_second", "validation/digit_accuracy", "validation/text_to_image_precision"}
     assert expected <= set(tags["scalars"])
     assert tags["images"] == ["similarity"]
-    assert len(events.Scalars("validation/zero_shot_accuracy")) == 2
+    assert len(events.Scalars("validation/digit_accuracy")) == 2
     assert "_hparams_/session_start_info" in events.summary_metadata
     assert "images and captions" in (trained.run / "projector_config.pbtxt").read_text()
 
@@ -71,21 +72,77 @@ def test_the_other_losses_train(loss, tmp_path, small_mnist):
     flags = [*TINY, "--loss", loss, "--epochs", 6, "--batch-size", 100, "--no-augment"]
     assert train_here(*flags, "--runs-dir", tmp_path, "--run-name", "run").returncode == 0
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
-    assert history[-1]["val_zero_shot_accuracy"] > 0.5
+    assert history[-1]["val_digit_accuracy"] > 0.5
     assert history[-1]["excess_loss"] < history[0]["excess_loss"]
     model = CLIP.load(tmp_path / "best_model.pth")
     assert (model.logit_bias is not None) == (loss == "sigmoid")
     assert model.arch["loss"] == loss
 
 
+# ---- captions that describe ----
+
+DESCRIBED = [*TINY, "--captions", "described", "--unseen-seed", 5, "--width", 8, "--embed-dim", 16]
+DESCRIBED += ["--ema-decay", 0.9]
+
+
+@pytest.fixture(scope="module")
+def described(data_path, tmp_path_factory) -> SimpleNamespace:
+    """A short run on a tenth of MNIST with captions that describe."""
+    runs = tmp_path_factory.mktemp("described")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("my_dataset.load_mnist", first_tenth)
+        done = train_here(*DESCRIBED, "--runs-dir", runs, "--run-name", "run")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((runs / "run" / "metrics.json").read_text())
+    return SimpleNamespace(run=runs / "run", output=done.stdout, metrics=metrics)
+
+
+def test_a_described_run_tells_seen_and_unseen_cells_apart(described, data_path):
+    metrics, history = described.metrics, described.metrics["history"]
+    assert history[-1]["excess_loss"] < history[0]["excess_loss"]
+    for split in ("val", "test"):
+        assert 0.15 < metrics[f"{split}_seen_accuracy"] < metrics[f"{split}_digit_accuracy"]  # one of ninety
+        assert 0 < metrics[f"{split}_unseen_accuracy"] < metrics[f"{split}_seen_accuracy"]
+    for name in ("seen", "unseen"):
+        assert metrics[f"val_{name}_accuracy"] != metrics[f"test_{name}_accuracy"]
+        assert f"{metrics[f'test_{name}_accuracy']:.2%}" in described.output
+    best = max(range(3), key=lambda epoch: (history[epoch]["val_seen_accuracy"], epoch))
+    assert metrics["best_epoch"] == best + 1, "unseen cells have no part in the choice"
+    model = CLIP.load(described.run / "best_model.pth")
+    assert (model.arch["captions"], model.config["unseen_seed"]) == ("described", 5)
+    test = load_mnist("test", data_path)
+    expected = evaluate(model, test)
+    assert expected["unseen_accuracy"] == pytest.approx(metrics["test_unseen_accuracy"], abs=2e-4)
+    model.config["unseen_seed"] = 6
+    assert evaluate(model, test)["unseen_accuracy"] != expected["unseen_accuracy"], "other cells"
+    events = EventAccumulator(str(described.run))
+    events.Reload()
+    for name in ("seen", "unseen"):
+        assert len(events.Scalars(f"validation/{name}_accuracy")) == 3
+
+
+def test_the_sigmoid_losss_bias_starts_at_the_rate_of_true_pairs(data_path):
+    settings, _ = read_flags(["--loss", "sigmoid", "--width", "2"])
+    pairs = MNISTPairs("val", data_path)
+    torch.manual_seed(0)
+    bias = train.build_model(settings, pairs).logit_bias.item()
+    torch.manual_seed(0)
+    truth = next(pairs.epoch(settings.batch_size)).truth
+    assert torch.tensor(bias).sigmoid() == pytest.approx((truth.true().sum() / (~truth.undecided()).sum()).item())
+
+
 # ---- interruptions ----
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_step_is_kept(number, tmp_path, small_mnist, monkeypatch):
+@pytest.mark.parametrize(("number", "captions"), [(signal.SIGINT, "digit"), (signal.SIGTERM, "described")])
+def test_an_interrupted_step_is_kept(number, captions, tmp_path, small_mnist, described, monkeypatch):
     """In this process: a signal in the middle of an epoch, and the run goes on to the same bits."""
-    flags = [*TINY, "--ema-decay", 0.9, "--runs-dir", tmp_path]
-    assert train_here(*flags, "--run-name", "whole").returncode == 0
+    flags = [*TINY, "--ema-decay", 0.9]
+    if captions == "described":
+        flags, whole = DESCRIBED, described.run
+    else:
+        whole = tmp_path / "whole"
+        assert train_here(*flags, "--runs-dir", tmp_path, "--run-name", "whole").returncode == 0
     call, steps = TrainingStep.__call__, []
 
     def interrupted(self, *arguments):
@@ -96,13 +153,13 @@ def test_an_interrupted_step_is_kept(number, tmp_path, small_mnist, monkeypatch)
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingStep, "__call__", interrupted)
-        done = train_here(*flags, "--run-name", "cut")
+        done = train_here(*flags, "--runs-dir", tmp_path, "--run-name", "cut")
     assert done.returncode == 130
     assert f"train.py --resume {tmp_path / 'cut'}" in done.stdout
     state = torch.load(tmp_path / "cut" / "last.pth", weights_only=True)
     assert (state["epoch"], state["step"]) == (1, 9)
     assert train_here("--resume", "cut", "--runs-dir", tmp_path).returncode == 0
-    same_result(tmp_path / "whole", tmp_path / "cut")
+    same_result(whole, tmp_path / "cut")
 
 
 def same_result(one, other) -> None:
@@ -113,7 +170,7 @@ def same_result(one, other) -> None:
     for record in (*first["history"], *second["history"]):
         del record["images_per_second"]
     assert first["history"] == second["history"]
-    assert first["test_zero_shot_accuracy"] == second["test_zero_shot_accuracy"]
+    assert first["test_digit_accuracy"] == second["test_digit_accuracy"]
 
 
 def test_ctrl_c_and_kill_do_not_change_a_bit_of_the_result(tmp_path, data_path):
@@ -185,7 +242,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, small_mnist):
     ("flags", "message"),
     [
         (["--batch-size", "55001"], "larger than the 55,000 pairs"),
-        (["--loss", "infonce_distinct"], "groups of 10: make --batch-size a multiple"),
+        (["--captions", "digit", "--loss", "infonce_distinct"], "groups of 10: make --batch-size a multiple"),
         (["--device", "tpu"], "device"),
         (["--device", "mps"], "not supported"),
         (["--device", "cuda:99"], "not on this machine"),
@@ -240,16 +297,16 @@ def test_a_second_run_under_the_same_name_is_refused_and_changes_nothing(trained
 def test_two_runs_that_take_one_name_at_once(tmp_path):
     settings, given = read_flags(["--runs-dir", str(tmp_path), "--run-name", "run"])
     (_, first), (_, second) = open_run(settings, given), open_run(settings, given)
-    first.begin([], settings, torch.device("cpu"), 5, 3)
+    first.begin([], settings, torch.device("cpu"), 5, 4)
     with pytest.raises(InputError, match=r"another process has just made .*run: choose another --run-name"):
-        second.begin([], settings, torch.device("cpu"), 5, 3)
+        second.begin([], settings, torch.device("cpu"), 5, 4)
 
 
 def saved_run(folder, **changes):
     """A run that was saved at its start, with some of its state changed."""
     settings, given = read_flags(["--runs-dir", str(folder.parent), "--run-name", folder.name, "--lr", "0.5"])
     _, run = open_run(settings, given)
-    run.begin([], settings, torch.device("cpu"), 214, 3)
+    run.begin([], settings, torch.device("cpu"), 214, 4)
     run.lock.release()
     state = torch.load(folder / "last.pth", weights_only=True)
     state["config"] |= changes.pop("config", {})
@@ -282,7 +339,7 @@ def test_resume_refuses_other_settings_and_running_runs(tmp_path, data_path):
         {"epoch": "one"},
         {"epoch": 99},
         {"step": 5000},
-        {"history": torch.zeros(10, 3)},
+        {"history": torch.zeros(10, 4)},
         {"history": None},
         {"epochs": [{}]},
         {"rng": 7},
@@ -323,10 +380,10 @@ def test_a_folder_without_locks_is_a_warning(tmp_path, monkeypatch):
 def test_a_better_model_that_is_replaced_is_told(tmp_path):
     def publish(name: str, accuracy: float) -> str:
         model = CLIP(embed_dim=4, width=2)
-        model.metrics = {"val_zero_shot_accuracy": accuracy, "run": name}
+        model.metrics = {"val_digit_accuracy": accuracy, "run": name}
         (tmp_path / name).mkdir()
         model.save(tmp_path / name / "best_model.pth")
-        return Run(tmp_path / name).publish("val_zero_shot_accuracy")
+        return Run(tmp_path / name).publish("val_digit_accuracy")
 
     assert publish("first", 0.9) == ""
     assert publish("better", 0.95) == ""

@@ -7,7 +7,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from captions import DIGIT_WORDS
 from clip import CLIP
-from metrics import embed_images, zero_shot_classifier
+from metrics import digit_classifier, embed_images
 from my_dataset import Split
 from training.optimizers import warmup_cosine
 from training.settings import WHERE, Settings
@@ -27,19 +27,20 @@ FIRST = (
     "lr",
     "muon_lr",
 )  # in HParams
+# Beside them; of seen and unseen cells with described captions alone.
+RESULTS = [f"{split}_{cells}_accuracy" for cells in ("digit", "seen", "unseen") for split in ("val", "test")]
 
 
 class Log(SummaryWriter):
     """The events of one run. x counts training steps throughout."""
 
-    def epoch(self, history: Tensor, excess: Tensor, record: dict, settings: Settings, warmup: int) -> None:
-        """An epoch's steps, history [steps, columns] and excess loss [steps], and its record of means."""
+    def epoch(self, history: Tensor, record: dict, settings: Settings, warmup: int) -> None:
+        """An epoch's steps, history [steps, columns], and its record of means."""
         steps = len(history)
         first, total = (record["epoch"] - 1) * steps, settings.epochs * steps
         for step in range(0, steps, EVERY):
             for name, value in zip(COLUMNS, history[step].tolist(), strict=True):
                 self.add_scalar(f"step/{name}", value, first + step)
-            self.add_scalar("step/excess_loss", float(excess[step]), first + step)
             self.add_scalar("step/lr", settings.lr * warmup_cosine(first + step, total, warmup), first + step)
         for name, value in record.items():
             if name != "epoch":
@@ -52,7 +53,7 @@ class Log(SummaryWriter):
         from evaluation.pictures import similarity_matrix  # matplotlib, which a refused or resumed run does not need
 
         index = torch.stack([(split.labels == digit).nonzero()[0, 0] for digit in range(10)])
-        similarity = embed_images(model, split.images[index]) @ zero_shot_classifier(model).T
+        similarity = embed_images(model, split.images[index]) @ digit_classifier(model).T
         names = [f"{i} ({digit})" for digit, i in enumerate(index.tolist())]
         title = "validation images against captions"
         figure = similarity_matrix(similarity.cpu(), DIGIT_WORDS, names, title, split.images[index].cpu())
@@ -65,16 +66,14 @@ class Log(SummaryWriter):
         record = settings.record()
         shown = [*FIRST, *(name for name in record if name not in FIRST)]  # HParams lists them in this order
         values = {name: "the batch" if record[name] is None else record[name] for name in shown if name not in WHERE}
-        results = {
-            f"final/{name}": best.metrics[name] for name in ("val_zero_shot_accuracy", "test_zero_shot_accuracy")
-        }
+        results = {f"final/{name}": best.metrics[name] for name in RESULTS if name in best.metrics}
         for summary in hparams(values, results):
             self.file_writer.add_summary(summary)
         for name, value in results.items():
             self.add_scalar(name, value, step)
         images, labels = split.images[:PROJECTOR_IMAGES], split.labels[:PROJECTOR_IMAGES]
         self.add_embedding(
-            torch.cat([embed_images(best, images), zero_shot_classifier(best)]),
+            torch.cat([embed_images(best, images), digit_classifier(best)]),
             metadata=[str(label) for label in labels.tolist()] + [f"caption {word}" for word in DIGIT_WORDS],
             label_img=torch.cat([images, word_images(DIGIT_WORDS).to(images.device)])[:, None].float() / 255,
             tag="images and captions",

@@ -28,7 +28,17 @@ class Settings:
     embed_dim: int = option(64, "dimensions of the shared space", low=2, high=4096)
     width: int = option(16, "channels of the CNN's first stage", low=1, high=256)
     init_temperature: float = option(0.07, "temperature of the logits at the start", low=0.01, high=10)
-    text_encoder: str = option("table", "table: ten captions; plus: sentences", choices=("table", "plus"))
+    captions: str = option(
+        "described",
+        "what a text says: digit: which digit; described: any part of digit, thickness and slant, or no digit",
+        choices=("digit", "described"),
+    )
+    unseen_seed: int = option(
+        0, "described: which 18 of the 90 cells (digit, thickness, slant) are never trained", low=0, high=2**31
+    )
+    text_encoder: str = option(
+        "table", "table: the sum of a text's word vectors; plus: a language model", choices=("table", "plus")
+    )
     text_model: str = option(TEXT_MODEL, "plus: the language model, a Hugging Face name or a folder")
     freeze_text: bool = option(False, "plus: keep the language model as it is")
     # loss and optimisation
@@ -100,9 +110,10 @@ class Settings:
 PRESETS = {
     "default": {},
     # A wider CNN for longer; the weights' moving average evens out what the last steps happened to see.
-    "accuracy": {"epochs": 30, "width": 32, "ema_decay": 0.998},
+    "accuracy": {"captions": "digit", "epochs": 30, "width": 32, "ema_decay": 0.998},
     # No border, little of the CNN at full resolution, one epoch without augmentation.
     "speed": {
+        "captions": "digit",
         "image_encoder": "fast",
         "embed_dim": 32,
         "width": 32,
@@ -137,6 +148,10 @@ def _check_together(s: Settings, given: dict) -> None:
         raise InputError("--text-model and --freeze-text are for sentences: add --text-encoder plus")
     if "muon_momentum" in given and not s.muon_lr:
         raise InputError("--muon-momentum is Muon's: give --muon-lr too, above 0, or leave it out")
+    if s.captions == "digit" and "unseen_seed" in given:
+        raise InputError("--unseen-seed is for captions that describe: leave it out, or add --captions described")
+    if s.captions == "described" and s.loss == "infonce_distinct":
+        raise InputError("--loss infonce_distinct needs ten distinct captions: add --captions digit")
     if s.chunk_size and s.chunk_size > s.batch_size:
         raise InputError(f"--chunk-size {s.chunk_size} is larger than --batch-size {s.batch_size}: make it smaller")
     if not s.text_model.strip():

@@ -12,17 +12,18 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
+from captions import Truth
 from clip import CLIP
 from my_dataset import Batch
 from training import distributed
 from training.ema import Ema
 
 GRAD_CLIP = 5.0  # largest norm of the gradient
-COLUMNS = ("loss", "grad_norm", "temperature")  # what a step returns
+COLUMNS = ("loss", "excess_loss", "grad_norm", "temperature")  # what a step returns
 
 
 class TrainingStep:
-    """`step(batch, lr_factor)` trains `model` by one batch and returns `COLUMNS`, a tensor [3] on its device.
+    """`step(batch, lr_factor)` trains `model` by one batch and returns `COLUMNS`, a tensor [4] on its device.
 
     `optimizers` have a "peak_lr" in each group, which the step's `lr_factor` scales. `bf16` runs the towers in it.
     `chunk_size` images go through the CNN at a time; None: the whole batch. `ema` follows the weights.
@@ -45,35 +46,39 @@ class TrainingStep:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = group["peak_lr"] * lr_factor
         self.model.zero_grad()
-        loss = self._cached(batch) if self.chunk_size else self._plain(batch)
+        loss, truth = self._cached(batch) if self.chunk_size else self._plain(batch)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRAD_CLIP)
         for optimizer in self.optimizers:
             optimizer.step()
         self.model.clamp_logit_scale()
         if self.ema:
             self.ema.update()
+        excess = loss.detach() - self.model.loss_function.floor(truth)
         # Not read here: that would make the CPU wait for the GPU.
-        return torch.stack([loss.detach(), grad_norm, 1 / self.model.logit_scale.detach().exp()])
+        return torch.stack([loss.detach(), excess, grad_norm, 1 / self.model.logit_scale.detach().exp()])
 
     def _autocast(self):
         # (In chunks the CNN runs twice, and the second time must not reuse the first one's casts.)
         device = self.model.logit_scale.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.bf16, cache_enabled=not self.chunk_size)
 
-    def _plain(self, batch: Batch) -> Tensor:
+    def _plain(self, batch: Batch) -> tuple[Tensor, Truth]:
+        """The loss, and what is true of the whole batch."""
         with self._autocast():
             output = self.net(batch.images, batch.texts)
+        truth = batch.truth
         if distributed.world_size() > 1:  # each process has embedded its share; the loss stands over the whole batch
             shares = (output.image_embeds, output.text_embeds)
-            output = self.model.compare(*(distributed.gather(share, len(batch.captions)) for share in shares))
-        loss = self.model.loss_function(output, batch.captions)
+            output = self.model.compare(*(distributed.gather(share, batch.size) for share in shares))
+            truth = Truth(*(distributed.gather(part, batch.size) for part in truth))
+        loss = self.model.loss_function(output, truth)
         loss.backward()
-        return loss
+        return loss, truth
 
-    def _cached(self, batch: Batch) -> Tensor:
+    def _cached(self, batch: Batch) -> tuple[Tensor, Truth]:
         """Equal to `_plain`, up to rounding, where the image tower treats each image by itself. Batch norm in training
         does not: its statistics are those of a chunk."""
-        model, captions = self.model, batch.captions
+        model, truth = self.model, batch.truth
         chunks = batch.images.split(self.chunk_size)
         with self._autocast():
             with torch.no_grad(), statistics_untouched(model):
@@ -84,14 +89,14 @@ class TrainingStep:
 
         # A strip of the [B, B] logits at a time, in both directions; with as many logits as a batch of chunk_size has,
         # but no thinner than 32 rows, for each strip also moves all B embeddings' gradients.
-        loss = torch.zeros((), device=captions.device)
-        height = max(min(self.chunk_size, 32), self.chunk_size**2 // len(captions))
-        for rows in torch.arange(len(captions), device=captions.device).split(height):
+        loss = torch.zeros((), device=images.device)
+        height = max(min(self.chunk_size, 32), self.chunk_size**2 // len(images))
+        for rows in torch.arange(len(images), device=images.device).split(height):
             per_image = (model.compare(images[rows], texts).logits_per_image, images[rows], texts)
             per_text = per_image
             if model.loss_function.both_directions:
                 per_text = (model.compare(images, texts[rows]).logits_per_text, texts[rows], images)
-            part = model.loss_function.of_strip(rows, captions, per_image, per_text)
+            part = model.loss_function.of_strip(rows, truth, per_image, per_text)
             part.backward()
             loss += part.detach()
 
@@ -101,7 +106,7 @@ class TrainingStep:
                 embeds = model.encode_image(chunk)
             embeds.backward(gradient)
         text_embeds.backward(texts.grad)
-        return loss
+        return loss, truth
 
 
 @contextlib.contextmanager
