@@ -15,16 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attributes import (
-    SLANT,
-    SLANT_BAND,
-    SLANT_BOUNDS,
-    THICKNESS,
-    THICKNESS_BAND,
-    THICKNESS_BOUNDS,
-    from_bounds,
-    step_of,
-)
+from attributes import SLANT, SLANT_BAND, SLANT_BOUNDS, THICKNESS, THICKNESS_BAND, THICKNESS_BOUNDS, from_bounds, grade
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -138,9 +129,11 @@ OTHER_SENTENCES = (
 
 # Each value of attributes.THICKNESS and SLANT as adjectives, which stand before the noun, and as phrases behind it.
 THICKNESS_WORDS = {
-    "thin": (("thin", "fine", "delicate"), ("in light strokes", "in fine strokes", "written with a thin pen")),
-    "medium": (("medium", "ordinary"), ("in medium strokes", "of medium thickness", "written with an ordinary pen")),
-    "thick": (("thick", "bold", "heavy"), ("in heavy strokes", "in bold strokes", "written with a broad pen")),
+    "thin": (("thin", "fine", "delicate"), ("in light strokes", "in fine strokes", "as if with a thin pen")),
+    "medium": (("medium", "ordinary"), ("in medium strokes", "of medium thickness", "as if with an ordinary pen")),
+    "thick": (("thick", "bold", "heavy"), ("in heavy strokes", "in bold strokes", "as if with a broad pen")),
+    "very thin": (("hairline", "spidery"), ("in hairlines", "in the finest of lines")),
+    "very thick": (("fat", "massive"), ("as if with a brush", "as if with a marker")),
 }
 SLANT_WORDS = {
     "leaning left": (("left-leaning",), ("leaning to the left", "leaning left", "tilted left", "slanting to the left")),
@@ -149,6 +142,8 @@ SLANT_WORDS = {
         ("right-leaning",),
         ("leaning to the right", "leaning right", "tilted right", "slanting to the right"),
     ),
+    "leaning far left": (("backhand", "backslanted"), ("in backhand", "falling backwards")),
+    "leaning far right": (("italic", "oblique"), ("in italics", "falling forwards")),
 }
 FRAMES = ("{}", "{}", "{}", "a photo of {}", "a scan of {}", "the picture shows {}", "this is {}", "I can read {}")
 NOUNS = ("{word}", "{word}", "{numeral}", "handwritten {word}", "handwritten {numeral}")
@@ -156,7 +151,7 @@ HEADS = ("{word}", "{numeral}", "the digit {word}", "the number {numeral}", "the
 ANY_NOUNS = ("digit", "number", "numeral", "handwritten digit", "handwritten number")
 ANY_HEADS = ("a digit", "a number", "a numeral", "a single digit", "some number")
 
-# What is no digit, by kind: how data/not_digits.py makes it, and what is said of it. Kind k is the subject 10 + k.
+# What is no digit, by kind: how data/not_digits.py makes it, and what is said of it.
 NOT_DIGITS = {
     "noise": ("random noise", "pixel noise", "nothing but noise", "an image of random noise", "grey noise"),
     "scrambled": (
@@ -181,10 +176,11 @@ NOT_DIGITS = {
     "turned": ("a digit lying on its side", "a digit turned by a quarter", "a number on its side", "a rotated digit"),
     "scribble": ("a scribble", "a few random lines", "lines that form no digit", "strokes without meaning"),
 }
-NO_DIGIT = ("not a digit", "no digit", "this is not a digit", "this is no number", "there is no digit in this image")
+NO_DIGIT = ("not a digit", "this is not a digit", "not one digit", "anything but one digit")
 
-PHRASINGS = 40  # sentences that say the same, for each thing that can be said
-SAID = (0.9, 0.7, 0.7)  # chances that a caption names the digit, the thickness, the slant
+PHRASINGS = 24  # sentences that say the same, for each thing that can be said
+SAID = 0.7  # chance that a caption names an attribute
+SAID_OUTER = 0.5  # chance that it then says "very thin" where that is true, and not just "thin"
 
 # ---- what can be true: statement k is bit k ----
 
@@ -193,11 +189,10 @@ IS_DIGIT, IS_NONE = (1 << STATEMENTS.index(name) for name in ("a digit", "no dig
 FIRST_KIND, FIRST_THICKNESS, FIRST_SLANT = (
     STATEMENTS.index(names[0]) for names in (tuple(NOT_DIGITS), THICKNESS, SLANT)
 )
-THICKNESS_BITS, SLANT_BITS = (0b111 << first for first in (FIRST_THICKNESS, FIRST_SLANT))
 
 
 class Truth(NamedTuple):
-    """What is true of B images, and what B texts claim of them: sets of statements, int32 [B] each, and the clarity.
+    """What is true of B images, and what B texts claim of them: sets of statements, int32 [B] each.
 
     Text j is true of image i when all its claims are among i's facts, and false when one of them is neither a fact of i
     nor `unknown` there (see `unknown_claims`).
@@ -206,22 +201,10 @@ class Truth(NamedTuple):
     facts: Tensor
     unknown: Tensor
     claims: Tensor
-    clarity: Tensor  # float [B, 2], above 0: how clearly the words for each image's thickness and slant fit
 
     def true(self, images: Tensor | slice = slice(None), texts: Tensor | slice = slice(None)) -> Tensor:
         """For these of the images and these of the texts: bool [images, texts]."""
         return (self.claims[texts] & ~self.facts[images][:, None]) == 0
-
-    def weights(self, images: Tensor | slice = slice(None), texts: Tensor | slice = slice(None)) -> Tensor:
-        """How good an example each image is of each text that is true of it, 0 where it is false: [images, texts].
-
-        The product of the clarity of what the text claims: of all that lean right, what leans far is the best example.
-        """
-        weights = self.true(images, texts).to(self.clarity.dtype)
-        for attribute, bits in enumerate((THICKNESS_BITS, SLANT_BITS)):
-            claimed = (self.claims[texts] & bits) != 0
-            weights = torch.where(claimed, weights * self.clarity[images][:, attribute, None], weights)
-        return weights
 
     def undecided(self, images: Tensor | slice = slice(None), texts: Tensor | slice = slice(None)) -> Tensor:
         """Neither true nor false: what is not a fact of what they claim is unknown. bool [images, texts]."""
@@ -286,8 +269,8 @@ def described_captions() -> Captions:
         sentences += phrasings(digit, thickness, slant)
         claims.append(
             (IS_DIGIT if digit == -1 else 1 << digit)
-            + (thickness >= 0) * (1 << FIRST_THICKNESS + max(thickness, 0))
-            + (slant >= 0) * (1 << FIRST_SLANT + max(slant, 0))
+            + (1 << FIRST_THICKNESS + thickness if thickness >= 0 else 0)
+            + (1 << FIRST_SLANT + slant if slant >= 0 else 0)
         )
     for kind, phrases in enumerate((NO_DIGIT, *NOT_DIGITS.values()), start=-1):
         sentences += itertools.islice(itertools.cycle(phrases), PHRASINGS)
@@ -342,9 +325,15 @@ def phrasings(digit: int, thickness: int, slant: int) -> list[str]:
 def facts_of(digits: Tensor, thickness: Tensor, slant: Tensor) -> tuple[Tensor, Tensor]:
     """Digits [B], thickness in pixels [B] and slant in radians [B] -> the facts, int32 [B], as in `Truth`; and in which
     cells the images lie, int64 [B], places in a flat [10, 3, 3]."""
-    thickness, slant = step_of(thickness, THICKNESS_BOUNDS), step_of(slant, SLANT_BOUNDS)
-    facts = (1 << digits) + IS_DIGIT + (1 << FIRST_THICKNESS + thickness) + (1 << FIRST_SLANT + slant)
-    return facts.int(), digits * 9 + thickness * 3 + slant
+    facts, cells = (1 << digits) + IS_DIGIT, digits
+    for first, values, bounds in (
+        (FIRST_THICKNESS, thickness, THICKNESS_BOUNDS),
+        (FIRST_SLANT, slant, SLANT_BOUNDS),
+    ):
+        step, is_outer = grade(values, bounds)
+        facts = facts + (1 << first + step) + is_outer * (1 << first + 3 + step // 2)
+        cells = cells * 3 + step
+    return facts.int(), cells
 
 
 def things_of(digits: Tensor, thickness: Tensor, slant: Tensor) -> Tensor:
@@ -354,21 +343,13 @@ def things_of(digits: Tensor, thickness: Tensor, slant: Tensor) -> Tensor:
         (thickness, THICKNESS_BOUNDS, THICKNESS_BAND),
         (slant, SLANT_BOUNDS, SLANT_BAND),
     ):
-        names.append(torch.where(from_bounds(values, bounds) >= band, step_of(values, bounds), -1))
-    is_said = (torch.rand(len(digits), device=digits.device) < chance for chance in SAID)
+        step, is_outer = grade(values, bounds)
+        says_outer = is_outer & (from_bounds(values, bounds[::3]) >= band)
+        says_outer &= torch.rand(values.shape, device=values.device) < SAID_OUTER
+        name = torch.where(says_outer, 3 + step // 2, step)
+        names.append(torch.where(from_bounds(values, bounds[1:3]) >= band, name, -1))
+    is_said = torch.rand(3, len(digits), device=digits.device) < SAID
     return thing(*(torch.where(said, name, -1) for said, name in zip(is_said, names, strict=True)))
-
-
-def clarity_of(thickness: Tensor, slant: Tensor) -> Tensor:
-    """The same -> how clearly the words for thickness and slant fit, [B, 2]: 1 where it is in doubt, more with the
-    distance from the bounds, counted in the range of the middle step."""
-    return torch.stack(
-        [
-            1 + from_bounds(values, bounds) / (bounds[1] - bounds[0])
-            for values, bounds in ((thickness, THICKNESS_BOUNDS), (slant, SLANT_BOUNDS))
-        ],
-        dim=1,
-    )
 
 
 def unknown_claims(unseen: Tensor) -> Tensor:
@@ -378,7 +359,12 @@ def unknown_claims(unseen: Tensor) -> Tensor:
     so no image of this cell may teach that they are false. (All other wrong claims do count.)
     """
     unknown = torch.zeros(10, 3, 3, dtype=torch.int32)
-    for digit, t, s in unseen.nonzero().tolist():
-        unknown[digit, :, s] |= 1 << FIRST_THICKNESS + t
-        unknown[digit, t, :] |= 1 << FIRST_SLANT + s
+    for digit, thickness, slant in unseen.nonzero().tolist():
+        unknown[digit, :, slant] |= step_bits(FIRST_THICKNESS, thickness)
+        unknown[digit, thickness, :] |= step_bits(FIRST_SLANT, slant)
     return unknown
+
+
+def step_bits(first: int, step: int) -> int:
+    """A step's statements: its own, and for the lower and the upper one that of the outer half."""
+    return 1 << first + step | (step != 1) << first + 3 + step // 2

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attributes import unseen_cells
 from captions import Texts, captions_of
 from image_encoder import IMAGE_ENCODERS
 from losses import pick_loss
@@ -27,7 +28,6 @@ from text_encoder import TextEncoder
 from training.settings import TEXT_MODEL, Settings
 
 FORMAT = "minist-clip-4"  # raised when an older file can no longer be read
-MAX_LOGIT_SCALE = math.log(100)
 
 
 class CLIPOutput(NamedTuple):
@@ -44,11 +44,12 @@ class CLIP(nn.Module):
     """Images and texts in one space of `embed_dim` dimensions; every embedding has length 1.
 
     `image_encoder` is "residual" or "fast" (image_encoder.py), with `width` channels in its first stage. `captions`,
-    "digit" or "described", are what it is trained on (captions.py). `text_encoder` is "table" (sums of word vectors) or
-    "plus" (any sentence, through the pretrained language model `text_model`, which `freeze_text` keeps as it is).
-    `loss` names the contrastive loss that `model.loss(batch)` computes (losses.py). `logit_scale` is the logarithm of
-    the inverse temperature. `init_logit_bias` adds a learned `logit_bias` to the logits, for the sigmoid loss; None
-    leaves it out.
+    "digit" or "described", are what it is trained on (captions.py), but for the cells of `unseen_seed` (attributes.py).
+    `text_encoder` is "table" (sums of word vectors) or "plus" (any sentence, through the pretrained language model
+    `text_model`, which `freeze_text` keeps as it is). `loss` names the contrastive loss that `model.loss(batch)`
+    computes (losses.py). `logit_scale` is the logarithm of the inverse temperature, which is at least
+    `min_temperature`. `init_logit_bias` adds a learned `logit_bias` to the logits, for the sigmoid loss; None leaves it
+    out.
     Raises InputError for a value that cannot be, or when the language model cannot be had.
     """
 
@@ -58,11 +59,13 @@ class CLIP(nn.Module):
         image_encoder: str = Settings.image_encoder,
         width: int = Settings.width,
         captions: str = Settings.captions,
+        unseen_seed: int = Settings.unseen_seed,
         text_encoder: str = Settings.text_encoder,
         text_model: str = Settings.text_model,
         freeze_text: bool = Settings.freeze_text,
         loss: str = Settings.loss,
         init_temperature: float = Settings.init_temperature,
+        min_temperature: float = Settings.min_temperature,
         init_logit_bias: float | None = None,
         fetch: bool = True,
     ):
@@ -73,16 +76,18 @@ class CLIP(nn.Module):
             raise InputError(f"there is no text encoder {text_encoder!r}: choose table or plus")
         if not all(isinstance(size, int) and size > 0 for size in (embed_dim, width)):
             raise InputError(f"embed_dim and width must be whole numbers above 0, not {embed_dim!r} and {width!r}")
-        if not isinstance(init_temperature, int | float) or not 0 < init_temperature < math.inf:
-            raise InputError(f"init_temperature must be a number above 0, not {init_temperature!r}")
+        for name, value in (("init_temperature", init_temperature), ("min_temperature", min_temperature)):
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise InputError(f"{name} must be a number above 0, not {value!r}")
         if captions not in ("digit", "described"):
             raise InputError(f"there are no captions {captions!r}: choose digit or described")
         self.loss_function = pick_loss(loss)
-        self.captions = captions_of(captions, text_encoder)
+        self.captions, self.unseen = captions_of(captions, text_encoder), unseen_cells(unseen_seed)  # bool [10, 3, 3]
         # What rebuilds the model. A language model's folder is kept as a whole path, so that it is found from anywhere.
         self.arch = {"embed_dim": embed_dim, "image_encoder": image_encoder, "width": width}
-        self.arch |= {"captions": captions, "text_encoder": text_encoder, "loss": loss}
-        self.arch |= {"init_temperature": init_temperature, "init_logit_bias": init_logit_bias}
+        self.arch |= {"captions": captions, "unseen_seed": unseen_seed, "text_encoder": text_encoder, "loss": loss}
+        self.arch |= {"init_temperature": init_temperature, "min_temperature": min_temperature}
+        self.arch |= {"init_logit_bias": init_logit_bias}
         self.config: dict = {}  # how it was trained
         self.metrics: dict = {}  # what it reached
 
@@ -130,8 +135,11 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep the logits' factor at 100 at most, as the paper does, so that training stays stable."""
-        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
+        """Keep the temperature from falling below its least value, as the paper does at 0.01.
+
+        At a higher one similarities stay graded: what is thicker is closer to "thick", also among thick digits.
+        """
+        self.logit_scale.clamp_(max=math.log(1 / self.arch["min_temperature"]))
 
     # ---- what goes in ----
 

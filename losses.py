@@ -28,7 +28,7 @@ class Strip(NamedTuple):
     embeds: Tensor  # [R, embed_dim], of these rows
     others: Tensor  # [B, embed_dim], of the other side
     rows: Tensor  # int64 [R], these rows' places in the batch: item r belongs to item rows[r] of the other side
-    positives: Tensor  # [R, B], above 0 where the other side is true of a row: its weight (`Truth.weights`)
+    positives: Tensor  # bool [R, B], which of the other side is true of each row, or is what it is true of
     undecided: Tensor  # bool [R, B], which pairs are neither true nor false, and so do not count
 
 
@@ -44,13 +44,11 @@ def infonce(strip: Strip) -> Tensor:
 
 
 def multi_positive(strip: Strip) -> Tensor:
-    """InfoNCE in which all texts that are true of an image are right answers, in the proportion of their weights.
+    """InfoNCE in which all texts that are true of an image are right answers, with equal targets.
 
-    UniCL (Yang et al., 2022, arXiv 2204.03610), the "out" form of SupCon (Khosla et al., 2020, arXiv 2004.11362), with
-    equal weights.
+    UniCL (Yang et al., 2022, arXiv 2204.03610), the "out" form of SupCon (Khosla et al., 2020, arXiv 2004.11362).
     """
-    targets = strip.positives / strip.positives.sum(dim=1, keepdim=True)
-    mean_positive = (targets * strip.logits).sum(dim=1)
+    mean_positive = strip.logits.masked_fill(~strip.positives, 0).sum(dim=1) / strip.positives.sum(dim=1)
     return (strip.logits.masked_fill(strip.undecided, -torch.inf).logsumexp(dim=1) - mean_positive).sum()
 
 
@@ -69,20 +67,17 @@ def sigmoid(strip: Strip) -> Tensor:
 
     SigLIP (Zhai et al., 2023, arXiv 2303.15343), whose positives are the diagonal; here, all that are true.
     """
-    signs = 2.0 * (strip.positives > 0) - 1  # +1 for a true pair, -1 for another
+    signs = 2 * strip.positives.to(strip.logits.dtype) - 1  # +1 for a true pair, -1 for another
     return -F.logsigmoid(signs * strip.logits).masked_fill(strip.undecided, 0).sum()
 
 
 # ---- their floors: the lowest value that a model can reach, in nats, summed over the rows' images and texts ----
 
 
-def entropy(truth: Truth, rows: Tensor) -> Tensor:
-    """multi_positive: the entropy of the targets; ln n where they are n equal ones."""
-    total = torch.zeros((), device=rows.device)
-    for weights in (truth.weights(images=rows), truth.weights(texts=rows).T):
-        targets = weights / weights.sum(dim=1, keepdim=True)
-        total = total - torch.xlogy(targets, targets).sum()
-    return total
+def log_positives(truth: Truth, rows: Tensor) -> Tensor:
+    """multi_positive: with equal targets for n right answers each gets a probability of 1/n at best: ln n."""
+    of_images, of_texts = truth.true(images=rows).sum(dim=1), truth.true(texts=rows).sum(dim=0)
+    return of_images.log().sum() + of_texts.log().sum()
 
 
 def log_copies(truth: Truth, rows: Tensor, group: int = 0) -> Tensor:
@@ -134,7 +129,7 @@ class Loss:
 
         rows [R]; `per_image` and `per_text` are (logits [R, B], embeds [R, D], others [B, D]).
         """
-        total = self.of_rows(Strip(*per_image, rows, truth.weights(images=rows), truth.undecided(images=rows)))
+        total = self.of_rows(Strip(*per_image, rows, truth.true(images=rows), truth.undecided(images=rows)))
         if self.both_directions:
             of_texts = (
                 truth.true(texts=rows).T,
@@ -150,7 +145,7 @@ class Loss:
 
 
 LOSSES = {
-    "multi_positive": Loss(multi_positive, entropy),
+    "multi_positive": Loss(multi_positive, log_positives),
     "infonce": Loss(infonce, log_copies),
     "infonce_distinct": Loss(infonce_distinct, log_copies_in_groups),
     "sigmoid": Loss(sigmoid, zero, both_directions=False),

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attributes import measure, unseen_cells
+from attributes import measure
 from captions import Texts, all_sentences, facts_of, things_of_cells
 from clip import CLIP
 from evaluation.calibration import expected_calibration_error
@@ -90,7 +90,7 @@ def evaluate(model: CLIP, split: Split) -> dict[str, float]:
     described = {}
     if model.captions.described:
         cells = facts_of(split.labels, *measure(split.images))[1]
-        is_unseen = unseen_cells(model.config["unseen_seed"]).flatten().to(cells.device)[cells]
+        is_unseen = model.unseen.flatten().to(cells.device)[cells]
         of_cells = images @ caption_vectors(model, things_of_cells()).T  # [N, 90]
         for name, which in (("seen", ~is_unseen), ("unseen", is_unseen)):
             described[f"{name}_accuracy"] = caption_accuracy(of_cells[which], cells[which])

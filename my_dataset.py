@@ -20,7 +20,6 @@ from captions import (
     Captions,
     Texts,
     Truth,
-    clarity_of,
     described_captions,
     facts_of,
     in_words,
@@ -38,7 +37,7 @@ VAL_SIZE = 5_000
 SPLIT_SEED = 0  # of its own, whatever --seed says: every run selects on the same 5,000 images
 NO_DIGITS = 2_000  # images of no digit that an epoch draws from
 NO_DIGIT_EVERY = 7  # each seventh pair of a batch shows no digit
-SPARE = 0.25  # of a batch: more images are measured, for a fifth of them lies in unseen cells
+CANDIDATES = 1.15  # images that are measured for each pair of a batch: a fifth of them lies in unseen cells
 WARPED_AT_ONCE = 1024  # images: a large batch is augmented in pieces, or its sampling grids would not fit
 
 # The range of each change in augmentation: handwriting slants, leans and varies in size by about this much.
@@ -111,8 +110,8 @@ class MNISTPairs(Dataset):
     """A split as pairs: each image with a text that is true of it.
 
     `captions` are all texts that can be drawn; None: those that describe. An image is described as it goes into
-    training: warped first, with `augment`, then measured. If it lies in one of the `unseen` cells (bool [10, 3, 3];
-    None: `attributes.unseen_cells()`), it takes no part: an image of no digit has its place.
+    training: warped first, with `augment`, then measured. In `epoch` those that then lie in one of the `unseen` cells
+    (bool [10, 3, 3]; None: `attributes.unseen_cells()`) take no part, and each seventh pair shows no digit.
     `distinct` draws batches in groups of ten pairs, the digits 0 to 9. Raises InputError as `load_mnist`.
     """
 
@@ -137,7 +136,7 @@ class MNISTPairs(Dataset):
         return GROUP * int(self.labels.bincount(minlength=10).min()) if self.distinct else len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        """One pair, of any cell: image float [1, 28, 28] in [0, 1], and a text of it."""
+        """One pair to look at: image float [1, 28, 28] in [0, 1], and a text of it. Of any cell: train with `epoch`."""
         images, digits = self._images(torch.as_tensor([index], device=self.labels.device))
         things = things_of(digits, *measure(images)) if self.captions.described else digits
         return images[0], self.captions.draw(things)[0].strings()[0]
@@ -165,15 +164,16 @@ class MNISTPairs(Dataset):
         order = self.epoch_order(seed, epoch)
         others = self._no_digits(order, seed, epoch) if self.captions.described else None
         for start in range(skip * batch_size, len(order) - batch_size + 1, batch_size):
-            own = order[start : start + batch_size].tensor_split(share[1])[share[0]]
+            own = torch.arange(batch_size).tensor_split(share[1])[share[0]]
             if self.captions.described:
-                spare = order.roll(-start - batch_size)[: round(SPARE * len(own))]
-                images, texts, truth = self._described(own, spare, others)
+                window = start + torch.arange(round(CANDIDATES * batch_size), device=order.device)
+                candidates = order[window % len(order)].tensor_split(share[1])[share[0]]
+                images, texts, truth = self._described(candidates, len(own), others)
             else:
-                images, digits = self._images(own)
-                facts, clarity = (1 << digits).int(), torch.ones(len(digits), 2, device=digits.device)
+                images, digits = self._images(order[start + own.to(order.device)])
+                facts = (1 << digits).int()
                 texts, claims = self.captions.draw(digits)
-                truth = Truth(facts, torch.zeros_like(facts), claims, clarity)
+                truth = Truth(facts, torch.zeros_like(facts), claims)
             yield Batch(images, texts, truth, batch_size)
 
     def _no_digits(self, order: Tensor, seed: int, epoch: int) -> NoDigits:
@@ -183,23 +183,24 @@ class MNISTPairs(Dataset):
         generator = torch.Generator(images.device).manual_seed(seed * 100_003 + epoch)
         return no_digits(images[is_seen][:NO_DIGITS], digits[is_seen][:NO_DIGITS], generator)
 
-    def _described(self, index: Tensor, spare: Tensor, others: NoDigits) -> tuple[Tensor, Texts, Truth]:
-        """Pairs of the images at `index`. For those in unseen cells `spare` ones step in, or images of no digit."""
-        images, digits = self._images(torch.cat([index, spare]))
+    def _described(self, candidates: Tensor, size: int, others: NoDigits) -> tuple[Tensor, Texts, Truth]:
+        """`size` pairs: of the candidates that lie in no unseen cell, the first ones; each seventh shows no digit."""
+        images, digits = self._images(candidates)
         look = measure(images)
         (facts, cells), things = facts_of(digits, *look), things_of(digits, *look)
         unseen = self.unseen[cells]
-        # Sorted and then taken from the front: how many are unseen would have to be waited for on a GPU.
-        chosen = unseen.int().argsort(stable=True)[: len(index)]
-        is_none = unseen[chosen]
-        is_none[::NO_DIGIT_EVERY] = True
-        drawn = torch.randint(len(others.images), (len(index),), device=images.device)
+        # Sorted and then taken from the front: how many are unseen would have to be waited for on a GPU. Where too few
+        # are seen, an image of no digit steps in.
+        places = torch.arange(size, device=images.device)
+        rank = places - (places // NO_DIGIT_EVERY + 1)  # among the digits
+        chosen = unseen.int().argsort(stable=True)[rank.clamp(min=0)]
+        is_none = unseen[chosen] | (places % NO_DIGIT_EVERY == 0)
+        drawn = torch.randint(len(others.images), (size,), device=images.device)
         images = torch.where(is_none[:, None, None, None], others.images[drawn], images[chosen])
         facts = torch.where(is_none, others.facts[drawn], facts[chosen])
         unknown = torch.where(is_none, 0, self.unknown[cells[chosen]])
         texts, claims = self.captions.draw(torch.where(is_none, others.things[drawn], things[chosen]))
-        clarity = torch.where(is_none[:, None], 1, clarity_of(*look)[chosen])
-        return images, texts, Truth(facts, unknown, claims, clarity)
+        return images, texts, Truth(facts, unknown, claims)
 
     def _images(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Places [B] -> their images, float [B, 1, 28, 28] in [0, 1], warped with `augment`, and their digits [B]."""

@@ -46,10 +46,19 @@ class TextEncoder(nn.Module):
             rows.append(torch.tensor([self.vocabulary[word] for word in words]))
         return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.table.weight.device)
 
+    # torch saves this with the weights and hands it back on loading: the vectors are those of these words.
+
+    def get_extra_state(self) -> list[str]:
+        return list(self.vocabulary)
+
+    def set_extra_state(self, words: list[str]) -> None:
+        if words != list(self.vocabulary):
+            raise InputError("it was trained on other words than this version's captions have: train it again")
+
     def known(self) -> str:
         """The words for a message: all where they are few."""
         words = [word for word in self.vocabulary if word not in DIGIT_WORDS]
-        return "0..9 and zero..nine" + (f", and {len(words)} words such as {', '.join(words[:6])}" if words else "")
+        return "0..9 and zero..nine" + (f", and {len(words)} words such as thick, leaning, left" if words else "")
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.mlp(self.table(rows))  # [B, embed_dim]

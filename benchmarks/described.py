@@ -189,8 +189,7 @@ def main() -> None:
     print(f"\nright of 90 captions, % of test images, {machine(origin)}, torch {origin['torch_version']}")
     print(f"{'':38}" + "".join(f"{name:>15}" for name in HEADLINES))
     for row in rows:
-        cells = (f"{row[name]['mean']:.2%}"[:-1] + f" +- {100 * (row[name]['std'] or 0):.2f}" for name in HEADLINES)
-        print(f"{row['name']:38}" + "".join(f"{cell:>15}" for cell in cells))
+        print(f"{row['name']:38}" + "".join(f"{shown(row[name]):>15}" for name in HEADLINES))
     for name, ranks in first["rank_correlation"].items():
         print(f"rank correlation with {name}, the worst digit: {ranks['minimum']:.3f}")
     print("text -> image mAP of the captions never seen:", f"{first['unseen_map']:.2%}")
@@ -198,6 +197,11 @@ def main() -> None:
         print(f"AUROC, digits against {name}: " + f"{score['auroc']:.4f}")
     if free:
         print("sentences of another hand: " + ", ".join(f"{name} {free[name]['mean']:.2%}" for name in SENTENCE_SCORES))
+
+
+def shown(values: dict) -> str:
+    """In percent, without the sign; of one value there is no deviation."""
+    return f"{100 * values['mean']:.2f}" + ("" if values["std"] is None else f" +- {100 * values['std']:.2f}")
 
 
 # ---- what a model reaches ----
@@ -213,7 +217,7 @@ def of_model(model: CLIP, test: Split, others: dict[str, Tensor]) -> dict:
 
 def nearest_seen(model: CLIP, test: Split) -> dict:
     """The same model, which may answer with the captions of seen cells alone. The digit is that of its answer."""
-    unseen = unseen_cells(model.config["unseen_seed"]).flatten()
+    unseen = model.unseen.flatten()
     similarity = embed(model, test.images) @ caption_vectors(model, things_of_cells()).cpu().T  # [N, 90]
     return of_answers(similarity.masked_fill(unseen, -torch.inf).argmax(dim=1), test, unseen)
 
@@ -280,7 +284,7 @@ def of_sentences(models: list[CLIP], test: Split) -> dict:
         scores["precision_at_10"].append(statistics.mean(of_each))
         for name, right in own.items():
             scores[name].append(right.float().mean().item())
-    unseen = unseen_cells(models[0].config["unseen_seed"])
+    unseen = models[0].unseen
     each = [
         {
             "text": text,

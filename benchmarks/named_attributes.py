@@ -114,7 +114,7 @@ def measures(model: CLIP, named: int, test: Split) -> dict[str, float]:
     torch.manual_seed(0)
     images, facts = embed(model, test.images), facts_of(test.labels, *measure(test.images))[0]
     texts = model.encode_text(model.captions.draw(things_to_say(facts, named))[0]).cpu()
-    thickness, slant = within_digits(model, images, test)
+    thickness, slant = within_digits(model, images, named, test)
     return {
         "modality_gap": modality_gap(images, texts),
         "rank_of_images": effective_rank(images),
@@ -126,18 +126,20 @@ def measures(model: CLIP, named: int, test: Split) -> dict[str, float]:
     }
 
 
-def within_digits(model: CLIP, images: Tensor, test: Split) -> list[float]:
+def within_digits(model: CLIP, images: Tensor, named: int, test: Split) -> list[float]:
     """A caption names a digit and a step of an attribute, and ranks the images of that digit: mean average precision
-    over digits and steps, for thickness and for slant."""
+    over digits and steps, for thickness and for slant. Where training always named both attributes, it is the mean of
+    the three captions that name both."""
     facts = facts_of(test.labels, *measure(test.images))[0]
     steps = [bits(facts, *side).int().argmax(dim=1) for side in SIDES[1:]]  # int64 [N] each
     precisions = [[], []]
     for digit in range(10):
         own = test.labels == digit
         for attribute, found in enumerate(precisions):
-            said = torch.arange(3)
-            things = thing(digit, said, -1) if attribute == 0 else thing(digit, -1, said)
-            similarity = images[own] @ caption_vectors(model, things).cpu().T  # [n, 3]
+            asked, other = torch.arange(3)[:, None], torch.arange(3) if named == 2 else torch.tensor([-1])
+            things = thing(digit, asked, other) if attribute == 0 else thing(digit, other, asked)  # [3, 1 or 3]
+            vectors = caption_vectors(model, things.flatten()).cpu().view(*things.shape, -1).mean(dim=1)
+            similarity = images[own] @ vectors.T  # [n, 3]
             found += [average_precision(similarity[:, k], steps[attribute][own] == k).item() for k in range(3)]
     return [sum(found) / len(found) for found in precisions]
 

@@ -9,7 +9,6 @@ to benchmarks/results/profile.json (CUDA: profile-cuda.json).
 
 import statistics
 
-import torch
 from matplotlib.figure import Figure
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile

@@ -22,11 +22,11 @@ class NoDigits(NamedTuple):
 
 
 def no_digits(images: Tensor, digits: Tensor, generator: torch.Generator) -> NoDigits:
-    """Images of digits, uint8 [N, 28, 28], and which ones, [N] -> N images of no digit, less for zeros and ones.
+    """Images of digits, uint8 [N, 28, 28], and which ones, [N] -> N images of no digit, but for 0, 1 and 8.
 
     The kinds take turns; half of them are named by their kind.
     """
-    x = images[digits > 1, None].float() / 255
+    x = images[(digits != 0) & (digits != 1) & (digits != 8), None].float() / 255
     kinds = torch.arange(len(x), device=x.device) % len(MAKERS)
     made = torch.empty_like(x)
     for kind, name in enumerate(NOT_DIGITS):
@@ -42,6 +42,7 @@ def noise(x: Tensor, generator: torch.Generator) -> Tensor:
     """Each pixel by itself: all grey levels in one half, a share of bright specks in the other."""
     level, chance = torch.rand(2, *x.shape, generator=generator, device=x.device)
     share, is_specks = torch.rand(2, len(x), 1, 1, 1, generator=generator, device=x.device)
+    share = 0.05 + 0.95 * share  # or it could be empty
     return torch.where(is_specks < 0.5, (chance < share) * level.sqrt(), level)
 
 
@@ -56,7 +57,7 @@ def scrambled(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def turned(x: Tensor, generator: torch.Generator) -> Tensor:
-    """A quarter turn, to the left or to the right. (On its side a zero may be a zero, a slanted one a one: `no_digits` leaves them out.)"""
+    """A quarter turn, to the left or to the right. (0, 1 and 8 may look upright then: `no_digits` leaves them out.)"""
     to_left = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
     return torch.where(to_left, x.rot90(1, (2, 3)), x.rot90(-1, (2, 3)))
 
@@ -80,7 +81,9 @@ def inverted(x: Tensor, generator: torch.Generator) -> Tensor:
 def scribble(x: Tensor, generator: torch.Generator) -> Tensor:
     """Four to six straight strokes between random points, most of them joined, as thick as a pen's."""
     n, device = len(x), x.device
-    start, end = 5 + 18 * torch.rand(2, n, STROKES, 2, generator=generator, device=device)
+    ends = torch.rand(2, n, STROKES, 2, generator=generator, device=device)
+    on_grid = torch.rand(n, 1, 1, generator=generator, device=device) < 0.5  # upright and level strokes, as of letters
+    start, end = 5 + 18 * torch.where(on_grid, (ends * 2).round() / 2, ends)
     is_joined = torch.rand(n, STROKES, 1, generator=generator, device=device) < 0.6
     start = torch.where(is_joined, end.roll(1, dims=1), start)[:, :, None]  # [N, STROKES, 1, 2]
     along = end[:, :, None] - start

@@ -6,7 +6,7 @@ Features are unit vectors [N, embed_dim] on the CPU. Cells are places in a flat 
 import torch
 from torch import Tensor
 
-from attributes import is_clear, measure, unseen_cells
+from attributes import is_clear, measure
 from captions import facts_of, thing, things_of_cells
 from clip import CLIP
 from evaluation.retrieval import average_precision
@@ -22,7 +22,7 @@ def described(model: CLIP, features: Tensor, split: Split) -> dict:
     """All of this module for a model with captions that describe; plain numbers. Shares have their 95% intervals."""
     thickness, slant = measure(split.images)
     cells = facts_of(split.labels, thickness, slant)[1]
-    unseen = unseen_cells(model.config["unseen_seed"]).flatten()  # bool [90]
+    unseen = model.unseen.flatten()  # bool [90]
     similarity = features @ caption_vectors(model, things_of_cells()).cpu().T  # [N, 90]
     digits = features @ caption_vectors(model, model.captions.of_digits()).cpu().T  # [N, 10]
     # What says one attribute and nothing else, its upper step without its lower one.

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from attributes import SLANT, THICKNESS, is_clear, measure, unseen_cells
+from attributes import SLANT, THICKNESS, is_clear, measure
 from captions import DIGIT_WORDS, facts_of, thing, with_article
 from clip import CLIP
 from data.not_digits import overlap
@@ -157,7 +157,7 @@ NEVER = "never trained"
 def described_search(model: CLIP, split: Split, features: Tensor, count: int = 8) -> Figure:
     """The images closest to six descriptions, best first, with their measures; the last two are of unseen cells."""
     cells = facts_of(split.labels, *measure(split.images))[1].bincount(minlength=90).view(10, 3, 3)
-    unseen = (cells * unseen_cells(model.config["unseen_seed"])).flatten().topk(2).indices  # the most frequent ones
+    unseen = (cells * model.unseen).flatten().topk(2).indices  # the most frequent ones
     rows = []
     for said in (*SEARCHED, *((int(cell) // 9, int(cell) // 3 % 3, int(cell) % 3) for cell in unseen)):
         best, notes, is_true = found(model, split, features, said, count)
@@ -229,7 +229,7 @@ def in_figures(thickness: float, slant: float) -> str:
 
 
 def is_unseen(model: CLIP, said: tuple) -> bool:
-    return -1 not in said and bool(unseen_cells(model.config["unseen_seed"])[said])
+    return -1 not in said and bool(model.unseen[said])
 
 
 @torch.no_grad()
@@ -359,7 +359,7 @@ def open_set(scores: dict[str, Tensor], label: str, examples: dict[str, Tensor])
     axes.set_xlabel(label)
     axes.set_ylabel("share of the set (%)")
     axes.set_title("digits, and images that are no digit")
-    axes.legend(loc="upper left", fontsize=9)
+    axes.legend(loc="best", fontsize=9)
     for axes, (name, images) in zip(
         bottom.subplots(len(examples), 1, squeeze=False).flat, examples.items(), strict=True
     ):

@@ -13,9 +13,9 @@ from attributes import (
     THICKNESS_BOUNDS,
     THICKNESS_CLEAR,
     from_bounds,
+    grade,
     is_clear,
     measure,
-    step_of,
     unseen_cells,
 )
 from my_dataset import load_mnist
@@ -78,21 +78,23 @@ def test_an_image_without_ink_measures_nothing(images):
         assert measure(dark)[0][1] > 1
 
 
-def test_bounds_part_the_training_images_into_thirds(data_path):
+def test_bounds_part_the_training_images_into_thirds_and_the_outer_ones_into_halves(data_path):
     parts = [measure(load_mnist(split, data_path).images) for split in ("train", "val")]
     for values, bounds in zip(map(torch.cat, zip(*parts, strict=True)), (THICKNESS_BOUNDS, SLANT_BOUNDS), strict=True):
         assert len(values) == 60_000
-        quantiles = values.quantile(torch.tensor([1 / 3, 2 / 3]))
+        quantiles = values.quantile(torch.tensor([1 / 6, 1 / 3, 2 / 3, 5 / 6]))
         torch.testing.assert_close(quantiles, torch.tensor(bounds), atol=0.005, rtol=0)
 
 
-def test_steps_and_distances_by_hand():
-    values, bounds = torch.tensor([-9.0, 1.9, 2.0, 4.0, 4.9, 5.0, 9.0]), (2.0, 5.0)
-    assert step_of(values, bounds).tolist() == [0, 0, 1, 1, 1, 2, 2]
-    assert from_bounds(values, bounds).tolist() == pytest.approx([11, 0.1, 0, 1, 0.1, 0, 4], abs=1e-6)
+def test_steps_outer_halves_and_distances_by_hand():
+    values, bounds = torch.tensor([-9.0, 1.0, 1.9, 2.0, 4.0, 4.9, 5.0, 7.9, 8.0, 9.0]), (1.0, 2.0, 5.0, 8.0)
+    step, is_outer = grade(values, bounds)
+    assert step.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
+    assert is_outer.tolist() == [True, *[False] * 7, True, True]
+    assert from_bounds(values, bounds[1:3]).tolist() == pytest.approx([11, 1, 0.1, 0, 1, 0.1, 0, 2.9, 3, 4], abs=1e-6)
     near, far = 0.9, 1.1
-    thickness = THICKNESS_BOUNDS[0] - THICKNESS_CLEAR * torch.tensor([far, far, near, near])
-    slant = SLANT_BOUNDS[1] + SLANT_CLEAR * torch.tensor([far, near, far, near])
+    thickness = THICKNESS_BOUNDS[1] - THICKNESS_CLEAR * torch.tensor([far, far, near, near])
+    slant = SLANT_BOUNDS[2] + SLANT_CLEAR * torch.tensor([far, near, far, near])
     assert is_clear(thickness, slant).tolist() == [True, False, False, False]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from attributes import SLANT_BOUNDS, THICKNESS_BOUNDS, unseen_cells
-from captions import Truth, clarity_of, facts_of, things_of, unknown_claims
+from captions import Truth, facts_of, things_of, unknown_claims
 from clip import CLIP
 from conftest import ROOT, TINY, train_here, wait_for
 from losses import LOSSES
@@ -90,20 +90,19 @@ def torchrun(*arguments, **options) -> subprocess.Popen:
     )  # fmt: skip
 
 
-def pairs(size: int, loss: str, captions: str = "digit") -> tuple[CLIP, Batch]:
+def pairs(size: int, loss: str, captions: str = "digit", **text) -> tuple[CLIP, Batch]:
     """A model and a batch of noise, with texts and truth as if it were digits, thick and thin, left and right."""
     torch.manual_seed(0)
     bias = -1.0 if loss == "sigmoid" else None
-    model = CLIP(8, width=2, captions=captions, loss=loss, init_logit_bias=bias).train()
+    model = CLIP(8, width=2, captions=captions, loss=loss, init_logit_bias=bias, **text).train()
     images, digits = torch.rand(size, 1, 28, 28) / 2, torch.randint(10, (size,))
-    look = THICKNESS_BOUNDS[0] + torch.randn(size), SLANT_BOUNDS[0] + torch.randn(size) / 4
+    look = THICKNESS_BOUNDS[1] + torch.randn(size), SLANT_BOUNDS[1] + torch.randn(size) / 4
     facts, cells = facts_of(digits, *look)
     unknown = unknown_claims(unseen_cells()).flatten()[cells] & ~facts
-    clarity = clarity_of(*look)
     if captions == "digit":
-        facts, unknown, clarity = (1 << digits).int(), torch.zeros_like(facts), torch.ones(size, 2)
+        facts, unknown = (1 << digits).int(), torch.zeros_like(facts)
     texts, claims = model.captions.draw(things_of(digits, *look) if captions == "described" else digits)
-    return model, Batch(images, texts, Truth(facts, unknown, claims, clarity), size)
+    return model, Batch(images, texts, Truth(facts, unknown, claims), size)
 
 
 def freeze_statistics(model: CLIP) -> None:
@@ -123,15 +122,17 @@ def no_clipping(monkeypatch):
     monkeypatch.setattr("training.step.GRAD_CLIP", 1e30)
 
 
-def test_two_processes_have_the_loss_and_gradient_of_one_and_end_together(tmp_path, data_path):
+def test_two_processes_have_the_loss_and_gradient_of_one_and_end_together(tmp_path, data_path, tiny_albert):
     cases = []
-    for loss, size, captions in (
-        ("multi_positive", 24, "digit"),
-        ("sigmoid", 24, "described"),
-        ("multi_positive", 25, "described"),  # shares of 13 and 12
-        ("infonce", 25, "described"),
-    ):
-        model, batch = pairs(size, loss, captions)
+    plus = {"text_encoder": "plus", "text_model": str(tiny_albert)}  # a language model that learns
+    made = [
+        pairs(24, "multi_positive"),
+        pairs(24, "sigmoid", "described"),
+        pairs(25, "multi_positive", "described"),  # shares of 13 and 12
+        pairs(25, "infonce", "described"),
+        pairs(25, "multi_positive", **plus),
+    ]
+    for model, batch in made:
         case = {"arch": model.arch, "model": model.state_dict(), "images": batch.images}
         cases.append(case | {"texts": batch.texts.index, "truth": tuple(batch.truth)})
     (tmp_path / "file").write_text("not a folder")
@@ -148,14 +149,13 @@ def test_two_processes_have_the_loss_and_gradient_of_one_and_end_together(tmp_pa
     assert job.returncode == 0, errors
 
     results = [torch.load(tmp_path / f"out-{rank}", weights_only=True) for rank in range(2)]
-    for i, case in enumerate(cases):
-        model, batch = pairs(len(case["images"]), case["arch"]["loss"], case["arch"]["captions"])
+    for i, (model, batch) in enumerate(made):
         freeze_statistics(model)
         values, gradients = step_of(model, batch)
         for result in results:
             torch.testing.assert_close(torch.stack(result["results"][i]["values"]), values)
             for name, gradient in gradients.items():
-                torch.testing.assert_close(result["results"][i]["gradients"][name], gradient, atol=1e-6, rtol=1e-4)
+                torch.testing.assert_close(result["results"][i]["gradients"][name], gradient, atol=5e-6, rtol=1e-4)
     for result in results:  # what one process finds wrong is everyone's sentence
         folder, chunks, diverged, disk = result["ends"]
         assert folder.startswith("InputError: cannot make the folder")
@@ -181,7 +181,7 @@ def test_cached_gradients_equal_the_plain_step(loss, captions, chunk_size):
     cached, cached_gradients = step_of(model, batch, chunk_size=chunk_size)
     torch.testing.assert_close(cached, value)
     for name, gradient in cached_gradients.items():
-        torch.testing.assert_close(gradient, gradients[name], atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(gradient, gradients[name], atol=5e-6, rtol=1e-4)
     for name, statistics in running.items():
         torch.testing.assert_close(model.state_dict()[name], statistics)
 
@@ -219,18 +219,38 @@ def test_the_step_learns_and_tells_its_columns(chunk_size):
     torch.testing.assert_close(values[:, 0] - values[:, 1], model.loss_function.floor(batch.truth).expand(30))
 
 
-def test_a_large_batch_trains_in_chunks(tmp_path, data_path):
-    flags = [*TINY, "--batch-size", 4096, "--chunk-size", 512, "--epochs", 1]
+def test_a_large_batch_trains_in_chunks(tmp_path, small_mnist):
+    flags = [*TINY, "--batch-size", 2048, "--chunk-size", 256, "--epochs", 1]
     assert train_here(*flags, "--runs-dir", tmp_path, "--run-name", "run").returncode == 0
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
     assert 0 < history[0]["excess_loss"] < history[0]["loss"]
 
 
-def test_torchrun_stops_at_ctrl_c_survives_a_death_and_goes_on(tmp_path, data_path, tiny_albert):
-    """With a language model that learns, and a batch that two processes cannot share evenly."""
+# `train.py` on a tenth of the training images.
+SMALL = f"""
+import runpy
+import my_utils
+import my_dataset
+
+load = my_dataset.load_mnist
+
+
+def first_tenth(split, *where):
+    whole = load(split, *where)
+    return type(whole)(*(x[:5500] for x in whole)) if split == "train" else whole
+
+
+my_dataset.load_mnist = first_tenth
+runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+"""
+
+
+def test_torchrun_stops_at_ctrl_c_survives_a_death_and_goes_on(tmp_path, data_path):
+    """With a batch that two processes cannot share evenly."""
     runs, run = tmp_path / "runs", tmp_path / "runs" / "run"
-    flags = [*TINY, "--epochs", 3, "--batch-size", 1025, "--text-encoder", "plus", "--text-model", tiny_albert]
-    job = torchrun("train.py", *flags, "--runs-dir", runs, "--run-name", "run")
+    flags = [*TINY, "--epochs", 3, "--batch-size", 51]
+    (tmp_path / "small.py").write_text(SMALL)
+    job = torchrun(tmp_path / "small.py", *flags, "--runs-dir", runs, "--run-name", "run")
     wait_for((run / "best_model.pth").exists, job)  # the end of the first epoch
     time.sleep(0.2)
     job.send_signal(signal.SIGINT)  # in the middle of the second: they stop together, at its end
@@ -241,7 +261,7 @@ def test_torchrun_stops_at_ctrl_c_survives_a_death_and_goes_on(tmp_path, data_pa
     assert state["step"] == 0
 
     before = len(list(run.glob("events*")))
-    job = torchrun("train.py", "--resume", "--runs-dir", runs)
+    job = torchrun(tmp_path / "small.py", "--resume", "--runs-dir", runs)
     wait_for(lambda: len(list(run.glob("events*"))) > before, job)  # it has begun
     children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
     os.kill(int(children[0]), signal.SIGKILL)
@@ -250,7 +270,7 @@ def test_torchrun_stops_at_ctrl_c_survives_a_death_and_goes_on(tmp_path, data_pa
     assert "error: another process of this run has ended" in errors
     assert not (runs / "best_model.pth").exists()
 
-    job = torchrun("train.py", "--resume", "--runs-dir", runs)
+    job = torchrun(tmp_path / "small.py", "--resume", "--runs-dir", runs)
     output, errors = job.communicate(timeout=200)
     assert job.returncode == 0, errors
     assert output.count("digit_accuracy") == 1, "only one process speaks"

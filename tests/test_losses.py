@@ -20,7 +20,7 @@ LOGITS = torch.tensor([[1.0, 1.0, 2.0], [4.0, 2.0, 2.0], [1.0, 1.0, 8.0]]).log()
 def of_digits(digits) -> Truth:
     """Each image is of one digit, and its text says which."""
     facts = (1 << torch.as_tensor(digits)).int()
-    return Truth(facts, torch.zeros_like(facts), facts, torch.ones(len(facts), 2))
+    return Truth(facts, torch.zeros_like(facts), facts)
 
 
 SAID = ("three", "a digit", "thin", "thick", "upright", "leaning left")
@@ -30,22 +30,20 @@ def random_truth(size: int, statements: tuple = SAID) -> Truth:
     """Every text is true of its own image, and of some others; some pairs are undecided."""
     bits = torch.tensor([1 << STATEMENTS.index(name) for name in statements])
     facts, unknown, claims = ((torch.rand(3, size, len(bits)) < 0.5) * bits).sum(dim=2).int()
-    return Truth(facts, unknown & ~facts, facts & claims, 1 + 3 * torch.rand(size, 2))
+    return Truth(facts, unknown & ~facts, facts & claims)
 
 
 def in_plain_words(truth: Truth) -> tuple[list, list]:
-    """How good an example of each text each image is, 0 where it is false, and which pairs are undecided: [B][B]."""
+    """Which texts are true of which images, and which pairs are undecided: bools [B][B]."""
     facts, unknown, claims = (
-        [{name for k, name in enumerate(STATEMENTS) if x >> k & 1} for x in part.tolist()] for part in truth[:3]
+        [{name for k, name in enumerate(STATEMENTS) if x >> k & 1} for x in part.tolist()] for part in truth
     )
-    weights, undecided = [], []
-    for seen, open_, (thickness, slant) in zip(facts, unknown, truth.clarity.tolist(), strict=True):
-        weights.append([float(said <= seen) for said in claims])
-        for j, said in enumerate(claims):
-            weights[-1][j] *= thickness if said & {"thin", "medium", "thick"} else 1
-            weights[-1][j] *= slant if said & {"upright", "leaning left", "leaning right"} else 1
-        undecided.append([not said <= seen and said - seen <= open_ for said in claims])
-    return weights, undecided
+    true = [[said <= seen for said in claims] for seen in facts]
+    undecided = [
+        [not said <= seen and said - seen <= open_ for said in claims]
+        for seen, open_ in zip(facts, unknown, strict=True)
+    ]
+    return true, undecided
 
 
 CAPTIONS = of_digits([3, 3, 7])
@@ -128,18 +126,18 @@ def by_loops(name: str, logits: list, truth: Truth) -> float:
     images = (logits, *in_plain_words(truth))
     texts = tuple(list(zip(*part, strict=True)) for part in images)
     losses = []
-    for i, row, weights, is_open in (
+    for i, row, is_true, is_open in (
         (i, *rows) for side in (images, texts) for i, rows in enumerate(zip(*side, strict=True))
     ):
         places = range(len(row))
         if name == "sigmoid":
-            signed = [row[j] if weights[j] else -row[j] for j in places if not is_open[j]]
+            signed = [row[j] if is_true[j] else -row[j] for j in places if not is_open[j]]
             losses.append(sum(ln(1 + math.exp(-x)) for x in signed))
             continue
         counted, right = list(places), row[i]
         if name == "multi_positive":
             counted = [j for j in places if not is_open[j]]
-            right = sum(weights[j] * row[j] for j in places) / sum(weights)
+            right = statistics.mean(row[j] for j in places if is_true[j])
         if name == "infonce_distinct":
             counted = [j for j in places if j // 10 == i // 10]
         losses.append(ln(sum(math.exp(row[j]) for j in counted)) - right)
@@ -151,12 +149,11 @@ def test_a_loss_is_its_formula_whatever_is_true(name):
     for seed in range(5):
         torch.manual_seed(seed)
         truth, logits = random_truth(20), 3 * torch.randn(20, 20)
-        weights, undecided = (torch.tensor(part) for part in in_plain_words(truth))
-        torch.testing.assert_close(truth.weights(), weights)
-        assert torch.equal(truth.true(), weights > 0)
+        true, undecided = (torch.tensor(part) for part in in_plain_words(truth))
+        assert torch.equal(truth.true(), true)
         assert torch.equal(truth.undecided(), undecided)
-        assert 20 < (weights > 0).sum() < 400 - undecided.sum() < 400
-        assert not torch.equal(weights > 0, weights.T > 0)
+        assert 20 < true.sum() < 400 - undecided.sum() < 400
+        assert not torch.equal(true, true.T)
         expected = by_loops(name, logits.tolist(), truth)
         assert value(name, logits, truth).item() == pytest.approx(expected, rel=1e-5)
 
@@ -269,10 +266,10 @@ def test_floors_are_the_counted_ones_whatever_rows_they_are_added_up_from():
     truths = [of_digits(torch.randint(10, (20,))) for _ in range(3)] + [random_truth(20, SAID[1:4]) for _ in range(3)]
     for truth in truths:
         facts, claims = truth.facts.tolist(), truth.claims.tolist()
-        weights, _ = in_plain_words(truth)
-        shares = [[w / sum(row) for w in row if w] for row in (*weights, *zip(*weights, strict=True))]
+        true, _ = in_plain_words(truth)
+        right = [sum(row) for row in (*true, *zip(*true, strict=True))]
         expected = {
-            "multi_positive": statistics.mean(-sum(share * ln(share) for share in row) for row in shares),
+            "multi_positive": statistics.mean(ln(n) for n in right),
             "infonce": counted(facts, claims),
             "infonce_distinct": (counted(facts[:10], claims[:10]) + counted(facts[10:], claims[10:])) / 2,
             "sigmoid": 0.0,
@@ -319,5 +316,5 @@ def test_sigmoid_bias_is_the_share_of_true_pairs_among_those_that_count():
     assert rate(of_digits([4, 4])) == pytest.approx(1, abs=1e-4), "all are true, and still a finite number"
     torch.manual_seed(0)
     truth = random_truth(20)
-    weights, undecided = (torch.tensor(part) for part in in_plain_words(truth))
-    assert rate(truth) == pytest.approx(((weights > 0).sum() / (~undecided).sum()).item())
+    true, undecided = (torch.tensor(part) for part in in_plain_words(truth))
+    assert rate(truth) == pytest.approx((true.sum() / (~undecided).sum()).item())

@@ -35,9 +35,10 @@ OF_DESCRIBED = ("described_matrix", "described_sheet", "described_search", "no_d
 def described(data_path, tmp_path_factory) -> Path:
     """A run of a moment with captions that describe."""
     runs = tmp_path_factory.mktemp("described")
+    flags = [*TINY, "--captions", "described", "--epochs", 1, "--runs-dir", runs, "--run-name", "run"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("my_dataset.load_mnist", first_tenth)
-        assert train_here(*TINY, "--captions", "described", "--runs-dir", runs, "--run-name", "run").returncode == 0
+        assert train_here(*flags).returncode == 0
     return runs / "run"
 
 

@@ -307,9 +307,9 @@ def test_weights_that_are_missing_are_never_made_up(tiny_albert, tmp_path):
 PLUS = [*TINY, "--text-encoder", "plus", "--embed-dim", 16, "--run-name", "run"]
 
 
-def test_training_with_albert_that_learns_too(tiny_albert, tmp_path, data_path, monkeypatch):
+def test_training_with_albert_that_learns_too(tiny_albert, tmp_path, small_mnist, monkeypatch):
     monkeypatch.setattr("training.optimizers.TEXT_LR", 1e-3)  # its weights are random, so there is much to learn
-    train_here(*PLUS, "--epochs", 1, "--batch-size", 512, "--text-model", tiny_albert, "--runs-dir", tmp_path)
+    train_here(*PLUS, "--epochs", 2, "--batch-size", 100, "--text-model", tiny_albert, "--runs-dir", tmp_path)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test_digit_accuracy"] > 0.5
     trained = CLIP.load(tmp_path / "best_model.pth").towers["text"].language_model.state_dict()
     before = AutoModel.from_pretrained(tiny_albert).state_dict()
@@ -325,9 +325,9 @@ def test_the_language_model_has_a_learning_rate_of_its_own(tiny_albert, monkeypa
 
 
 def test_training_with_a_real_pretrained_encoder(tmp_path, data_path, minilm):
-    flags = ["--width", 8, "--epochs", 2, "--text-model", minilm, "--freeze-text", "--runs-dir", tmp_path]
+    flags = ["--width", 8, "--epochs", 1, "--text-model", minilm, "--freeze-text", "--runs-dir", tmp_path]
     train_here(*PLUS, *flags)
-    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test_digit_accuracy"] > 0.97
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["test_digit_accuracy"] > 0.95
     model = CLIP.load(tmp_path / "best_model.pth")
     text = model.encode_text(["a crooked seven drawn with a marker", "a crooked eight drawn with a marker"])
     digits = digit_classifier(model)

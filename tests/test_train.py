@@ -69,7 +69,7 @@ def test_tensorboard_has_every_curve_and_picture(trained):
 
 @pytest.mark.parametrize("loss", ["infonce", "infonce_distinct", "sigmoid"])
 def test_the_other_losses_train(loss, tmp_path, small_mnist):
-    flags = [*TINY, "--loss", loss, "--epochs", 6, "--batch-size", 100, "--no-augment"]
+    flags = [*TINY, "--loss", loss, "--batch-size", 100, "--no-augment"]
     assert train_here(*flags, "--runs-dir", tmp_path, "--run-name", "run").returncode == 0
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
     assert history[-1]["val_digit_accuracy"] > 0.5
@@ -175,7 +175,7 @@ def same_result(one, other) -> None:
 
 def test_ctrl_c_and_kill_do_not_change_a_bit_of_the_result(tmp_path, data_path):
     """As a person and a crash do it: `python train.py`, Ctrl-C, --resume, kill -9, --resume."""
-    flags = (*TINY, "--ema-decay", 0.9)
+    flags = (*TINY, "--batch-size", 512, "--ema-decay", 0.9)
     assert train_here(*flags, "--runs-dir", tmp_path / "a", "--run-name", "run").returncode == 0
 
     runs = tmp_path / "b"

@@ -75,14 +75,14 @@ def wrap(model: nn.Module) -> nn.Module:
 
 
 def gather(features: Tensor, total: int) -> Tensor:
-    """Every process's features [share, ...] -> [total, ...], in the order of `tensor_split`; gradients flow through.
+    """Every process's features [share, D] -> [total, D], in the order of `tensor_split`; gradients flow through.
 
     Shares differ by one row where the processes do not divide `total`: the smaller ones travel with a row of zeros.
     """
     if world_size() == 1:
         return features
     shares = [len(part) for part in torch.arange(total).tensor_split(world_size())]
-    padded = F.pad(features, (0, 0) * (features.ndim - 1) + (0, max(shares) - len(features)))
+    padded = F.pad(features, (0, 0, 0, max(shares) - len(features)))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # its successor's name is not there in older versions
         if features.requires_grad:

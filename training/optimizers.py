@@ -18,7 +18,12 @@ def make_optimizers(model: CLIP, settings: Settings) -> list[torch.optim.Optimiz
     Weight decay for matrices and kernels; none for norms, biases, the embedding table and the temperature. A language
     model that trains has a peak learning rate of its own.
     """
-    table = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    table = {
+        id(p)
+        for m in model.modules()
+        if isinstance(m, torch.nn.Embedding | torch.nn.EmbeddingBag)
+        for p in m.parameters()
+    }
     muon, groups = [], {}
     for name, parameter in model.named_parameters():
         if settings.muon_lr and name.startswith("towers.image") and parameter.ndim > 1:

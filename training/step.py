@@ -70,7 +70,7 @@ class TrainingStep:
         if distributed.world_size() > 1:  # each process has embedded its share; the loss stands over the whole batch
             shares = (output.image_embeds, output.text_embeds)
             output = self.model.compare(*(distributed.gather(share, batch.size) for share in shares))
-            truth = Truth(*(distributed.gather(part, batch.size) for part in truth))
+            truth = Truth(*distributed.gather(torch.stack(truth, dim=1), batch.size).unbind(dim=1))
         loss = self.model.loss_function(output, truth)
         loss.backward()
         return loss, truth
