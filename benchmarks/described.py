@@ -57,6 +57,7 @@ from my_utils import (
     seed_everything,
     use_precision,
 )
+from train import build_model
 from training.ema import Ema
 from training.optimizers import WARMUP, make_optimizers, warmup_cosine
 from training.run import git_commit
@@ -70,34 +71,34 @@ BEST = 10  # images that a sentence finds
 # Sentences of another hand: each has a word that no caption has. What they claim: digit, thickness, slant.
 UNSAID, THIN, MEDIUM, THICK, LEFT, UPRIGHT, RIGHT = -1, 0, 1, 2, 0, 1, 2
 SENTENCES = (
-    ("It slopes to the left, drawn with a fat marker: seven.", 7, THICK, LEFT),
+    ("It slopes to the left, drawn with a chunky felt-tip: seven.", 7, THICK, LEFT),
     ("someone pressed hard on the pencil while writing this 3, and it tips to the right", 3, THICK, RIGHT),
     ("a skinny little 1, bending over toward the right-hand side", 1, THIN, RIGHT),
-    ("Hairline ink, perfectly vertical, clearly an eight.", 8, THIN, UPRIGHT),
+    ("Wispy ink, perfectly vertical, clearly an eight.", 8, THIN, UPRIGHT),
     ("a chunky zero that falls over to the right", 0, THICK, RIGHT),
-    ("the figure five, spidery, with its top pushed to the left", 5, THIN, LEFT),
+    ("the figure five, scrawny, with its top pushed to the left", 5, THIN, LEFT),
     ("Four, and its lines are wispy; it tilts leftwards.", 4, THIN, LEFT),
-    ("a nine painted with a fat brush, its head hanging to the left", 9, THICK, LEFT),
-    ("two, neither fat nor skinny, falling toward the left", 2, MEDIUM, LEFT),
+    ("a nine painted with a wide roller, its head hanging to the left", 9, THICK, LEFT),
+    ("two, neither chunky nor skinny, sinking toward the left", 2, MEDIUM, LEFT),
     ("a chubby six whose top is pushed rightwards", 6, THICK, RIGHT),
-    ("an eight as if cut by a razor, falling forward to the right", 8, THIN, RIGHT),
+    ("an eight as if cut by a razor, tipping to the right", 8, THIN, RIGHT),
     ("This 2 was traced by a crayon and slopes rightwards.", 2, THICK, RIGHT),
-    ("a massive four, vertical as a wall", 4, THICK, UPRIGHT),
+    ("a beefy four, vertical as a wall", 4, THICK, UPRIGHT),
     ("a vertical seven from a needle of a pen", 7, THIN, UPRIGHT),
     ("zero with an average line, bolt vertical", 0, MEDIUM, UPRIGHT),
     ("the nine slopes rightwards, its ink faint and slender", 9, THIN, RIGHT),
-    ("a fat 5", 5, THICK, UNSAID),
+    ("a chubby 5", 5, THICK, UNSAID),
     ("a slender nine", 9, THIN, UNSAID),
-    ("six, drawn with a chunky felt-tip marker", 6, THICK, UNSAID),
+    ("six, drawn with a chunky felt-tip", 6, THICK, UNSAID),
     ("skinny pencil lines forming the figure two", 2, THIN, UNSAID),
     ("the figure three, tipping over to the left", 3, UNSAID, LEFT),
     ("a four that slopes rightwards", 4, UNSAID, RIGHT),
     ("an 8, exactly vertical", 8, UNSAID, UPRIGHT),
-    ("italic handwriting: one, falling forward to the right", 1, UNSAID, RIGHT),
-    ("any numeral at all, so long as its lines are fat", UNSAID, THICK, UNSAID),
-    ("something slender and spidery that one counts with", UNSAID, THIN, UNSAID),
+    ("handwriting that tips to the right: one", 1, UNSAID, RIGHT),
+    ("any numeral at all, so long as its lines are plump", UNSAID, THICK, UNSAID),
+    ("something slender and skinny that one counts with", UNSAID, THIN, UNSAID),
     ("whichever numeral, provided it slopes leftwards", UNSAID, UNSAID, LEFT),
-    ("some italic numeral that falls to the right", UNSAID, UNSAID, RIGHT),
+    ("some numeral that tips over to the right", UNSAID, UNSAID, RIGHT),
     ("how many toes are on one foot? This many: five", 5, UNSAID, UNSAID),
     ("between six and eight comes this one: seven", 7, UNSAID, UNSAID),
 )
@@ -110,14 +111,15 @@ def main() -> None:
     parser.add_argument(
         "--unseen-seeds", type=number(int, 0), nargs="+", default=[0], help="other draws of the unseen cells too"
     )
+    parser.add_argument(
+        "--baseline-seeds", type=number(int, 0), nargs="+", default=[0], help="seeds of all but the words' table"
+    )
     parser.add_argument("--text-model", help="a language model's folder: sentences too")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
     ours, flags = sys.argv[1:], []
     if "--" in ours:
         ours, flags = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
     args = parser.parse_args(ours)
-    runs = args.runs.resolve() / args.name
-
     if args.text_model is not None:
         args.text_model = str(Path(args.text_model).resolve())
     runs = args.runs.resolve() / args.name
@@ -138,8 +140,8 @@ def main() -> None:
     tables = [trained("table", seed, 0) for seed in args.seeds]
     redrawn = [trained("table", args.seeds[0], unseen_seed) for unseen_seed in args.unseen_seeds]
     plus = ["--text-encoder", "plus", "--freeze-text", "--text-model", args.text_model]
-    readers = [trained("plus", seed, 0, *plus) for seed in args.seeds] if args.text_model else []
-    heads = {kind: [trained_heads(kind, seed) for seed in args.seeds] for kind in KINDS}
+    readers = [trained("plus", seed, 0, *plus) for seed in args.baseline_seeds] if args.text_model else []
+    heads = {kind: [trained_heads(kind, seed) for seed in args.baseline_seeds] for kind in KINDS}
 
     # ---- the one look at the test split ----
     test = load_mnist("test", DATA)
@@ -149,7 +151,7 @@ def main() -> None:
         "fashion_mnist": fashion(DATA),
     }
     others = {name: images for name, images in others.items() if images is not None}
-    over_seeds = {"seeds": args.seeds, "unseen_seeds": [0]}
+    over_seeds, over_few = ({"seeds": seeds, "unseen_seeds": [0]} for seeds in (args.seeds, args.baseline_seeds))
     models = [CLIP.load(path) for path in tables]
     measured = [of_model(model, test, others) for model in models]
     rows = [row_of("CLIP, table of words", measured, over_seeds)]
@@ -160,10 +162,10 @@ def main() -> None:
     free = None
     if readers:
         readers = [CLIP.load(path) for path in readers]
-        rows.append(row_of("CLIP, plus (frozen)", [of_model(model, test, others) for model in readers], over_seeds))
+        rows.append(row_of("CLIP, plus (frozen)", [of_model(model, test, others) for model in readers], over_few))
         free = {"text_model": Path(args.text_model).parent.name} | of_sentences(readers, test)
     for kind, paths in heads.items():
-        rows.append(row_of(KINDS[kind], [of_heads(path, test) for path in paths], over_seeds))
+        rows.append(row_of(KINDS[kind], [of_heads(path, test) for path in paths], over_few))
     rows.append(
         row_of("CLIP, table, the nearest seen cell", [nearest_seen(model, test) for model in models], over_seeds)
     )
@@ -175,7 +177,10 @@ def main() -> None:
     result |= {
         "spread": {name: first[name] for name in HEADLINES},
         "intervals": averaged([{name: one[name]["interval"] for name in with_interval} for one in measured]),
-        **{name: first[name] for name in ("parts", "binding", "rank_correlation", "unseen_map", "open_set")},
+        **{
+            name: first[name]
+            for name in ("parts", "binding", "rank_correlation", "rank_correlation_outer", "unseen_map", "open_set")
+        },
         "rows": rows,
         "sentences": free,
         "trained_by": shlex.join(["python", "train.py", "--seed", "S", *flags]),
@@ -305,12 +310,13 @@ def of_sentences(models: list[CLIP], test: Split) -> dict:
     }
 
 
-# ---- a plain classifier ----
+# ---- what it is compared with: a plain classifier, and CLIP without the rule of the unknown ----
 
 KINDS = {
     "cells": "classifier of 90 cells",
     "heads": "three heads",
     "masked": "three heads, unknown ones masked",
+    "no_rule": "CLIP, table, nothing is unknown: all that is not true is false",
 }
 SIDES = ((0, 10), (FIRST_THICKNESS, 3), (FIRST_SLANT, 3))  # the first statement of each part, and how many
 
@@ -339,15 +345,22 @@ class Heads(nn.Module):
     def forward(self, images: Tensor, texts) -> Tensor:
         return self.encode_image(images)
 
-    def cells(self, images: Tensor) -> Tensor:
-        """uint8 [N, 28, 28] -> what each image is taken for, int64 [N]."""
-        cells = 0
-        for logits in embed_images(self, images).split(self.sizes, dim=1):
-            cells = cells * logits.shape[1] + logits.argmax(dim=1)
-        return cells
-
     def clamp_logit_scale(self) -> None:
         pass
+
+
+def model_of(kind: str, settings: Settings) -> nn.Module:
+    return build_model(settings) if kind == "no_rule" else Heads(kind, settings)
+
+
+def cells_of(model: nn.Module, images: Tensor) -> Tensor:
+    """uint8 [N, 28, 28] -> what each image is taken for, int64 [N]."""
+    if isinstance(model, CLIP):
+        return (embed_images(model, images) @ caption_vectors(model, things_of_cells()).T).argmax(dim=1)
+    cells = 0
+    for logits in embed_images(model, images).split(model.sizes, dim=1):
+        cells = cells * logits.shape[1] + logits.argmax(dim=1)
+    return cells
 
 
 @dataclass(frozen=True)
@@ -395,12 +408,14 @@ def finished_heads(path: Path, kind: str, settings: Settings) -> dict:
     unseen = unseen_cells(settings.unseen_seed)
     captions = captions_of(settings.captions, settings.text_encoder)
     pairs, val = MNISTPairs("train", DATA, device, captions, unseen), load_mnist("val", DATA, device)
+    if kind == "no_rule":
+        pairs.unknown.zero_()
     cells = facts_of(val.labels, *measure(val.images))[1]
     is_seen = ~unseen.flatten().to(device)[cells]
     steps = len(pairs) // settings.batch_size
     total_steps = settings.epochs * steps
 
-    model = Heads(kind, settings).to(device, memory_format=torch.channels_last).train()
+    model = model_of(kind, settings).to(device, memory_format=torch.channels_last).train()
     ema = Ema(model, settings.ema_decay) if settings.ema_decay else None
     chosen = ema.model if ema else model
     step = TrainingStep(model, make_optimizers(model, settings), bf16=bf16, ema=ema)
@@ -412,7 +427,7 @@ def finished_heads(path: Path, kind: str, settings: Settings) -> dict:
                 step(batch, warmup_cosine(done, total_steps, round(WARMUP * total_steps)))
                 done += 1
                 bar.update()
-            seen = (chosen.cells(val.images) == cells)[is_seen].float().mean().item()
+            seen = (cells_of(chosen, val.images) == cells)[is_seen].float().mean().item()
             if seen >= best:
                 best, weights = seen, copy.deepcopy(chosen.state_dict())
                 best_epoch = epoch + 1
@@ -438,9 +453,9 @@ def of_heads(path: Path, test: Split) -> dict:
     settings = read_flags([])[0]
     for name, value in saved["settings"].items():
         setattr(settings, name, value)
-    model = Heads(saved["kind"], settings)
+    model = model_of(saved["kind"], settings)
     model.load_state_dict(saved["state_dict"])
-    return of_answers(model.cells(test.images), test, unseen_cells(settings.unseen_seed).flatten())
+    return of_answers(cells_of(model, test.images), test, unseen_cells(settings.unseen_seed).flatten())
 
 
 if __name__ == "__main__":

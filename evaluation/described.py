@@ -26,8 +26,10 @@ def described(model: CLIP, features: Tensor, split: Split) -> dict:
     similarity = features @ caption_vectors(model, things_of_cells()).cpu().T  # [N, 90]
     digits = features @ caption_vectors(model, model.captions.of_digits()).cpu().T  # [N, 10]
     # What says one attribute and nothing else, its upper step without its lower one.
-    ends = torch.tensor([thing(-1, 2, -1), thing(-1, 0, -1), thing(-1, -1, 2), thing(-1, -1, 0)])
-    thick, thin, right, left = caption_vectors(model, ends).cpu()
+    ends = [(-1, 2, -1), (-1, 0, -1), (-1, -1, 2), (-1, -1, 0)]
+    ends += [(-1, 4, -1), (-1, 3, -1), (-1, -1, 4), (-1, -1, 3)]  # of the outer halves
+    vectors = caption_vectors(model, torch.tensor([thing(*end) for end in ends])).cpu()
+    thick, thin, right, left, fat, hairline, italic, backhand = vectors
     return {
         **of_cells(similarity.argmax(dim=1), split, unseen),
         "digit": right_of(digits.argmax(dim=1), split.labels),
@@ -35,6 +37,10 @@ def described(model: CLIP, features: Tensor, split: Split) -> dict:
         "rank_correlation": {
             "thickness": rank_correlation(features @ (thick - thin), thickness, split.labels),
             "slant": rank_correlation(features @ (right - left), slant, split.labels),
+        },
+        "rank_correlation_outer": {
+            "thickness": rank_correlation(features @ (fat - hairline), thickness, split.labels),
+            "slant": rank_correlation(features @ (italic - backhand), slant, split.labels),
         },
         "unseen_map": unseen_map(similarity, cells, unseen),
     }

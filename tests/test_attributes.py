@@ -63,7 +63,7 @@ def test_slant_is_that_of_the_moments_and_positive_to_the_right(images):
 
 def test_images_in_any_form_measure_the_same(images):
     thickness, slant = measure(images)
-    for same in (images[:, None], images.float(), images.float() / 255, images[:, None].double() / 255):
+    for same in (images[:, None], images.float() / 255, images[:, None].double() / 255):
         for a, b in zip(measure(same), (thickness, slant), strict=True):
             assert (a.shape, a.dtype) == ((300,), torch.float32)
             torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
@@ -72,8 +72,8 @@ def test_images_in_any_form_measure_the_same(images):
 
 
 def test_an_image_without_ink_measures_nothing(images):
-    for kind in (torch.uint8, torch.float32):
-        dark = torch.stack([torch.zeros_like(images[0]), images[0]]).to(kind)
+    for image in (images[0], images[0] / 255):
+        dark = torch.stack([torch.zeros_like(image), image])
         assert [values[0].item() for values in measure(dark)] == [0, 0]
         assert measure(dark)[0][1] > 1
 

@@ -46,16 +46,16 @@ WORDS = {
     **dict.fromkeys(("left", "left-leaning"), "leaning left"),
     **dict.fromkeys(("upright", "straight", "slant"), "upright"),
     **dict.fromkeys(("right", "right-leaning"), "leaning right"),
-    **dict.fromkeys(("hairline", "hairlines", "spidery", "faintest"), "very thin"),
+    **dict.fromkeys(("hairline", "hairlines", "spidery", "finest"), "very thin"),
     **dict.fromkeys(("fat", "massive", "brush", "marker"), "very thick"),
     **dict.fromkeys(("backhand", "backslanted", "backwards"), "leaning far left"),
-    **dict.fromkeys(("italic", "italics", "oblique", "slanted", "forwards"), "leaning far right"),
+    **dict.fromkeys(("italic", "italics", "oblique", "forwards"), "leaning far right"),
 }
 
 
 def said(sentence: str) -> set[str]:
     """What a sentence that describes says, in the words of STATEMENTS."""
-    if re.fullmatch(r"(this is |there is )?(not a|no) (digit|number)( in this image)?", sentence):
+    if re.fullmatch(r"(this is )?not (a|one) digit|anything but one digit", sentence):
         return {"no digit"}
     for kind, pattern in KINDS.items():
         if re.search(pattern, sentence):

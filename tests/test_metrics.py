@@ -87,8 +87,7 @@ def test_a_captions_vector_is_the_mean_of_its_phrasings():
 
 def test_seen_and_unseen_cells_are_measured_apart(data_path, monkeypatch):
     """Perfect embeddings of the cells, but each second image of an unseen cell has that of another."""
-    split, model = Split(*(x[:1000] for x in load_mnist("val", data_path))), CLIP(8, width=2)
-    model.config = {"unseen_seed": 4}
+    split, model = Split(*(x[:1000] for x in load_mnist("val", data_path))), CLIP(8, width=2, unseen_seed=4)
     cells = facts_of(split.labels, *measure(split.images))[1]
     place = {int(what): cell for cell, what in enumerate(things_of_cells())}
     is_unseen = unseen_cells(4).flatten()[cells]

@@ -12,6 +12,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from attributes import unseen_cells
 from clip import CLIP
 from conftest import ROOT, TINY, first_tenth, run_train, start_train, tensors, train_here, wait_for
 from metrics import evaluate
@@ -109,11 +110,12 @@ def test_a_described_run_tells_seen_and_unseen_cells_apart(described, data_path)
     best = max(range(3), key=lambda epoch: (history[epoch]["val_seen_accuracy"], epoch))
     assert metrics["best_epoch"] == best + 1, "unseen cells have no part in the choice"
     model = CLIP.load(described.run / "best_model.pth")
-    assert (model.arch["captions"], model.config["unseen_seed"]) == ("described", 5)
+    assert (model.arch["captions"], model.arch["unseen_seed"]) == ("described", 5)
+    assert torch.equal(model.unseen, unseen_cells(5))
     test = load_mnist("test", data_path)
     expected = evaluate(model, test)
     assert expected["unseen_accuracy"] == pytest.approx(metrics["test_unseen_accuracy"], abs=2e-4)
-    model.config["unseen_seed"] = 6
+    model.unseen = unseen_cells(6)
     assert evaluate(model, test)["unseen_accuracy"] != expected["unseen_accuracy"], "other cells"
     events = EventAccumulator(str(described.run))
     events.Reload()

@@ -27,8 +27,8 @@ class Settings:
     image_encoder: str = option("residual", "the CNN: residual, or fast and small", choices=("residual", "fast"))
     embed_dim: int = option(64, "dimensions of the shared space", low=2, high=4096)
     width: int = option(16, "channels of the CNN's first stage", low=1, high=256)
-    init_temperature: float = option(0.07, "temperature of the logits at the start", low=0.01, high=10)
-    min_temperature: float = option(0.07, "the least that training may make of it", low=0.01, high=10)
+    init_temperature: float = option(0.1, "temperature of the logits at the start", low=0.01, high=10)
+    min_temperature: float = option(0.1, "the least that training may make of it", low=0.01, high=10)
     captions: str = option(
         "described",
         "what a text says: digit: which digit; described: any part of digit, thickness and slant, or no digit",
@@ -111,7 +111,14 @@ class Settings:
 PRESETS = {
     "default": {},
     # A wider CNN for longer; the weights' moving average evens out what the last steps happened to see.
-    "accuracy": {"captions": "digit", "min_temperature": 0.01, "epochs": 30, "width": 32, "ema_decay": 0.998},
+    "accuracy": {
+        "captions": "digit",
+        "init_temperature": 0.07,
+        "min_temperature": 0.01,
+        "epochs": 30,
+        "width": 32,
+        "ema_decay": 0.998,
+    },
     # No border, little of the CNN at full resolution, one epoch without augmentation.
     "speed": {
         "captions": "digit",
