@@ -67,7 +67,7 @@ TRAIN_TEMPLATES = (
     "a handwritten {word}",
     "white on black: the digit {word}",
     "a drawing of the number {word}",
-    "one single digit, a {word}",
+    "a single digit: {word}",
     # answers
     "Which digit is it? It is {word}.",
     "Question: what number is shown? Answer: {word}.",
@@ -285,9 +285,7 @@ def thing(digit, thickness=-1, slant=-1):
 
 def things_of_cells() -> Tensor:
     """The things that name digit, thickness and slant, in the order of the cells: int64 [90]."""
-    return thing(
-        *(x.flatten() for x in torch.meshgrid(torch.arange(10), torch.arange(3), torch.arange(3), indexing="ij"))
-    )
+    return thing(*torch.cartesian_prod(torch.arange(10), torch.arange(3), torch.arange(3)).T)
 
 
 NO_DIGIT_THING = thing(10)  # behind the nines; the kinds follow

@@ -25,7 +25,7 @@ from image_encoder import IMAGE_ENCODERS
 from losses import pick_loss
 from my_utils import InputError, atomic_write, pick_device, short
 from text_encoder import TextEncoder
-from training.settings import TEXT_MODEL, Settings
+from training.settings import MIN_TEMPERATURE, TEXT_MODEL, Settings
 
 FORMAT = "minist-clip-4"  # raised when an older file can no longer be read
 
@@ -47,9 +47,8 @@ class CLIP(nn.Module):
     "digit" or "described", are what it is trained on (captions.py), but for the cells of `unseen_seed` (attributes.py).
     `text_encoder` is "table" (sums of word vectors) or "plus" (any sentence, through the pretrained language model
     `text_model`, which `freeze_text` keeps as it is). `loss` names the contrastive loss that `model.loss(batch)`
-    computes (losses.py). `logit_scale` is the logarithm of the inverse temperature, which is at least
-    `min_temperature`. `init_logit_bias` adds a learned `logit_bias` to the logits, for the sigmoid loss; None leaves it
-    out.
+    computes (losses.py). `logit_scale` is the logarithm of the inverse temperature. `init_logit_bias` adds a learned
+    `logit_bias` to the logits, for the sigmoid loss; None leaves it out.
     Raises InputError for a value that cannot be, or when the language model cannot be had.
     """
 
@@ -65,7 +64,6 @@ class CLIP(nn.Module):
         freeze_text: bool = Settings.freeze_text,
         loss: str = Settings.loss,
         init_temperature: float = Settings.init_temperature,
-        min_temperature: float = Settings.min_temperature,
         init_logit_bias: float | None = None,
         fetch: bool = True,
     ):
@@ -76,9 +74,8 @@ class CLIP(nn.Module):
             raise InputError(f"there is no text encoder {text_encoder!r}: choose table or plus")
         if not all(isinstance(size, int) and size > 0 for size in (embed_dim, width)):
             raise InputError(f"embed_dim and width must be whole numbers above 0, not {embed_dim!r} and {width!r}")
-        for name, value in (("init_temperature", init_temperature), ("min_temperature", min_temperature)):
-            if not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise InputError(f"{name} must be a number above 0, not {value!r}")
+        if not isinstance(init_temperature, int | float) or not 0 < init_temperature < math.inf:
+            raise InputError(f"init_temperature must be a number above 0, not {init_temperature!r}")
         if captions not in ("digit", "described"):
             raise InputError(f"there are no captions {captions!r}: choose digit or described")
         self.loss_function = pick_loss(loss)
@@ -86,8 +83,7 @@ class CLIP(nn.Module):
         # What rebuilds the model. A language model's folder is kept as a whole path, so that it is found from anywhere.
         self.arch = {"embed_dim": embed_dim, "image_encoder": image_encoder, "width": width}
         self.arch |= {"captions": captions, "unseen_seed": unseen_seed, "text_encoder": text_encoder, "loss": loss}
-        self.arch |= {"init_temperature": init_temperature, "min_temperature": min_temperature}
-        self.arch |= {"init_logit_bias": init_logit_bias}
+        self.arch |= {"init_temperature": init_temperature, "init_logit_bias": init_logit_bias}
         self.config: dict = {}  # how it was trained
         self.metrics: dict = {}  # what it reached
 
@@ -135,11 +131,8 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep the temperature from falling below its least value, as the paper does at 0.01.
-
-        At a higher one similarities stay graded: what is thicker is closer to "thick", also among thick digits.
-        """
-        self.logit_scale.clamp_(max=math.log(1 / self.arch["min_temperature"]))
+        """Keep the temperature from falling below its least value, so that training stays stable."""
+        self.logit_scale.clamp_(max=math.log(1 / MIN_TEMPERATURE[self.arch["captions"]]))
 
     # ---- what goes in ----
 

@@ -196,7 +196,7 @@ def finish(settings: Settings, run: Run, log: Log, val_split: Split, device: tor
 def build_model(settings: Settings, pairs: MNISTPairs | None = None) -> CLIP:
     """The model of these settings. The sigmoid loss's bias starts at the rate of true pairs in batches of `pairs`."""
     names = ("embed_dim", "image_encoder", "width", "captions", "unseen_seed", "text_encoder", "text_model")
-    names += ("freeze_text", "loss", "init_temperature", "min_temperature")
+    names += ("freeze_text", "loss", "init_temperature")
     shape = {name: getattr(settings, name) for name in names}
     if settings.loss == "sigmoid" and pairs is not None:
         shape["init_logit_bias"] = sigmoid_bias(next(pairs.epoch(settings.batch_size)).truth)

@@ -329,11 +329,14 @@ def described_table() -> str:
         cells = [f"**{percent(row[name])}**" if place == 0 else percent(row[name]) for name in columns]
         lines.append(f"| {row['name']} | {' | '.join(cells)} | {seeds} |")
     bounds = [f"{name.replace('_', ', ')} {low:.2%} to {high:.2%}" for name, (low, high) in result["intervals"].items()]
-    ranks, device = result["rank_correlation"], result["cpu"] if result["device"] == "cpu" else result["device"]
+    ranks, outer = result["rank_correlation"], result["rank_correlation_outer"]
+    device = result["cpu"] if result["device"] == "cpu" else result["device"]
     aurocs = [f"{name.replace('_', ' ')} {one['auroc']:.3f}" for name, one in result["open_set"].items()]
     lines.append(
         f"\n95% intervals of one model of the first row: {'; '.join(bounds)}. Its rank correlation with thickness is"
-        f" {ranks['thickness']['minimum']:.3f} for the worst digit, with slant {ranks['slant']['minimum']:.3f}; text →"
+        f" {ranks['thickness']['minimum']:.3f} for the worst digit, with slant {ranks['slant']['minimum']:.3f} (by the"
+        f" words of the outer halves, as italic, {outer['thickness']['minimum']:.3f} and"
+        f" {outer['slant']['minimum']:.3f}); text →"
         f" image mAP of the captions never seen {result['unseen_map']:.2%}; AUROC, digits against {', '.join(aurocs)}."
         f" `{result['trained_by']}`, {device}, torch {result['torch_version']}, commit {result['commit']},"
         f" {result['date']}"
@@ -370,7 +373,7 @@ BLOCKS = {
     "speed": speed_table,
     "speed-slow": lambda: speed_table("speed-slow"),
     "described": described_table,
-    "results": lambda: seed_table("default", "plus", "accuracy"),
+    "results": lambda: seed_table("default", "digit", "plus", "accuracy"),
     "versions": versions_table,
     "accuracy-cuda": lambda: seed_table("accuracy-cuda"),
     "tried": tried_table,

@@ -17,7 +17,7 @@ from text_encoder import TextEncoder
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    return CLIP(embed_dim=8, width=2).eval()
+    return CLIP(embed_dim=8, width=2, init_temperature=0.1).eval()
 
 
 def digits(count: int) -> torch.Tensor:
@@ -233,12 +233,14 @@ def test_a_model_that_cannot_be_is_refused(bad, message):
         CLIP(**bad)
 
 
-def test_temperature_starts_and_stops_as_in_the_paper(model):
-    assert model.logit_scale.exp().item() == pytest.approx(1 / 0.07)
+@pytest.mark.parametrize(("captions", "least"), [("digit", 0.01), ("described", 0.1)])
+def test_temperature_starts_where_it_is_told_and_has_a_least_value(captions, least):
+    model = CLIP(embed_dim=8, width=2, captions=captions, init_temperature=0.2)
+    assert model.logit_scale.exp().item() == pytest.approx(1 / 0.2)
     with torch.no_grad():
         model.logit_scale.fill_(9.0)
     model.clamp_logit_scale()
-    assert model.logit_scale.exp().item() == pytest.approx(100)
+    assert model.logit_scale.exp().item() == pytest.approx(1 / least)
 
 
 @pytest.mark.parametrize("image_encoder", IMAGE_ENCODERS)
@@ -294,6 +296,13 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path, model):
     for name in ("other.pth", "tensor.pth", "missing.pth", "."):
         with pytest.raises(InputError):
             CLIP.load(tmp_path / name)
+
+
+def test_a_checkpoint_of_other_words_is_refused(changed, model):
+    state = model.state_dict()
+    state["towers.text._extra_state"] = ["fat", *state["towers.text._extra_state"][1:]]
+    with pytest.raises(InputError, match="other words than this version's captions"):
+        CLIP.load(changed(state_dict=state))
 
 
 def test_another_architecture_is_refused(tmp_path, model):

@@ -12,6 +12,9 @@ from pathlib import Path
 from my_utils import ArgumentParser, InputError, is_whole, number
 
 TEXT_MODEL = "albert-base-v2"
+# The least that training may make of the temperature: 0.01 as in the paper. Captions that describe keep a higher one,
+# so that similarities stay graded: of thick digits, too, the thicker one is closer to "thick".
+MIN_TEMPERATURE = {"digit": 0.01, "described": 0.1}
 TEXT_LR = 2e-5  # peak learning rate of a language model that trains
 
 
@@ -28,7 +31,6 @@ class Settings:
     embed_dim: int = option(64, "dimensions of the shared space", low=2, high=4096)
     width: int = option(16, "channels of the CNN's first stage", low=1, high=256)
     init_temperature: float = option(0.1, "temperature of the logits at the start", low=0.01, high=10)
-    min_temperature: float = option(0.1, "the least that training may make of it", low=0.01, high=10)
     captions: str = option(
         "described",
         "what a text says: digit: which digit; described: any part of digit, thickness and slant, or no digit",
@@ -114,7 +116,6 @@ PRESETS = {
     "accuracy": {
         "captions": "digit",
         "init_temperature": 0.07,
-        "min_temperature": 0.01,
         "epochs": 30,
         "width": 32,
         "ema_decay": 0.998,
@@ -122,7 +123,6 @@ PRESETS = {
     # No border, little of the CNN at full resolution, one epoch without augmentation.
     "speed": {
         "captions": "digit",
-        "min_temperature": 0.01,
         "image_encoder": "fast",
         "embed_dim": 32,
         "width": 32,
@@ -159,6 +159,11 @@ def _check_together(s: Settings, given: dict) -> None:
         raise InputError("--muon-momentum is Muon's: give --muon-lr too, above 0, or leave it out")
     if s.captions == "digit" and "unseen_seed" in given:
         raise InputError("--unseen-seed is for captions that describe: leave it out, or add --captions described")
+    if s.init_temperature < MIN_TEMPERATURE[s.captions]:
+        raise InputError(
+            f"--init-temperature {s.init_temperature} is below {MIN_TEMPERATURE[s.captions]}, the least with --captions"
+            f" {s.captions}: make it larger"
+        )
     if s.captions == "described" and s.loss == "infonce_distinct":
         raise InputError("--loss infonce_distinct needs ten distinct captions: add --captions digit")
     if s.chunk_size and s.chunk_size > s.batch_size:
