@@ -214,10 +214,12 @@ class Truth(NamedTuple):
 
 
 def in_words(statements: int) -> str:
-    """A set of statements, as a person reads it: "four, thin, leaning left"."""
+    """A set of statements, as a person reads it, without what goes without saying: "four, very thin, leaning left"."""
     names = [name for k, name in enumerate(STATEMENTS) if statements >> k & 1]
-    plain = [name for name in names if name not in ("a digit", "no digit")]
-    return ", ".join(plain or names)
+    implied = {"a digit", "no digit"} | {
+        steps[k] for steps in (THICKNESS, SLANT) for k in (0, 2) if steps[3 + k // 2] in names
+    }
+    return ", ".join([name for name in names if name not in implied] or names)
 
 
 # ---- all captions of a kind ----

@@ -37,10 +37,10 @@ def test_logits_are_scaled_cosines(model):
     assert torch.equal(output.image_embeds, model.encode_image(images))
     assert torch.equal(output.text_embeds, model.encode_text(texts))
     cosine = torch.cosine_similarity(output.image_embeds[:, None], output.text_embeds[None], dim=-1)
-    torch.testing.assert_close(output.logits_per_image, cosine / 0.07)
+    torch.testing.assert_close(output.logits_per_image, cosine / 0.1)
     assert output.logits_per_image.shape == (3, 4)
     assert torch.equal(output.logits_per_text, output.logits_per_image.T)
-    assert output.logit_scale.item() == pytest.approx(1 / 0.07), "the factor, not its logarithm"
+    assert output.logit_scale.item() == pytest.approx(1 / 0.1), "the factor, not its logarithm"
 
 
 def test_the_towers_are_entries_by_modality(model):

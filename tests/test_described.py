@@ -34,20 +34,20 @@ class Known(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.captions, self.config = described_captions(), {"unseen_seed": 0}
+        self.captions, self.unseen = described_captions(), unseen_cells()
         self.logit_scale = torch.zeros(())
 
     def encode_text(self, texts: Texts) -> torch.Tensor:
         claims = self.captions.claims[texts.index // self.captions.phrasings][:, None]
-        steps = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+        steps = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])  # then the outer halves
         digit = (claims >> torch.arange(10) & 1).float()
-        places = [(claims >> first + torch.arange(3) & 1).float() @ steps for first in (FIRST_THICKNESS, FIRST_SLANT)]
+        places = [(claims >> first + torch.arange(5) & 1).float() @ steps for first in (FIRST_THICKNESS, FIRST_SLANT)]
         return nn.functional.normalize(torch.cat([digit, *places], dim=1), dim=1)
 
 
 def place(values: torch.Tensor, bounds: tuple[float, ...]) -> torch.Tensor:
     """Values [N] -> 0..1 along the half circle, in their order; the bounds of the steps halve their quarters."""
-    points = (float(values.min()), *bounds, float(values.max()))
+    points = (float(values.min()), *bounds[1:3], float(values.max()))
     return torch.from_numpy(np.interp(values, points, (0, 0.25, 0.75, 1))).float()
 
 
@@ -155,7 +155,7 @@ def test_sentences_of_another_hand_have_a_word_that_no_caption_has():
 
 def test_heads_by_hand():
     facts, _ = facts_of(torch.tensor([3, 0]), torch.tensor([9.0, 2.5]), torch.tensor([-0.5, 0.1]))
-    truth = Truth(facts, torch.zeros_like(facts), facts, torch.ones(2, 2))
+    truth = Truth(facts, torch.zeros_like(facts), facts)
     for sizes, share in (((90,), 90), ((10, 3, 3), 90)):  # the softmaxes multiply
         loss = HeadsLoss(sizes, masked=False)
         assert loss(torch.zeros(2, sum(sizes)), truth).item() == pytest.approx(math.log(share))
@@ -167,7 +167,7 @@ def test_heads_by_hand():
     # An image of no digit does not count; what is unknown has no part in its softmax.
     empty = torch.tensor([1 << FIRST_KIND], dtype=torch.int32)
     hidden = torch.tensor([1 << FIRST_THICKNESS, 0, 0], dtype=torch.int32)
-    three = Truth(torch.cat([facts, empty]), hidden, torch.cat([facts, empty]), torch.ones(3, 2))
+    three = Truth(torch.cat([facts, empty]), hidden, torch.cat([facts, empty]))
     loss = HeadsLoss((10, 3, 3), masked=True)(torch.zeros(3, 16), three).item()
     assert loss == pytest.approx((math.log(60) + math.log(90)) / 2)
 

@@ -160,7 +160,7 @@ def test_robustness_other_digits_and_open_set(evaluated, data_path):
     assert evaluated.results["another_hand"]["images"] == 1797
     assert evaluated.results["another_hand"]["accuracy"] > 0.8
     open_set = evaluated.results["open_set"]
-    assert open_set["letters"]["auroc"] > 0.8
+    assert open_set["letters"]["auroc"] > 0.6
     assert open_set["inverted noise"]["images"] == 500
     assert open_set["inverted noise"]["auroc"] > 0.95, "inverted digits and noise are trained as no digits"
     assert open_set["letters"]["auroc"] != open_set["letters"]["auroc_of_best_similarity"] > 0.5

@@ -55,7 +55,6 @@ BOUNDS = [
     (["--ema-decay", "1"], "number from 0 to 0.99999"),
     (["--init-temperature", "0"], "number from 0.01"),
     (["--init-temperature", "0.05"], "is below 0.1, the least with --captions described"),
-    (["--min-temperature", "0"], "number from 0.01"),
     (["--seed", "-1"], "whole number from 0 to 2147483648"),
     (["--unseen-seed", "-1"], "whole number from 0 to 2147483648"),
     (["--captions", "long"], "invalid choice"),

@@ -102,7 +102,7 @@ def test_a_described_run_tells_seen_and_unseen_cells_apart(described, data_path)
     metrics, history = described.metrics, described.metrics["history"]
     assert history[-1]["excess_loss"] < history[0]["excess_loss"]
     for split in ("val", "test"):
-        assert 0.15 < metrics[f"{split}_seen_accuracy"] < metrics[f"{split}_digit_accuracy"]  # one of ninety
+        assert 0.05 < metrics[f"{split}_seen_accuracy"] < metrics[f"{split}_digit_accuracy"]  # one of ninety
         assert 0 < metrics[f"{split}_unseen_accuracy"] < metrics[f"{split}_seen_accuracy"]
     for name in ("seen", "unseen"):
         assert metrics[f"val_{name}_accuracy"] != metrics[f"test_{name}_accuracy"]
