@@ -332,16 +332,45 @@ def described_table() -> str:
     ranks, outer = result["rank_correlation"], result["rank_correlation_outer"]
     device = result["cpu"] if result["device"] == "cpu" else result["device"]
     aurocs = [f"{name.replace('_', ' ')} {one['auroc']:.3f}" for name, one in result["open_set"].items()]
-    lines.append(
+    note = (
         f"\n95% intervals of one model of the first row: {'; '.join(bounds)}. Its rank correlation with thickness is"
         f" {ranks['thickness']['minimum']:.3f} for the worst digit, with slant {ranks['slant']['minimum']:.3f} (by the"
         f" words of the outer halves, as italic, {outer['thickness']['minimum']:.3f} and"
         f" {outer['slant']['minimum']:.3f}); text →"
         f" image mAP of the captions never seen {result['unseen_map']:.2%}; AUROC, digits against {', '.join(aurocs)}."
-        f" `{result['trained_by']}`, {device}, torch {result['torch_version']}, commit {result['commit']},"
-        f" {result['date']}"
     )
-    return "\n".join(lines)
+    if free := result["sentences"]:
+        best, ten, chance = (f"{value:.0%}" for value in (
+            free["best_image_fits"]["mean"], free["precision_at_10"]["mean"], free["precision_at_10_by_chance"]
+        ))  # fmt: skip
+        note += (
+            f" {len(free['each'])} sentences with words that no caption has, read by `plus`: the best of 10,000 images"
+            f" fits {best} of them, of the ten best {ten} (by chance {chance})."
+        )
+    note += f" `{result['trained_by']}`, {device}, torch {result['torch_version']}, commit {result['commit']}"
+    return "\n".join([*lines, f"{note}, {result['date']}"])
+
+
+def named_attributes_table() -> str:
+    """What named_attributes.py has measured."""
+    path = RESULTS / "named-attributes.json"
+    if not path.exists():
+        return NOT_MEASURED
+    result = json.loads(path.read_text())
+    lines = [
+        "| loss | captions name | modality gap | effective rank of the images | of the captions"
+        " | thickness mAP within a digit | slant mAP within a digit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        plain = [f"{row[name]['mean']:.2f} ± {row[name]['std'] or 0:.2f}" for name in NAMED_ATTRIBUTES]
+        cells = [*plain, percent(row["thickness_map"]), percent(row["slant_map"])]
+        lines.append(f"| `{row['loss']}` | {row['captions_name']} | {' | '.join(cells)} |")
+    seeds = ", ".join(map(str, result["seeds"]))
+    return "\n".join([*lines, "", f"Seeds {seeds}, {result['epochs']} epochs; {about(result)}"])
+
+
+NAMED_ATTRIBUTES = ("modality_gap", "rank_of_images", "rank_of_captions")
 
 
 def versions_table() -> str:
@@ -373,6 +402,7 @@ BLOCKS = {
     "speed": speed_table,
     "speed-slow": lambda: speed_table("speed-slow"),
     "described": described_table,
+    "named-attributes": named_attributes_table,
     "results": lambda: seed_table("default", "digit", "plus", "accuracy"),
     "versions": versions_table,
     "accuracy-cuda": lambda: seed_table("accuracy-cuda"),

@@ -197,7 +197,8 @@ def test_the_table_of_descriptions_has_a_row_for_each_kind_of_model(tmp_path, mo
 
     one = row_of("ours", [measured(0.91), measured(0.93)], {"seeds": [0, 1], "unseen_seeds": [0]})
     other = row_of("drawn anew", [measured(0.5)], {"seeds": [0], "unseen_seeds": [0, 1]})
-    result = {"rows": [one, other], "intervals": {"seen": [0.8, 0.9]}, "trained_by": "python train.py --seed S"}
+    result = {"rows": [one, other], "intervals": {"seen": [0.8, 0.9]}, "sentences": None}
+    result |= {"trained_by": "python train.py --seed S"}
     result |= {name: one[name] for name in ("rank_correlation", "rank_correlation_outer", "unseen_map", "open_set")}
     result |= {"device": "cpu", "cpu": "A CPU, 2 threads", "torch_version": "2", "commit": "abc", "date": "2026-01-01"}
     (tmp_path / "described.json").write_text(json.dumps(result))
