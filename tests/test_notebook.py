@@ -191,8 +191,7 @@ def test_descriptions_in_the_fewest_words():
 
 
 def test_pictures_of_descriptions_tell_how_images_measure_and_what_was_never_trained(data_path):
-    model, split = CLIP(8, width=2).eval(), load_mnist("test", data_path)
-    model.config = {"unseen_seed": 3}
+    model, split = CLIP(8, width=2, unseen_seed=3).eval(), load_mnist("test", data_path)
     features = torch.nn.functional.normalize(torch.randn(len(split.labels), 8), dim=1)
     best, notes, is_true = pictures.found(model, split, features, (4, 0, -1), 50)
     thickness, slant = measure(split.images[best])
