@@ -191,6 +191,11 @@ FIRST_KIND, FIRST_THICKNESS, FIRST_SLANT = (
 )
 
 
+def holds(claims: Tensor, facts: Tensor) -> Tensor:
+    """Whether all claims are among the facts: sets of statements of shapes that broadcast -> bool."""
+    return (claims & ~facts) == 0
+
+
 class Truth(NamedTuple):
     """What is true of B images, and what B texts claim of them: sets of statements, int32 [B] each.
 
@@ -204,7 +209,7 @@ class Truth(NamedTuple):
 
     def true(self, images: Tensor | slice = slice(None), texts: Tensor | slice = slice(None)) -> Tensor:
         """For these of the images and these of the texts: bool [images, texts]."""
-        return (self.claims[texts] & ~self.facts[images][:, None]) == 0
+        return holds(self.claims[texts], self.facts[images][:, None])
 
     def undecided(self, images: Tensor | slice = slice(None), texts: Tensor | slice = slice(None)) -> Tensor:
         """Neither true nor false: what is not a fact of what they claim is unknown. bool [images, texts]."""
@@ -241,6 +246,11 @@ class Captions:
         """For each of B things a phrasing at random -> the texts and their claims [B]."""
         drawn = torch.randint(self.phrasings, things.shape, device=things.device) if self.phrasings > 1 else 0
         return Texts(self.sentences, things * self.phrasings + drawn), self.claims.to(things.device)[things]
+
+    def all_of(self, things: Tensor) -> Texts:
+        """Every phrasing of T things, one thing after the other: T * phrasings texts."""
+        places = things[:, None] * self.phrasings + torch.arange(self.phrasings, device=things.device)
+        return Texts(self.sentences, places.flatten())
 
     def of_digits(self) -> Tensor:
         """The things that name a digit and nothing else, int64 [10]."""
@@ -291,6 +301,11 @@ def things_of_cells() -> Tensor:
 
 
 NO_DIGIT_THING = thing(10)  # behind the nines; the kinds follow
+
+
+def things_of_no_digits() -> Tensor:
+    """The things that say that there is no digit: of any kind, then of each kind. int64 [1 + kinds]."""
+    return NO_DIGIT_THING + torch.arange(1 + len(NOT_DIGITS))
 
 
 def phrasings(digit: int, thickness: int, slant: int) -> list[str]:

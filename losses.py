@@ -131,10 +131,8 @@ class Loss:
         """
         total = self.of_rows(Strip(*per_image, rows, truth.true(images=rows), truth.undecided(images=rows)))
         if self.both_directions:
-            of_texts = (
-                truth.true(texts=rows).T,
-                truth.undecided(texts=rows).T,
-            )  # a text's images are not an image's texts
+            # A text's images are not an image's texts: the matrix is not symmetric.
+            of_texts = truth.true(texts=rows).T, truth.undecided(texts=rows).T
             total = (total + self.of_rows(Strip(*per_text, rows, *of_texts))) / 2
         return total / len(truth.claims)
 

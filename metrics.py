@@ -27,36 +27,29 @@ def embed_images(model: CLIP, images: Tensor, batch_size: int = 250) -> Tensor:
 
 
 @torch.no_grad()
-def caption_vectors(model: CLIP, things: Tensor) -> Tensor:
-    """Things to say [T], places in `model.captions` -> unit vectors [T, embed_dim], from the text tower as it is now.
+def prompt_ensemble(model: CLIP, texts: list[str] | Texts, phrasings: int) -> Tensor:
+    """T * `phrasings` texts, those of one thing behind each other -> unit vectors [T, embed_dim], in eval mode.
 
-    Each is the mean of its phrasings' embeddings, normalised again (the prompt ensemble of Radford et al., 2021,
-    section 3.1.4).
+    Each is the mean of its phrasings' embeddings, normalised again (Radford et al., 2021, section 3.1.4).
     """
     training = model.training
     model.eval()
-    captions, things = model.captions, things.to(model.logit_scale.device)
-    phrasings = things[:, None] * captions.phrasings + torch.arange(captions.phrasings, device=things.device)
-    features = model.encode_text(Texts(captions.sentences, phrasings.flatten()))
+    features = model.encode_text(texts)
     model.train(training)
-    return mean_direction(features.view(*phrasings.shape, -1))
+    return F.normalize(features.view(-1, phrasings, features.shape[-1]).mean(dim=1), dim=-1)
+
+
+def caption_vectors(model: CLIP, things: Tensor) -> Tensor:
+    """Things to say [T], places in `model.captions` -> unit vectors [T, embed_dim], by the text tower as it is now."""
+    texts = model.captions.all_of(things.to(model.logit_scale.device))
+    return prompt_ensemble(model, texts, model.captions.phrasings)
 
 
 def digit_classifier(model: CLIP, templates: Sequence[str] | None = None) -> Tensor:
     """Unit vectors [10, embed_dim], the captions that name a digit alone; `templates`: those filled with each digit."""
     if templates is None:
         return caption_vectors(model, model.captions.of_digits())
-    training = model.training
-    model.eval()
-    with torch.no_grad():
-        features = model.encode_text(list(all_sentences(templates)))
-    model.train(training)
-    return mean_direction(features.view(10, len(templates), -1))
-
-
-def mean_direction(features: Tensor) -> Tensor:
-    """[T, P, embed_dim] -> the means over P, as unit vectors [T, embed_dim]."""
-    return F.normalize(features.mean(dim=1), dim=-1)
+    return prompt_ensemble(model, list(all_sentences(templates)), len(templates))
 
 
 def caption_accuracy(similarity: Tensor, labels: Tensor) -> float:

@@ -61,12 +61,10 @@ def train(settings: Settings, given: dict) -> int:
     seed_everything(settings.seed)
 
     # ---- data ----
-    distinct = settings.loss == "infonce_distinct"
     with distributed.share_errors():
         if is_main:
             provision(settings.data_path)  # the first process fetches for all
-    captions, unseen = captions_of(settings.captions, settings.text_encoder), unseen_cells(settings.unseen_seed)
-    pairs = MNISTPairs("train", settings.data_path, device, captions, unseen, distinct=distinct)
+    pairs = build_pairs(settings, device)
     val_split = load_mnist("val", settings.data_path, device)
     check_batch(settings, pairs, world_size)
     steps = len(pairs) // settings.batch_size  # an epoch
@@ -191,6 +189,18 @@ def finish(settings: Settings, run: Run, log: Log, val_split: Split, device: tor
 
 
 # ---- what the recipe above calls ----
+
+
+def build_pairs(settings: Settings, device: torch.device) -> MNISTPairs:
+    """The training pairs of these settings."""
+    return MNISTPairs(
+        "train",
+        settings.data_path,
+        device,
+        captions_of(settings.captions, settings.text_encoder),
+        unseen_cells(settings.unseen_seed),
+        distinct=settings.loss == "infonce_distinct",
+    )
 
 
 def build_model(settings: Settings, pairs: MNISTPairs | None = None) -> CLIP:

@@ -9,21 +9,21 @@ import statistics
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 
 import torch
 
 import train
-from attributes import unseen_cells
-from captions import captions_of
 from clip import CLIP
-from my_dataset import DATA_PATH, MNISTPairs
+from my_dataset import DATA_PATH, Batch, MNISTPairs
 from my_utils import ArgumentParser, InputError, atomic_write, device_name, use_precision
 from training.ema import Ema
-from training.optimizers import make_optimizers
+from training.optimizers import WARMUP, make_optimizers, warmup_cosine
 from training.run import git_commit
-from training.settings import WHERE, read_flags
+from training.settings import WHERE, Settings, read_flags
 from training.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,6 +41,14 @@ def parser_of(doc: str, device: bool = True) -> ArgumentParser:
     if device:
         parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     return parser
+
+
+def parse_with_flags(parser: ArgumentParser) -> tuple[Namespace, list[str]]:
+    """The script's own arguments, and what stands behind `--`: flags of train.py."""
+    ours, flags = sys.argv[1:], []
+    if "--" in ours:
+        ours, flags = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
+    return parser.parse_args(ours), flags
 
 
 def about(device: torch.device) -> dict:
@@ -123,15 +131,8 @@ class Training:
         self.settings, _ = read_flags(["--data-path", str(DATA), *flags])
         settings = self.settings
         torch.manual_seed(settings.seed)
-        pairs = MNISTPairs(
-            "train",
-            settings.data_path,
-            device,
-            captions_of(settings.captions, settings.text_encoder),
-            unseen_cells(settings.unseen_seed),
-            augment=not settings.no_augment,
-            distinct=settings.loss == "infonce_distinct",
-        )
+        self.pairs = pairs = train.build_pairs(settings, device)
+        pairs.augment = not settings.no_augment
         train.check_batch(settings, pairs, world_size=1)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = train.build_model(settings, pairs).to(device, memory_format=layout).train()
@@ -150,6 +151,23 @@ class Training:
 
     def __call__(self) -> torch.Tensor:
         return self.step(next(self.batches))
+
+
+def steps_of(
+    step: TrainingStep,
+    pairs: MNISTPairs,
+    settings: Settings,
+    change: Callable[[Batch], Batch] = lambda batch: batch,
+) -> Iterator[int]:
+    """A whole training as train.py's: yields how many steps are done, after each one. `change` makes another batch."""
+    total = settings.epochs * (len(pairs) // settings.batch_size)
+    done = 0
+    for epoch in range(settings.epochs):
+        pairs.augment = not settings.no_augment and epoch + 1 < settings.epochs  # not in the last epoch
+        for batch in pairs.epoch(settings.batch_size, settings.seed, epoch):
+            step(change(batch), warmup_cosine(done, total, round(WARMUP * total)))
+            done += 1
+            yield done
 
 
 # ---- runs of train.py ----

@@ -12,9 +12,9 @@ not run again; one of train.py's that was cut off is resumed.
 
 import copy
 import io
+import os
 import shlex
 import statistics
-import sys
 import time
 from dataclasses import dataclass
 from datetime import date
@@ -26,26 +26,37 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from attributes import measure, unseen_cells
-from benchmarks.common import DATA, ROOT, finished_run, machine, parser_of, same_origin, spread, write_result
+from benchmarks.common import (
+    DATA,
+    ROOT,
+    finished_run,
+    machine,
+    parse_with_flags,
+    parser_of,
+    same_origin,
+    spread,
+    steps_of,
+    write_result,
+)
 from captions import (
     FIRST_SLANT,
     FIRST_THICKNESS,
     IS_DIGIT,
     Truth,
-    captions_of,
     facts_of,
+    holds,
     in_words,
     thing,
     things_of_cells,
 )
 from clip import CLIP, load_checkpoint
-from evaluation.described import described, of_cells
+from evaluation.described import described, of_cells, parts_of
 from evaluation.other_images import drawn_letters, fashion, inverted_noise
 from evaluation.retrieval import precision_at_k
 from evaluation.sections import embed, open_set, open_set_score, right_of
 from image_encoder import IMAGE_ENCODERS
 from metrics import caption_vectors, digit_classifier, embed_images
-from my_dataset import MNISTPairs, Split, load_mnist
+from my_dataset import Split, load_mnist
 from my_utils import (
     InputError,
     atomic_write,
@@ -57,9 +68,9 @@ from my_utils import (
     seed_everything,
     use_precision,
 )
-from train import build_model
+from train import build_model, build_pairs
 from training.ema import Ema
-from training.optimizers import WARMUP, make_optimizers, warmup_cosine
+from training.optimizers import make_optimizers
 from training.run import git_commit
 from training.settings import WHERE, Settings, read_flags
 from training.step import TrainingStep
@@ -114,14 +125,9 @@ def main() -> None:
     parser.add_argument(
         "--baseline-seeds", type=number(int, 0), nargs="+", default=[0], help="seeds of all but the words' table"
     )
-    parser.add_argument("--text-model", help="a language model's folder: sentences too")
+    parser.add_argument("--text-model", type=os.path.realpath, help="a language model's folder: sentences too")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
-    ours, flags = sys.argv[1:], []
-    if "--" in ours:
-        ours, flags = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
-    args = parser.parse_args(ours)
-    if args.text_model is not None:
-        args.text_model = str(Path(args.text_model).resolve())
+    args, flags = parse_with_flags(parser)
     runs = args.runs.resolve() / args.name
 
     # ---- train, or find trained ----
@@ -134,7 +140,8 @@ def main() -> None:
 
     def trained_heads(kind: str, seed: int) -> Path:
         path = runs / f"{kind}-seed{seed}.pth"
-        metrics[path] = finished_heads(path, kind, read_flags(["--seed", str(seed), *flags])[0])
+        settings, _ = read_flags(["--data-path", str(DATA), "--seed", str(seed), *flags])
+        metrics[path] = finished_heads(path, kind, settings)
         return path
 
     tables = [trained("table", seed, 0) for seed in args.seeds]
@@ -145,12 +152,7 @@ def main() -> None:
 
     # ---- the one look at the test split ----
     test = load_mnist("test", DATA)
-    others = {
-        "letters": drawn_letters(OTHER_IMAGES),
-        "inverted_noise": inverted_noise(test.images[:OTHER_IMAGES]),
-        "fashion_mnist": fashion(DATA),
-    }
-    others = {name: images for name, images in others.items() if images is not None}
+    others = other_images(test)
     over_seeds, over_few = ({"seeds": seeds, "unseen_seeds": [0]} for seeds in (args.seeds, args.baseline_seeds))
     models = [CLIP.load(path) for path in tables]
     measured = [of_model(model, test, others) for model in models]
@@ -166,21 +168,12 @@ def main() -> None:
         free = {"text_model": Path(args.text_model).parent.name} | of_sentences(readers, test)
     for kind, paths in heads.items():
         rows.append(row_of(KINDS[kind], [of_heads(path, test) for path in paths], over_few))
-    rows.append(
-        row_of("CLIP, table, the nearest seen cell", [nearest_seen(model, test) for model in models], over_seeds)
-    )
+    nearest = [nearest_seen(model, test) for model in models]
+    rows.append(row_of("CLIP, table, the nearest seen cell", nearest, over_seeds))
 
     # ---- write and print ----
-    first, origin = rows[0], same_origin(list(metrics.values()))
-    with_interval = [name for name in HEADLINES if name != "harmonic_mean"]
-    result = {name: first[name]["mean"] for name in HEADLINES}
-    result |= {
-        "spread": {name: first[name] for name in HEADLINES},
-        "intervals": averaged([{name: one[name]["interval"] for name in with_interval} for one in measured]),
-        **{
-            name: first[name]
-            for name in ("parts", "binding", "rank_correlation", "rank_correlation_outer", "unseen_map", "open_set")
-        },
+    origin = same_origin(list(metrics.values()))
+    result = headlines_of(rows[0], measured) | {
         "rows": rows,
         "sentences": free,
         "trained_by": shlex.join(["python", "train.py", "--seed", "S", *flags]),
@@ -190,17 +183,31 @@ def main() -> None:
         "date": max(one["date"] for one in metrics.values()),
     }
     write_result(args.name, result)
+    print_result(result)
 
-    print(f"\nright of 90 captions, % of test images, {machine(origin)}, torch {origin['torch_version']}")
+
+def headlines_of(first: dict, measured: list[dict]) -> dict:
+    """The first row and its models' measures -> what the result file begins with: means, their spread, intervals."""
+    with_interval = [name for name in HEADLINES if name != "harmonic_mean"]
+    more = ("parts", "binding", "rank_correlation", "rank_correlation_outer", "unseen_map", "open_set")
+    return {name: first[name]["mean"] for name in HEADLINES} | {
+        "spread": {name: first[name] for name in HEADLINES},
+        "intervals": averaged([{name: one[name]["interval"] for name in with_interval} for one in measured]),
+        **{name: first[name] for name in more},
+    }
+
+
+def print_result(result: dict) -> None:
+    print(f"\nright of 90 captions, % of test images, {machine(result)}, torch {result['torch_version']}")
     print(f"{'':38}" + "".join(f"{name:>15}" for name in HEADLINES))
-    for row in rows:
+    for row in result["rows"]:
         print(f"{row['name']:38}" + "".join(f"{shown(row[name]):>15}" for name in HEADLINES))
-    for name, ranks in first["rank_correlation"].items():
+    for name, ranks in result["rank_correlation"].items():
         print(f"rank correlation with {name}, the worst digit: {ranks['minimum']:.3f}")
-    print("text -> image mAP of the captions never seen:", f"{first['unseen_map']:.2%}")
-    for name, score in first["open_set"].items():
+    print("text -> image mAP of the captions never seen:", f"{result['unseen_map']:.2%}")
+    for name, score in result["open_set"].items():
         print(f"AUROC, digits against {name}: " + f"{score['auroc']:.4f}")
-    if free:
+    if free := result["sentences"]:
         print("sentences of another hand: " + ", ".join(f"{name} {free[name]['mean']:.2%}" for name in SENTENCE_SCORES))
 
 
@@ -212,11 +219,22 @@ def shown(values: dict) -> str:
 # ---- what a model reaches ----
 
 
+def other_images(test: Split) -> dict[str, Tensor]:
+    """Sets of images that are no digit; without Fashion-MNIST where it is not installed."""
+    others = {
+        "letters": drawn_letters(OTHER_IMAGES),
+        "inverted_noise": inverted_noise(test.images[:OTHER_IMAGES]),
+        "fashion_mnist": fashion(DATA),
+    }
+    return {name: images for name, images in others.items() if images is not None}
+
+
 def of_model(model: CLIP, test: Split, others: dict[str, Tensor]) -> dict:
     """`described`, and how well digits are told from each set of other images."""
     features = {name: embed(model, images) for name, images in ({"digits": test.images} | others).items()}
     scores = {name: open_set_score(model, x) for name, x in features.items()}
-    best = {name: (x @ digit_classifier(model).cpu().T).amax(dim=1) for name, x in features.items()}
+    captions = digit_classifier(model).cpu()
+    best = {name: (x @ captions.T).amax(dim=1) for name, x in features.items()}
     return described(model, features["digits"], test) | {"open_set": open_set(scores, best, others)}
 
 
@@ -228,7 +246,7 @@ def nearest_seen(model: CLIP, test: Split) -> dict:
 
 
 def of_answers(cells: Tensor, test: Split, unseen: Tensor) -> dict:
-    return of_cells(cells, test, unseen) | {"digit": right_of(cells // 9, test.labels)}
+    return of_cells(cells, test, unseen) | {"digit": right_of(parts_of(cells)["digit"], test.labels)}
 
 
 def row_of(name: str, measured: list[dict], over: dict) -> dict:
@@ -271,7 +289,7 @@ def of_sentences(models: list[CLIP], test: Split) -> dict:
     things = thing(*claims.T)
     is_whole = (claims >= 0).all(dim=1)
     facts, _ = facts_of(test.labels, *measure(test.images))
-    fits = (models[0].captions.claims[things] & ~facts[:, None]) == 0  # [N, S], as in Truth.true
+    fits = holds(models[0].captions.claims[things], facts[:, None])  # [N, S]
     grid = torch.cartesian_prod(torch.arange(-1, 10), torch.arange(-1, 3), torch.arange(-1, 3))
     candidates = {"own_caption_of_176": thing(*grid.T), "own_caption_of_90": things_of_cells()}
     scores, precisions = {name: [] for name in SENTENCE_SCORES}, []
@@ -405,32 +423,26 @@ def finished_heads(path: Path, kind: str, settings: Settings) -> dict:
     device = pick_device(settings.device)
     bf16 = use_precision(settings.precision, device)
     seed_everything(settings.seed)
-    unseen = unseen_cells(settings.unseen_seed)
-    captions = captions_of(settings.captions, settings.text_encoder)
-    pairs, val = MNISTPairs("train", DATA, device, captions, unseen), load_mnist("val", DATA, device)
+    pairs, val = build_pairs(settings, device), load_mnist("val", DATA, device)
     if kind == "no_rule":
         pairs.unknown.zero_()
     cells = facts_of(val.labels, *measure(val.images))[1]
-    is_seen = ~unseen.flatten().to(device)[cells]
+    is_seen = ~pairs.unseen[cells]
     steps = len(pairs) // settings.batch_size
-    total_steps = settings.epochs * steps
 
     model = model_of(kind, settings).to(device, memory_format=torch.channels_last).train()
     ema = Ema(model, settings.ema_decay) if settings.ema_decay else None
     chosen = ema.model if ema else model
     step = TrainingStep(model, make_optimizers(model, settings), bf16=bf16, ema=ema)
-    started, done, best = time.perf_counter(), 0, -1.0
-    with tqdm(total=total_steps, desc=path.stem, unit="step", disable=None) as bar:
-        for epoch in range(settings.epochs):
-            pairs.augment = not settings.no_augment and epoch + 1 < settings.epochs  # not in the last epoch
-            for batch in pairs.epoch(settings.batch_size, settings.seed, epoch):
-                step(batch, warmup_cosine(done, total_steps, round(WARMUP * total_steps)))
-                done += 1
-                bar.update()
-            seen = (cells_of(chosen, val.images) == cells)[is_seen].float().mean().item()
-            if seen >= best:
-                best, weights = seen, copy.deepcopy(chosen.state_dict())
-                best_epoch = epoch + 1
+    started, best = time.perf_counter(), -1.0
+    training = steps_of(step, pairs, settings)
+    for done in tqdm(training, total=settings.epochs * steps, desc=path.stem, unit="step", disable=None):
+        if done % steps:
+            continue
+        seen = (cells_of(chosen, val.images) == cells)[is_seen].float().mean().item()  # at an epoch's end
+        if seen >= best:
+            best, weights = seen, copy.deepcopy(chosen.state_dict())
+            best_epoch = done // steps
     metrics = {
         "val_seen_accuracy": best,
         "best_epoch": best_epoch,

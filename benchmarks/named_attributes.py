@@ -9,15 +9,13 @@ shows. Everything behind `--` goes to train.py's settings. Measured on the test 
 benchmarks/results/named-attributes.json and benchmarks/named-attributes.png.
 """
 
-import sys
-
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
 from attributes import measure
-from benchmarks.common import DATA, ROOT, Training, about, parser_of, spread, write_result
+from benchmarks.common import DATA, ROOT, Training, about, parse_with_flags, parser_of, spread, steps_of, write_result
 from benchmarks.described import SIDES, bits
 from captions import IS_DIGIT, Captions, facts_of, thing
 from clip import CLIP
@@ -26,9 +24,8 @@ from evaluation.pictures import COLOURS, save_figure
 from evaluation.retrieval import average_precision
 from evaluation.sections import embed
 from metrics import caption_accuracy, caption_vectors, digit_classifier
-from my_dataset import Batch, MNISTPairs, Split, load_mnist
+from my_dataset import Batch, Split, load_mnist
 from my_utils import exit_on_input_error, number, pick_device
-from training.optimizers import WARMUP, warmup_cosine
 
 NAMED = ("digit", "digit, one attribute", "digit, both attributes")  # by how many attributes a caption names
 LOSSES = ("multi_positive", "infonce")  # the latter is CLIP's own, as in the paper
@@ -39,10 +36,7 @@ BUDGET = ["--image-encoder", "fast", "--epochs", "2"]
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--seeds", type=number(int, 0), nargs="+", default=[0, 1, 2], help="training seeds")
-    ours, flags = sys.argv[1:], []
-    if "--" in ours:
-        ours, flags = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
-    args = parser.parse_args(ours)
+    args, flags = parse_with_flags(parser)
     device = pick_device(args.device)
 
     test, rows = load_mnist("test", DATA), []
@@ -77,14 +71,13 @@ def main() -> None:
 def trained(flags: list[str], named: int, device: torch.device) -> Training:
     """A whole training as train.py's, on all cells, with other captions."""
     training = Training(flags, device)
-    settings, captions = training.settings, training.model.captions
-    pairs = MNISTPairs("train", DATA, device, captions, unseen=torch.zeros(10, 3, 3, dtype=torch.bool))
-    total, done = settings.epochs * (len(pairs) // settings.batch_size), 0
-    for epoch in range(settings.epochs):
-        pairs.augment = not settings.no_augment and epoch + 1 < settings.epochs
-        for batch in pairs.epoch(settings.batch_size, settings.seed, epoch):
-            training.step(with_captions(batch, captions, named), warmup_cosine(done, total, round(WARMUP * total)))
-            done += 1
+    training.pairs.unseen.zero_()
+    training.pairs.unknown.zero_()
+    captions = training.model.captions
+    for _ in steps_of(
+        training.step, training.pairs, training.settings, lambda batch: with_captions(batch, captions, named)
+    ):
+        pass
     return training
 
 

@@ -9,10 +9,18 @@ run again, one that was cut off is resumed.
 """
 
 import shlex
-import sys
 from pathlib import Path
 
-from benchmarks.common import ROOT, finished_run, machine, parser_of, same_origin, spread, write_result
+from benchmarks.common import (
+    ROOT,
+    finished_run,
+    machine,
+    parse_with_flags,
+    parser_of,
+    same_origin,
+    spread,
+    write_result,
+)
 from my_utils import exit_on_input_error, number
 
 COLUMNS = (
@@ -28,10 +36,7 @@ def main() -> None:
     parser.add_argument("--name", required=True, help="name of the setting, and of its result file")
     parser.add_argument("--seeds", type=number(int, 0), nargs="+", default=[0, 1, 2], help="training seeds")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
-    ours, flags = sys.argv[1:], []
-    if "--" in ours:
-        ours, flags = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
-    args = parser.parse_args(ours)
+    args, flags = parse_with_flags(parser)
 
     runs = args.runs.resolve()
     metrics = [finished_run(runs / f"{args.name}-seed{seed}", ["--seed", str(seed), *flags]) for seed in args.seeds]

@@ -10,7 +10,7 @@ import json
 import re
 import sys
 
-from benchmarks.common import RESULTS, ROOT, parser_of
+from benchmarks.common import RESULTS, ROOT, machine, parser_of
 from my_utils import InputError, atomic_write, exit_on_input_error
 
 DOCUMENTS = ("README.md", "README.zh-CN.md", "benchmarks/README.md")
@@ -59,12 +59,11 @@ def seed_table(*names: str) -> str:
             continue
         result = json.loads(path.read_text())
         rows = result["results"]
-        device = result["cpu"] if result["device"] == "cpu" else result["device"]
         lines.append(
             f"| `{result['command']}` | {', '.join(map(str, result['seeds']))}"
             f" | **{percent(rows['test_digit_accuracy'])}** | {percent(rows['test_text_to_image_precision'])}"
             f" | {percent(rows['val_digit_accuracy'])} | {seconds(rows['train_seconds'])}"
-            f" | {device}, {result['torch_version']}, {result['commit']}, {result['date']} |"
+            f" | {machine(result)}, {result['torch_version']}, {result['commit']}, {result['date']} |"
         )
     return "\n".join(lines)
 
@@ -330,7 +329,6 @@ def described_table() -> str:
         lines.append(f"| {row['name']} | {' | '.join(cells)} | {seeds} |")
     bounds = [f"{name.replace('_', ', ')} {low:.2%} to {high:.2%}" for name, (low, high) in result["intervals"].items()]
     ranks, outer = result["rank_correlation"], result["rank_correlation_outer"]
-    device = result["cpu"] if result["device"] == "cpu" else result["device"]
     aurocs = [f"{name.replace('_', ' ')} {one['auroc']:.3f}" for name, one in result["open_set"].items()]
     note = (
         f"\n95% intervals of one model of the first row: {'; '.join(bounds)}. Its rank correlation with thickness is"
@@ -347,7 +345,7 @@ def described_table() -> str:
             f" {len(free['each'])} sentences with words that no caption has, read by `plus`: the best of 10,000 images"
             f" fits {best} of them, of the ten best {ten} (by chance {chance})."
         )
-    note += f" `{result['trained_by']}`, {device}, torch {result['torch_version']}, commit {result['commit']}"
+    note += f" `{result['trained_by']}`, {machine(result)}, torch {result['torch_version']}, commit {result['commit']}"
     return "\n".join([*lines, f"{note}, {result['date']}"])
 
 

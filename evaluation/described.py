@@ -11,7 +11,7 @@ from captions import facts_of, thing, things_of_cells
 from clip import CLIP
 from evaluation.retrieval import average_precision
 from evaluation.sections import right_of
-from metrics import caption_vectors
+from metrics import caption_vectors, digit_classifier
 from my_dataset import Split
 
 PARTS = ("digit", "thickness", "slant")
@@ -24,7 +24,7 @@ def described(model: CLIP, features: Tensor, split: Split) -> dict:
     cells = facts_of(split.labels, thickness, slant)[1]
     unseen = model.unseen.flatten()  # bool [90]
     similarity = features @ caption_vectors(model, things_of_cells()).cpu().T  # [N, 90]
-    digits = features @ caption_vectors(model, model.captions.of_digits()).cpu().T  # [N, 10]
+    digits = features @ digit_classifier(model).cpu().T  # [N, 10]
     # What says one attribute and nothing else, its upper step without its lower one.
     ends = [(-1, 2, -1), (-1, 0, -1), (-1, -1, 2), (-1, -1, 0)]
     ends += [(-1, 4, -1), (-1, 3, -1), (-1, -1, 4), (-1, -1, 3)]  # of the outer halves
@@ -66,7 +66,7 @@ def of_cells(predicted: Tensor, split: Split, unseen: Tensor) -> dict:
 
 def parts_of(cells: Tensor) -> dict[str, Tensor]:
     """Places in a flat [10, 3, 3] -> the place along each side."""
-    return {"digit": cells // 9, "thickness": cells // 3 % 3, "slant": cells % 3}
+    return dict(zip(PARTS, torch.unravel_index(cells, (10, 3, 3)), strict=True))
 
 
 def binding(similarity: Tensor, cells: Tensor, unseen: Tensor) -> dict:

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from attributes import SLANT, THICKNESS, is_clear, measure
-from captions import DIGIT_WORDS, facts_of, thing, with_article
+from captions import DIGIT_WORDS, facts_of, holds, thing, with_article
 from clip import CLIP
 from data.not_digits import overlap
 from metrics import embed_images
@@ -157,9 +157,9 @@ NEVER = "never trained"
 def described_search(model: CLIP, split: Split, features: Tensor, count: int = 8) -> Figure:
     """The images closest to six descriptions, best first, with their measures; the last two are of unseen cells."""
     cells = facts_of(split.labels, *measure(split.images))[1].bincount(minlength=90).view(10, 3, 3)
-    unseen = (cells * model.unseen).flatten().topk(2).indices  # the most frequent ones
+    unseen = torch.unravel_index((cells * model.unseen).flatten().topk(2).indices, cells.shape)  # most frequent ones
     rows = []
-    for said in (*SEARCHED, *((int(cell) // 9, int(cell) // 3 % 3, int(cell) % 3) for cell in unseen)):
+    for said in (*SEARCHED, *zip(*(side.tolist() for side in unseen), strict=True)):
         best, notes, is_true = found(model, split, features, said, count)
         name = in_short(*said).replace(" leaning", "\nleaning") + f"\n({NEVER})" * is_unseen(model, said)
         rows.append((name, None, split.images[best], [note.replace(", ", "\n") for note in notes], is_true))
@@ -191,7 +191,8 @@ def described_matrix(model: CLIP, split: Split, features: Tensor) -> Figure:
     other, against the nine sentences: those of the diagonal are true."""
     thickness, slant = measure(split.images)
     cells, clear = facts_of(split.labels, thickness, slant)[1], is_clear(thickness, slant)
-    index = [int(((cells == (9 * d + 3 * t + s)) & clear).nonzero()[0, 0]) for d, t, s in COMPARED]
+    compared = np.ravel_multi_index(tuple(np.transpose(COMPARED)), (10, 3, 3))
+    index = [int(((cells == cell) & clear).nonzero()[0, 0]) for cell in compared]
     two = overlap(split.images[:2, None].float() / 255, torch.Generator().manual_seed(0))[:1, 0]
     vectors = torch.cat([features[index], embed_images(model, two).cpu()])
     sentences = [*(in_short(*said) for said in COMPARED), "two digits on top of each other"]
@@ -214,7 +215,7 @@ def found(model: CLIP, split: Split, features: Tensor, said: tuple, count: int) 
     thickness, slant = measure(split.images[best])
     facts, _ = facts_of(split.labels[best], thickness, slant)
     notes = [in_figures(*measures) for measures in zip(thickness, slant, strict=True)]
-    return best, notes, (model.captions.claims[thing(*said)] & ~facts == 0).tolist()
+    return best, notes, holds(model.captions.claims[thing(*said)], facts).tolist()
 
 
 def in_short(digit: int, thickness: int, slant: int) -> str:

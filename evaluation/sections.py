@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captions import DIGIT_WORDS, NO_DIGIT_THING, NOT_DIGITS
+from captions import DIGIT_WORDS, NOT_DIGITS, things_of_no_digits
 from clip import CLIP
 from data.not_digits import MAKERS
 from evaluation import geometry as of_space
@@ -53,9 +53,8 @@ def classification(similarity: Tensor, labels: Tensor, temperature: float) -> di
 
 def retrieval(model: CLIP, features: Tensor, captions: Tensor, labels: Tensor) -> dict:
     """Text -> image with the ten captions; image -> text among all phrasings of them; image -> image."""
-    phrasings = model.captions.of_digits()[:, None] * model.captions.phrasings + torch.arange(model.captions.phrasings)
     with torch.no_grad():
-        texts = model.encode_text([model.captions.sentences[i] for i in phrasings.flatten()]).cpu()  # [T, embed_dim]
+        texts = model.encode_text(model.captions.all_of(model.captions.of_digits())).cpu()  # [T, embed_dim]
     digits = torch.arange(10).repeat_interleave(model.captions.phrasings)
     similarity, to_texts, right = features @ captions.T, features @ texts.T, labels[:, None] == digits
 
@@ -154,7 +153,7 @@ def open_set_score(model: CLIP, features: Tensor) -> Tensor:
     nearest caption of no digit where the model has been trained on such."""
     score = (features @ digit_classifier(model).cpu().T).amax(dim=1)
     if model.captions.described:
-        no_digit = caption_vectors(model, NO_DIGIT_THING + torch.arange(1 + len(NOT_DIGITS))).cpu()
+        no_digit = caption_vectors(model, things_of_no_digits()).cpu()
         score = score - (features @ no_digit.T).amax(dim=1)
     return score
 
@@ -231,7 +230,7 @@ def no_digit_images(model: CLIP, split: Split, count: int = 8):
     sets = {"digits": split.images[:count]} | {name: MAKERS[name](digits, generator)[:, 0] for name in NOT_DIGITS}
     sets |= {"letters\n(never trained)": drawn_letters(count)}
     sets |= {"inverted noise\n(never trained)": inverted_noise(split.images[:count])}
-    things = torch.cat([model.captions.of_digits(), NO_DIGIT_THING + torch.arange(1 + len(NOT_DIGITS))])
+    things = torch.cat([model.captions.of_digits(), things_of_no_digits()])
     captions, names = caption_vectors(model, things).cpu(), (*DIGIT_WORDS, "no digit", *NOT_DIGITS)
     rows = []
     for name, images in sets.items():
