@@ -4,10 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train evaluate test lint format tensorboard notebook pictures benchmark clean
+.PHONY: train generator evaluate test lint format tensorboard notebook pictures benchmark clean
 
 train: .venv/use
 	$(BIN)/python train.py $(ARGS)
+
+# On the trained CLIP of runs/: what draws images from texts.
+generator: .venv/use
+	$(BIN)/python -m training.generator $(ARGS)
 
 evaluate: .venv/use
 	$(BIN)/python evaluate.py $(ARGS)

@@ -218,6 +218,27 @@ class Truth(NamedTuple):
         return (missing != 0) & ((missing & ~unknown) == 0)
 
 
+@functools.cache
+def _phrases() -> list[tuple[str, int]]:
+    """Every phrase with the bit of its statement, the longest first."""
+    bits = {name: 1 << k for k, name in enumerate(STATEMENTS)}
+    found = [(word, bits[word]) for word in DIGIT_WORDS] + [(str(k), 1 << k) for k in range(10)]
+    found += [(phrase, bits[kind]) for kind, phrases in NOT_DIGITS.items() for phrase in phrases]
+    found += [(phrase, IS_NONE) for phrase in NO_DIGIT]
+    for words in (THICKNESS_WORDS, SLANT_WORDS):
+        found += [(phrase, bits[step]) for step, both in words.items() for phrase in itertools.chain(*both)]
+    return sorted(found, key=lambda one: -len(one[0]))
+
+
+def claims_of(text: str) -> int:
+    """What a sentence claims, by the words and phrases of this module; 0 where it has none of them."""
+    text, claims = text.lower(), 0
+    for phrase, bit in _phrases():  # a long phrase hides the words in it: "as if with a thin pen"
+        text, n = re.subn(rf"(?<![\w-]){re.escape(phrase)}(?![\w-])", "|", text)
+        claims |= bit if n else 0
+    return claims
+
+
 def in_words(statements: int) -> str:
     """A set of statements, as a person reads it, without what goes without saying: "four, very thin, leaning left"."""
     names = [name for k, name in enumerate(STATEMENTS) if statements >> k & 1]

@@ -53,7 +53,7 @@ def main(settings: Settings, given: dict) -> int:
 def train(settings: Settings, given: dict) -> int:
     # ---- settings, device, seed ----
     distributed.start()
-    settings, run = open_run(settings, given)
+    settings, run = open_run(settings, given, settings.loss)
     with distributed.share_errors():
         device = pick_device(distributed.own_device(settings.device))
     bf16 = my_utils.use_precision(settings.precision, device)

@@ -211,11 +211,11 @@ def test_a_resumed_run_keeps_its_own_settings(tmp_path):
     run = tmp_path / "runs" / "run"
     own = Settings(lr=0.5, epochs=9, runs_dir="elsewhere", run_name="other").record()
     _, given = read_flags(["--resume", "run", "--device", "cpu", "--data-path", "here", "--lr", "0.5"])
-    again = resumed(given, own, run)
+    again = resumed(Settings, given, own, run)
     assert (again.lr, again.epochs, again.device, again.data_path) == (0.5, 9, "cpu", "here")
     assert (again.runs_dir, again.run_name, again.resume) == (str(run.parent), "run", None)
     with pytest.raises(InputError, match=r"--lr 0.5\): leave out --lr"):
-        resumed(read_flags(["--resume", "run", "--lr", "0.003"])[1], own, run)  # the default, but given
+        resumed(Settings, read_flags(["--resume", "run", "--lr", "0.003"])[1], own, run)  # the default, but given
 
 
 # ---- imports ----

@@ -298,7 +298,7 @@ def test_a_second_run_under_the_same_name_is_refused_and_changes_nothing(trained
 
 def test_two_runs_that_take_one_name_at_once(tmp_path):
     settings, given = read_flags(["--runs-dir", str(tmp_path), "--run-name", "run"])
-    (_, first), (_, second) = open_run(settings, given), open_run(settings, given)
+    (_, first), (_, second) = open_run(settings, given, "run"), open_run(settings, given, "run")
     first.begin([], settings, torch.device("cpu"), 5, 4)
     with pytest.raises(InputError, match=r"another process has just made .*run: choose another --run-name"):
         second.begin([], settings, torch.device("cpu"), 5, 4)
@@ -307,7 +307,7 @@ def test_two_runs_that_take_one_name_at_once(tmp_path):
 def saved_run(folder, **changes):
     """A run that was saved at its start, with some of its state changed."""
     settings, given = read_flags(["--runs-dir", str(folder.parent), "--run-name", folder.name, "--lr", "0.5"])
-    _, run = open_run(settings, given)
+    _, run = open_run(settings, given, "run")
     run.begin([], settings, torch.device("cpu"), 214, 4)
     run.lock.release()
     state = torch.load(folder / "last.pth", weights_only=True)

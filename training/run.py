@@ -22,19 +22,20 @@ from torch import Tensor
 from clip import load_checkpoint
 from my_utils import InputError, atomic_write, clear_temporary, short
 from training import distributed
-from training.settings import Settings, resumed
+from training.settings import Options, resumed
 
 STALE_SECONDS = 3600  # older temporary files in the folder of all runs are those of killed runs, and are removed
 STATE = {"epoch": int, "step": int, "seconds": float, "best": float, "epochs": list, "commit": str, "history": Tensor}
 
 
-def open_run(settings: Settings, given: dict) -> tuple[Settings, "Run"]:
+def open_run(settings, given: dict, label: str) -> tuple[Options, "Run"]:
     """The run's settings and folder: a new one, which is not made yet, or one to resume, locked and read.
 
+    `label` stands in a new folder's name beside the time and the seed.
     Raises InputError when the name is taken, or when there is nothing that could be resumed.
     """
     if settings.resume is None:
-        name = settings.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{settings.loss}_seed{settings.seed}"
+        name = settings.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{label}_seed{settings.seed}"
         run = Run(Path(settings.runs_dir) / distributed.gather_objects(name)[0])  # the name may hold the time
         with distributed.share_errors():
             if distributed.is_main() and os.path.lexists(run.folder):
@@ -51,7 +52,7 @@ def open_run(settings: Settings, given: dict) -> tuple[Settings, "Run"]:
     with distributed.share_errors():
         if run.saved is None:
             run.read()
-    return resumed(given, run.saved.pop("config"), run.folder), run
+    return resumed(type(settings), given, run.saved.pop("config"), run.folder), run
 
 
 def _find(resume: str, runs: Path) -> "Run":
@@ -115,7 +116,7 @@ class Run:
             return "is finished"
         return "diverged" if (self.folder / "diverged.txt").exists() else ""
 
-    def begin(self, parts: list, settings: Settings, device: torch.device, steps: int, columns: int) -> dict:
+    def begin(self, parts: list, settings: Options, device: torch.device, steps: int, columns: int) -> dict:
         """Make the folder of a new run, or bring `parts` (model, optimizers ...) to where a resumed one was.
 
         Returns the progress. Its `history` has the shape [steps per epoch, columns].
@@ -151,7 +152,7 @@ class Run:
             ) from None
         self.take_lock()
 
-    def _restore(self, settings: Settings, steps: int, columns: int) -> None:
+    def _restore(self, settings: Options, steps: int, columns: int) -> None:
         saved, path = self.saved, self.folder / "last.pth"
         self.state = {name: saved[name] for name in STATE}
         epoch, step = self.state["epoch"], self.state["step"]

@@ -24,8 +24,35 @@ def option(default, help: str, **checks):
     return field(default=default, metadata={"help": help, **checks})
 
 
+class Options:
+    """What the settings of training scripts share: dataclasses of `option`s."""
+
+    def record(self) -> dict:
+        """Plain values, for config.json and checkpoints."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: dict, source: str):
+        """Undo `record`. Raises InputError when it is another version's, or holds what no flag would take."""
+        known = {one.name: one for one in fields(cls)}
+        if not isinstance(record, dict) or record.keys() != known.keys():
+            raise InputError(f"{source} has the settings of another version of this program: start a new run")
+        for name, value in record.items():
+            if value == known[name].default and type(value) is type(known[name].default):
+                continue
+            kind = _kind(known[name])
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise InputError(f"{source} holds {name} {value!r}: start a new run")
+            if kind is not bool:
+                try:
+                    _check(known[name], str(value))
+                except argparse.ArgumentTypeError:
+                    raise InputError(f"{source} holds {name} {value!r}: start a new run") from None
+        return cls(**record)
+
+
 @dataclass
-class Settings:
+class Settings(Options):
     # model
     image_encoder: str = option("residual", "the CNN: residual, or fast and small", choices=("residual", "fast"))
     embed_dim: int = option(64, "dimensions of the shared space", low=2, high=4096)
@@ -85,29 +112,6 @@ class Settings:
         short="newest",
     )
 
-    def record(self) -> dict:
-        """Plain values, for config.json and checkpoints."""
-        return asdict(self)
-
-    @classmethod
-    def from_record(cls, record: dict, source: str) -> "Settings":
-        """Undo `record`. Raises InputError when it is another version's, or holds what no flag would take."""
-        known = {one.name: one for one in fields(cls)}
-        if not isinstance(record, dict) or record.keys() != known.keys():
-            raise InputError(f"{source} has the settings of another version of this program: start a new run")
-        for name, value in record.items():
-            if value == known[name].default and type(value) is type(known[name].default):
-                continue
-            kind = _kind(known[name])
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise InputError(f"{source} holds {name} {value!r}: start a new run")
-            if kind is not bool:
-                try:
-                    _check(known[name], str(value))
-                except argparse.ArgumentTypeError:
-                    raise InputError(f"{source} holds {name} {value!r}: start a new run") from None
-        return cls(**record)
-
 
 # What --preset changes; flags that are given win over it.
 PRESETS = {
@@ -138,9 +142,34 @@ PRESETS = {
 WHERE = ("device", "data_path", "runs_dir", "run_name", "resume")  # where a run happens, not what it is
 
 
+def same(name: str):
+    """An option of `Settings`, for another script's."""
+    one = Settings.__dataclass_fields__[name]
+    return field(default=one.default, metadata=one.metadata)
+
+
+@dataclass
+class GeneratorSettings(Options):
+    """What training/generator.py reads."""
+
+    clip: str = option("runs/best_model.pth", "the trained CLIP, which stays as it is")
+    epochs: int = option(
+        16, "passes over the training images; the first third trains the autoencoder", low=3, high=10_000
+    )
+    batch_size: int = option(256, "images per step", low=2, high=60_000)
+    lr: float = option(2e-3, "peak learning rate of AdamW", low=0, low_ok=False)
+    ema_decay: float = option(0.999, "moving average of the flows' weights, per step", low=0, high=0.99999)
+    seed: int = option(0, "seed of weights, order and noise", low=0, high=2**31)
+    device: str = same("device")
+    data_path: str = same("data_path")
+    runs_dir: str = option("runs/generator", "folder that gets a folder for this run")
+    run_name: str | None = same("run_name")
+    resume: str | None = same("resume")
+
+
 def read_flags(argv: list[str]) -> tuple[Settings, dict]:
     """Flags -> the settings, and those that were given, by name. Raises InputError for what cannot be."""
-    parser = _parser()
+    parser = _parser(Settings, "train.py", "Train a small CLIP on MNIST.", PRESETS)
     given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     preset = given.pop("preset", "default")
     settings = Settings(**PRESETS[preset] | given)
@@ -148,6 +177,18 @@ def read_flags(argv: list[str]) -> tuple[Settings, dict]:
         _check_together(settings, given)
     elif preset != "default" or "run_name" in given:
         raise InputError("--resume goes on with the run's own settings and name: leave out --preset and --run-name")
+    return settings, given
+
+
+def read_generator_flags(argv: list[str]) -> tuple[GeneratorSettings, dict]:
+    """The same for training/generator.py."""
+    parser = _parser(GeneratorSettings, "python -m training.generator", "Train a generator on a trained CLIP.")
+    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    settings = GeneratorSettings(**given)
+    if settings.run_name is not None:
+        check_run_name(settings.run_name)
+        if settings.resume is not None:
+            raise InputError("--resume goes on with the run's own name: leave out --run-name")
     return settings, given
 
 
@@ -198,29 +239,27 @@ def _check(one, text: str):
     return text
 
 
-def _parser() -> ArgumentParser:
-    """The flags of `Settings`; one that is not given is None."""
-    changes = "\n".join(
-        f"  {name:10}" + (" ".join(f"{_flag(k)} {v}".replace(" True", "") for k, v in preset.items()) or "the defaults")
-        for name, preset in PRESETS.items()
-    )
-    parser = ArgumentParser(
-        prog="train.py",
-        description="Train a small CLIP on MNIST.",
-        epilog=f"what each preset sets:\n{changes}\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--preset", choices=tuple(PRESETS), help="settings that go together (see below)")
-    for one in fields(Settings):
-        checks, kind = one.metadata, _kind(one)
+def _parser(kind: type[Options], prog: str, description: str, presets: dict | None = None) -> ArgumentParser:
+    """The flags of a dataclass of options; one that is not given is None."""
+    parser = ArgumentParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    if presets:
+        changes = "\n".join(
+            f"  {name:10}"
+            + (" ".join(f"{_flag(k)} {v}".replace(" True", "") for k, v in preset.items()) or "the defaults")
+            for name, preset in presets.items()
+        )
+        parser.epilog = f"what each preset sets:\n{changes}\n"
+        parser.add_argument("--preset", choices=tuple(presets), help="settings that go together (see below)")
+    for one in fields(kind):
+        checks, its = one.metadata, _kind(one)
         text = checks["help"].replace("%", "%%") + ("" if one.default is False else f" (default: {one.default})")
-        if kind is bool:
+        if its is bool:
             parser.add_argument(_flag(one.name), action="store_true", default=None, help=text)
         elif "choices" in checks:
             parser.add_argument(_flag(one.name), choices=checks["choices"], help=text)
         else:
             more = {"nargs": "?", "const": checks["short"]} if "short" in checks else {}
-            more |= {"type": functools.partial(_check, one), "metavar": kind.__name__.upper()}
+            more |= {"type": functools.partial(_check, one), "metavar": its.__name__.upper()}
             parser.add_argument(_flag(one.name), help=text, **more)
     return parser
 
@@ -229,9 +268,9 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def resumed(given: dict, record: dict, run: Path) -> Settings:
-    """The settings of a run that goes on: its own; only where it runs may change."""
-    own = Settings.from_record(record, str(run / "last.pth"))
+def resumed(kind: type[Options], given: dict, record: dict, run: Path):
+    """The settings, of this kind, of a run that goes on: its own; only where it runs may change."""
+    own = kind.from_record(record, str(run / "last.pth"))
     for name, value in given.items():
         if name in ("device", "data_path"):
             setattr(own, name, value)

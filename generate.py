@@ -1,0 +1,141 @@
+"""Draw digits through the shared space: from a text, from an image, or on the way between two.
+
+    python generate.py "a thick seven leaning left" "a thin zero" --count 16
+    python generate.py --image 3                              variations of a test image
+    python generate.py --image 3 --direction thin thick       a difference of two texts, added to its vector
+    python generate.py --from 3 --to 8                        from one test image to another, along the sphere
+
+Needs a trained CLIP (`make train`) and its generator (`make generator`). Writes a sheet to inference_test/.
+"""
+
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import my_utils
+from my_utils import ArgumentParser, InputError, number
+from training.settings import Settings
+
+TEST_IMAGES = 10_000
+FARTHEST = 0.5  # share of the way from an image's vector to a direction
+
+
+def read_flags(argv: list[str]) -> Namespace:
+    """The flags. Raises InputError for what cannot be."""
+    parser = ArgumentParser(prog="generate.py", description=__doc__.split("\n")[0])
+    place = {"type": number(int, 0, TEST_IMAGES - 1), "metavar": "N"}
+    parser.add_argument("texts", nargs="*", metavar="TEXT", help="descriptions; each gets a row")
+    parser.add_argument("--image", help="draw variations of this test image", **place)
+    parser.add_argument("--direction", nargs=2, metavar="TEXT", help="with --image: move it from one text to the other")
+    parser.add_argument("--from", dest="start", help="draw the way from this test image ...", **place)
+    parser.add_argument("--to", dest="end", help="... to this one", **place)
+    parser.add_argument("--count", type=number(int, 1, 100), default=16, metavar="N", help="images in a row")
+    parser.add_argument("--seed", type=number(int, 0, 2**31), default=0, metavar="N", help="seed of the noise")
+    parser.add_argument("--clip", default="runs/best_model.pth", metavar="FILE", help="the trained CLIP")
+    parser.add_argument(
+        "--generator", default="runs/generator/best_model.pth", metavar="FILE", help="the generator trained with it"
+    )
+    parser.add_argument("--text-model", default=None, help="the language model's folder, where it has moved")
+    parser.add_argument("--data-path", default=Settings.data_path, help="folder of MNIST; fetched when it is not there")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--pictures", default="inference_test", metavar="DIR", help="folder of the sheet")
+    args = parser.parse_args(argv)
+    way = args.start is not None or args.end is not None
+    if (bool(args.texts) + (args.image is not None) + way) != 1:
+        raise InputError("say what to draw: one or more texts, or --image N, or --from N --to M, and only one of these")
+    if way and (args.start is None or args.end is None):
+        raise InputError("a way has two ends: give both --from N and --to M")
+    if args.direction and args.image is None:
+        raise InputError("--direction moves an image: give --image N too")
+    return args
+
+
+if __name__ == "__main__":  # a wrong flag is refused before torch takes its seconds to load
+    FLAGS = my_utils.read_early(read_flags)
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attributes import SLANT, THICKNESS, measure
+from captions import DIGIT_WORDS, claims_of, facts_of, holds, in_words
+from clip import CLIP
+from evaluate import check_writable
+from evaluation import pictures
+from evaluation.generation import by_caption, drawn_facts
+from generator import Generator, slerp
+from metrics import embed_images
+from my_dataset import Split, load_mnist
+from my_utils import exit_on_input_error, pick_device
+
+
+def main(args: Namespace) -> None:
+    # ---- the models ----
+    device, folder = pick_device(args.device), Path(args.pictures)
+    clip = CLIP.load(args.clip, device, args.text_model)
+    generator = Generator.load(args.generator, clip)
+    check_writable(folder)
+    noise = torch.Generator(device).manual_seed(args.seed)
+    count = args.count
+
+    # ---- what is asked for: rows of names, images to start from, and image vectors [count, embed_dim] ----
+    started = time.perf_counter()
+    with torch.no_grad():
+        if args.texts:
+            vectors = clip.encode_text(args.texts).repeat_interleave(count, dim=0)
+            images = generator.draw(vectors, noise)
+            asked = [(text, None, claims_of(text)) for text in args.texts]
+            name, title = "drawn_texts", "drawn from texts"
+        else:
+            test = load_mnist("test", args.data_path, device)
+            first = args.image if args.image is not None else args.start
+            vector = embed_images(clip, test.images[first : first + 1])[0]  # [embed_dim]
+            asked = [describe(test, first)]
+            shares = torch.linspace(0, 1, count, device=device)
+            if args.start is not None:
+                other = embed_images(clip, test.images[args.end : args.end + 1])[0]
+                images = generator.decode(slerp(vector, other, shares), generator=noise, alike=True)
+                asked[0] = (f"{asked[0][0]}\nto {describe(test, args.end)[0]}", asked[0][1], 0)
+                name, title = f"drawn_way_{first}_to_{args.end}", "drawn on the way from one image to another"
+            elif args.direction:
+                low, high = clip.encode_text(args.direction)
+                towards = F.normalize(high - low, dim=0)
+                images = generator.decode(slerp(vector, towards, FARTHEST * shares), generator=noise, alike=True)
+                asked[0] = (f"{asked[0][0]}\n{args.direction[0]} to\n{args.direction[1]}", asked[0][1], 0)
+                name, title = f"drawn_direction_{first}", "drawn along the difference of two texts"
+            else:
+                images = generator.decode(vector.expand(count, -1), generator=noise)
+                name, title = f"drawn_variations_{first}", "drawn anew from the vector of an image"
+        seconds = time.perf_counter() - started
+
+        # ---- what was drawn ----
+        facts = drawn_facts(images, by_caption(clip)).view(-1, count)  # [rows, count]
+    thickness, slant = (x.view(-1, count).tolist() for x in measure(images))
+    rows = []
+    for row, (text, query, claims) in enumerate(asked):
+        fits = holds(torch.tensor(claims, device=device), facts[row]).tolist() if claims else [True] * count
+        notes = [f"{t:.1f} px\n{s:+.2f} rad" for t, s in zip(thickness[row], slant[row], strict=True)]
+        rows.append((text, query, images[row * count : (row + 1) * count, 0].cpu(), notes, fits))
+        line = text.replace("\n", " ")
+        if claims:
+            print(f"{line}: {sum(fits)} of {count} are {in_words(claims)}")
+        elif args.texts:
+            print(f"{line}: not judged, for it names no digit, thickness or slant in the words that this program knows")
+    path = folder / f"{name}.png"
+    pictures.save_figure(pictures.ranked_images(rows, title), path)
+    print(f"{len(images)} images in {seconds:.1f} s: {path}")
+    print("(the model itself says which digit it is; thickness and slant are measured)")
+
+
+def describe(test: Split, place: int) -> tuple[str, Tensor, int]:
+    """A test image's name, the image, and what its variations should keep: digit, thickness and slant."""
+    image, digit = test.images[place : place + 1], test.labels[place : place + 1]
+    cell = int(facts_of(digit, *measure(image))[1])
+    words = DIGIT_WORDS[cell // 9], THICKNESS[cell // 3 % 3], SLANT[cell % 3]
+    return f"test image {place}:\n{', '.join(words)}", image[0].cpu(), sum(claims_of(word) for word in words)
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        sys.exit(main(FLAGS))
