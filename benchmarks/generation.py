@@ -1,0 +1,294 @@
+"""Judge the generator: is what was asked for what was drawn, is it like the real ones, no copy, and of use?
+
+    python -m benchmarks.generation          the CLIP and the generator of runs/; a quarter of an hour on 2 CPU cores
+
+The judge is never the model that guided the drawing: a classifier that is trained here, on pixels, says which digit it
+is, and its features are those of the Frechet distance; thickness and slant are measured again. Each test image gives a
+caption of all that it is, and is not shown to the generator. Nothing is chosen by these figures.
+Writes results/generation.json.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from attributes import measure
+from benchmarks.common import DATA, Stopwatch, about, parser_of, spread, suffix, write_result
+from captions import facts_of, things_of_cells
+from clip import CLIP
+from evaluation.generation import drawn_facts
+from generator import STEPS, Flow, Generator
+from image_encoder import PIXEL_MEAN, PIXEL_STD, ImageEncoder
+from metrics import embed_images
+from my_dataset import Split, load_mnist, random_warp
+from my_utils import InputError, exit_on_input_error, number, pick_device
+from training.ema import Ema
+from training.generator import Material, draw_texts, encode, look_at, update
+from training.optimizers import warmup_cosine
+
+JUDGE_EPOCHS, FEW_EPOCHS = 6, 20  # of the judge; of classifiers that have 10,000 images
+SAMPLES = 10_000  # the test split's size
+NEIGHBOURS = 3  # k of precision and recall
+OTHER_STEPS = (1, 2, 4, 12)
+DIGITS_BITS, LOOK_BITS = (1 << 10) - 1, ~((1 << 10) - 1)
+
+
+def main() -> None:
+    parser = parser_of(__doc__)
+    parser.add_argument("--clip", default="runs/best_model.pth", metavar="FILE", help="the trained CLIP")
+    parser.add_argument(
+        "--generator", default="runs/generator/best_model.pth", metavar="FILE", help="the generator trained with it"
+    )
+    parser.add_argument("--seeds", type=number(int, 0, 2**31), nargs="+", default=[0, 1, 2], help="seeds of the noise")
+    args = parser.parse_args()
+    device = pick_device(args.device)
+    clip = CLIP.load(args.clip, device).requires_grad_(False)
+    if not clip.captions.described:
+        raise InputError(f"{args.clip} has captions of digits alone: train one with --captions described")
+    generator = Generator.load(args.generator, clip)
+    train, test = (load_mnist(split, DATA, device) for split in ("train", "test"))
+
+    # ---- the judge, and what the real images are to it ----
+    judge = classifier(train.images, train.labels, JUDGE_EPOCHS, seed=100)
+    judge_accuracy = accuracy(judge, test)
+    print(f"the judge: {judge_accuracy:.2%} of the test images")
+    cells = facts_of(test.labels, *measure(test.images))[1]
+    is_unseen = clip.unseen.flatten().to(device)[cells]
+    real = features(judge, train.images[torch.randperm(len(train.images), generator=seeded(0))[:SAMPLES]])
+    texts, claims = captions_of_cells(clip, cells, seed=0)
+
+    def measured(images: Tensor) -> dict:
+        facts = drawn_facts(images, lambda x: logits_of(judge, x).argmax(dim=1))
+        has = [(claims & bits & ~facts) == 0 for bits in (DIGITS_BITS, LOOK_BITS)]
+        own = features(judge, images)
+        precision, recall = precision_recall(real, own)
+        return {
+            "digit_agreement": share(has[0]),
+            "attribute_agreement": share(has[1][~is_unseen]),
+            "attribute_agreement_unseen": share(has[1][is_unseen]),
+            "all_agreement": share(has[0] & has[1]),
+            "frechet": frechet(real, own),
+            "precision": precision,
+            "recall": recall,
+        }
+
+    # ---- the generator, over seeds ----
+    runs, drawn = [], None
+    for seed in args.seeds:
+        watch = Stopwatch(device)
+        with watch:
+            images = in_parts(lambda part, noise: generator.draw(part, noise), texts, seed)
+        drawn = images if drawn is None else drawn
+        runs.append(measured(images) | {"seconds": watch.seconds})
+        print(f"seed {seed}: {shown(runs[-1])}")
+
+    # ---- other ways, and bounds: one seed ----
+    material = look_at(clip, train)
+    vectors, test_vectors = material.image_embeds, embed_images(clip, test.images)
+    nearest = vectors[torch.cat([(part @ vectors.T).argmax(dim=1) for part in texts.split(500)])]
+    decode = lambda part, noise: generator.decode(part, generator=noise)  # noqa: E731
+    noise_images = torch.rand(SAMPLES, 1, 28, 28, generator=seeded(0)).to(device)
+    ways = {
+        "text vectors straight into the decoder, no prior": lambda: in_parts(decode, texts, 0),
+        "prior: the training image nearest to the text": lambda: in_parts(decode, nearest, 0),
+        "a decoder trained on text vectors": lambda: of_texts(generator, clip, material, texts),
+        "real images' own vectors, decoded": lambda: in_parts(decode, test_vectors, 0),
+        "real images, through the autoencoder": lambda: in_parts(
+            lambda part, _: generator.autoencoder.decode(part), encode(generator, test.images), 0
+        ),
+        "real images": lambda: test.images[:, None].float() / 255,
+        "noise": lambda: noise_images,
+    }
+    others = {}
+    for name, make in ways.items():
+        others[name] = measured(make())
+        print(f"{name}: {shown(others[name])}")
+
+    # ---- steps, copies, use ----
+    by_steps = []
+    for steps in OTHER_STEPS:
+        draw = lambda part, noise, steps=steps: generator.decode(  # noqa: E731
+            generator.imagine(part, steps=steps, generator=noise), steps=steps, generator=noise
+        )
+        few, many = Stopwatch(device), Stopwatch(device)
+        with few:
+            draw(texts[:16], seeded(0, device))
+        with many:
+            images = in_parts(draw, texts, args.seeds[0])
+        by_steps.append(
+            {"steps": steps, "seconds_16": few.seconds, f"seconds_{SAMPLES}": many.seconds} | measured(images)
+        )
+        print(f"{steps} steps: {many.seconds:.1f} s, {shown(by_steps[-1])}")
+    known = material.images
+    copies = {"drawn": distance_to(known, drawn[:1000, 0]), "test": distance_to(known, test.images[:1000] / 255)}
+    digits = cells // 9
+    some = torch.randperm(len(train.images), generator=seeded(1))[:SAMPLES]
+    trained_on = {
+        "drawn": accuracy(classifier(as_bytes(drawn[:, 0]), digits, FEW_EPOCHS, seed=0), test),
+        "real": accuracy(classifier(train.images[some], train.labels[some], FEW_EPOCHS, seed=0), test),
+    }
+    print(f"trained on 10,000 drawn {trained_on['drawn']:.2%}, real {trained_on['real']:.2%}; distances {copies}")
+
+    mean = {name: spread([run[name] for run in runs]) for name in runs[0]}
+    result = {name: value["mean"] for name, value in mean.items()}
+    result |= {
+        "frechet_floor": others["real images"]["frechet"],
+        "frechet_noise": others["noise"]["frechet"],
+        "trained_on_drawn": trained_on["drawn"],
+        "trained_on_real": trained_on["real"],
+        "judge_accuracy": judge_accuracy,
+        "nearest_training_image": copies,
+        "over_seeds": mean,
+        "others": others,
+        "by_steps": by_steps,
+        "steps": STEPS,
+        "seeds": args.seeds,
+        "samples": SAMPLES,
+        "generator": generator.metrics,
+        "trained_at_commit": clip.metrics.get("commit"),
+    }
+    write_result("generation" + suffix(device), result | about(device))
+
+
+def seeded(seed: int, device="cpu") -> torch.Generator:
+    return torch.Generator(device).manual_seed(seed)
+
+
+def share(which: Tensor) -> float:
+    return which.float().mean().item()
+
+
+def shown(one: dict) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in one.items())
+
+
+def captions_of_cells(clip: CLIP, cells: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """A caption of digit, thickness and slant for each cell [N] -> text vectors [N, embed_dim], claims int32 [N]."""
+    torch.manual_seed(seed)
+    texts, claims = clip.captions.draw(things_of_cells().to(cells.device)[cells])
+    every = sorted(set(texts.index.tolist()))
+    place = {index: i for i, index in enumerate(every)}
+    with torch.no_grad():
+        vectors = torch.cat(
+            [
+                clip.encode_text([clip.captions.sentences[k] for k in every[i : i + 500]])
+                for i in range(0, len(every), 500)
+            ]
+        )
+    return vectors[[place[index] for index in texts.index.tolist()]], claims
+
+
+@torch.no_grad()
+def in_parts(draw, conditions: Tensor, seed: int) -> Tensor:
+    """`draw(part, noise)` for parts of the conditions -> images [N, 1, 28, 28]."""
+    noise = seeded(seed, conditions.device)
+    return torch.cat([draw(part, noise) for part in conditions.split(1_000)])
+
+
+def of_texts(generator: Generator, clip: CLIP, material: Material, texts: Tensor) -> Tensor:
+    """A decoder of the same size and as many steps, trained on the vectors of the images' texts; its drawings."""
+    torch.manual_seed(0)
+    device, settings = texts.device, generator.config
+    decoder = Flow(
+        generator.decoder.dim, texts.shape[1], generator.arch["decoder_width"], generator.arch["decoder_blocks"]
+    ).to(device)
+    latents = encode(generator, material.images)
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=settings["lr"], weight_decay=0.01, betas=(0.9, 0.99))
+    epochs = settings["epochs"] - settings["epochs"] // 3
+    batch = settings["batch_size"]
+    total = epochs * (len(latents) // batch)
+    ema, done = Ema(decoder, settings["ema_decay"]), 0
+    for _ in tqdm(range(epochs), leave=False, desc="a decoder of texts", disable=None):
+        for rows in torch.randperm(len(latents)).to(device).split(batch)[: len(latents) // batch]:
+            loss = decoder.loss(latents[rows], generator.scale * draw_texts(clip, material, rows)[0])
+            factor = warmup_cosine(done, total, round(0.1 * total))
+            update(optimizer, loss, decoder, factor * settings["lr"], is_first=False)
+            ema.update()
+            done += 1
+    own = Generator(**generator.arch).to(device).eval()
+    own.autoencoder, own.decoder = generator.autoencoder, ema.model.eval()
+    return in_parts(lambda part, noise: own.decode(part, generator=noise), texts, 0)
+
+
+# ---- classifiers on pixels ----
+
+
+def classifier(images: Tensor, digits: Tensor, epochs: int, seed: int) -> nn.Module:
+    """The image tower's CNN with ten outputs, trained by cross-entropy on images uint8 [N, 28, 28] and digits [N]."""
+    torch.manual_seed(seed)
+    net = ImageEncoder(10, width=16).to(images.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05)
+    total, done = epochs * (len(images) // 128), 0
+    for epoch in tqdm(range(epochs), leave=False, desc="a classifier", disable=None):
+        for rows in torch.randperm(len(images)).to(images.device).split(128)[: len(images) // 128]:
+            x = random_warp(images[rows]) if epoch + 1 < epochs else images[rows, None].float() / 255
+            for group in optimizer.param_groups:
+                group["lr"] = 3e-3 * warmup_cosine(done, total, round(0.1 * total))
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), digits[rows], label_smoothing=0.05).backward()
+            optimizer.step()
+            done += 1
+    return net.eval()
+
+
+@torch.no_grad()
+def logits_of(net: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([net(part) for part in images.split(500)])
+
+
+def accuracy(net: nn.Module, split: Split) -> float:
+    return share(logits_of(net, split.images[:, None].float() / 255).argmax(dim=1) == split.labels)
+
+
+@torch.no_grad()
+def features(net: ImageEncoder, images: Tensor) -> Tensor:
+    """What the classifier's last layer reads: images uint8 [N, 28, 28] or float [N, 1, 28, 28] -> [N, 64]."""
+    if images.dtype == torch.uint8:
+        images = images[:, None].float() / 255
+    return torch.cat([net.stages((x - PIXEL_MEAN) / PIXEL_STD).mean(dim=(2, 3)) for x in images.split(500)])
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    return (images * 255).round().to(torch.uint8)
+
+
+# ---- what is compared ----
+
+
+def frechet(one: Tensor, other: Tensor) -> float:
+    """Frechet distance of two sets of features [N, D], as Gaussians (Heusel et al., 2017, arXiv 1706.08500)."""
+    one, other = one.double(), other.double()
+    gap = (one.mean(dim=0) - other.mean(dim=0)).square().sum()
+    a, b = torch.cov(one.T), torch.cov(other.T)
+    root = torch.linalg.eigvals(a @ b).real.clamp(min=0).sqrt().sum()
+    return (gap + a.trace() + b.trace() - 2 * root).item()
+
+
+def precision_recall(real: Tensor, drawn: Tensor) -> tuple[float, float]:
+    """Share of drawn images within the real ones' manifold, and the reverse (Kynkaanniemi et al., 2019,
+    arXiv 1904.06991): within reach of the k-th neighbour of one of them."""
+
+    def covered(points: Tensor, by: Tensor) -> float:
+        radius = torch.cat(
+            [torch.cdist(part, by).topk(NEIGHBOURS + 1, largest=False).values[:, -1] for part in by.split(1_000)]
+        )
+        return share(torch.cat([(torch.cdist(part, by) <= radius).any(dim=1) for part in points.split(1_000)]))
+
+    return covered(drawn, real), covered(real, drawn)
+
+
+def distance_to(known: Tensor, images: Tensor) -> float:
+    """The median distance of images [N, 28, 28] in 0..1 to the nearest of the known ones, uint8: root mean square."""
+    flat = images.flatten(1)
+    best = torch.full((len(flat),), math.inf, device=flat.device)
+    for part in known.split(5_000):
+        best = torch.minimum(best, torch.cdist(flat, part.flatten(1).float() / 255).amin(dim=1))
+    return best.median().item() / 28
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()
