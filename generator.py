@@ -26,8 +26,11 @@ from image_encoder import PIXEL_MEAN, PIXEL_STD, ResidualBlock, halve
 from my_utils import InputError, atomic_write, short
 
 FORMAT = "minist-clip-generator-1"  # raised when an older file can no longer be read
-STEPS = 12  # of Heun's method, from noise to data
-PRIOR_GUIDANCE, DECODER_GUIDANCE = 2.0, 2.0  # 1: none
+# All of these were chosen on validation. Pixels are sharpened: what an autoencoder is unsure of it draws grey, which
+# makes strokes 0.11 pixels thicker.
+STEPS = 6  # of Heun's method, from noise to data
+PRIOR_GUIDANCE, DECODER_GUIDANCE = 3.0, 1.5  # 1: none
+SHARPEN, DARKEN = 1.5, 0.25  # on the logits of pixels
 LATENT_NOISE = 0.1  # added to latents of unit variance while the autoencoder trains: it must bear the flow's errors
 
 
@@ -61,7 +64,7 @@ class Autoencoder(nn.Module):
         return self.encoder((images - PIXEL_MEAN) / PIXEL_STD)
 
     def decode(self, latents: Tensor) -> Tensor:
-        return self.decoder(latents).sigmoid()
+        return (SHARPEN * (self.decoder(latents) - DARKEN)).sigmoid()
 
     def loss(self, images: Tensor) -> Tensor:
         """Cross-entropy of the pixels, summed over an image: nats, a scalar."""

@@ -29,10 +29,10 @@ from training.ema import Ema
 from training.generator import Material, draw_texts, encode, look_at, update
 from training.optimizers import warmup_cosine
 
-JUDGE_EPOCHS, FEW_EPOCHS = 6, 20  # of the judge; of classifiers that have 10,000 images
+JUDGE_EPOCHS, FEW_EPOCHS = 6, 15  # of the judge; of classifiers that have 10,000 images
 SAMPLES = 10_000  # the test split's size
 NEIGHBOURS = 3  # k of precision and recall
-OTHER_STEPS = (1, 2, 4, 12)
+OTHER_STEPS = (1, 2, 3, 12)
 DIGITS_BITS, LOOK_BITS = (1 << 10) - 1, ~((1 << 10) - 1)
 
 

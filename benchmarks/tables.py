@@ -368,6 +368,45 @@ def named_attributes_table() -> str:
     return "\n".join([*lines, "", f"Seeds {seeds}, {result['epochs']} epochs; {about(result)}"])
 
 
+def generation_table() -> str:
+    """What generation.py has measured."""
+    path = RESULTS / "generation.json"
+    if not path.exists():
+        return NOT_MEASURED
+    result = json.loads(path.read_text())
+    names = ("digit_agreement", "attribute_agreement", "attribute_agreement_unseen")
+    lines = [
+        "| drawn from test captions of digit, thickness and slant | digit as asked | thickness and slant as asked"
+        " | the same, unseen cells | Fréchet distance | precision | recall |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    own = result["over_seeds"]
+    cells = [percent(own[name]) for name in names] + [
+        f"{own[name]['mean']:.2f} ± {own[name]['std'] or 0:.2f}" for name in ("frechet", "precision", "recall")
+    ]
+    lines.append(f"| **text → prior → decoder** | {' | '.join(cells)} |")
+    for name, row in result["others"].items():
+        cells = [f"{row[one]:.2%}" for one in names]
+        cells += [f"{row[one]:.2f}" for one in ("frechet", "precision", "recall")]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    near, few = result["nearest_training_image"], result["by_steps"]
+    steps = ", ".join(
+        f"{row['steps']}: {row['seconds_16']:.2f} s for 16 and {row['seconds_10000']:.0f} s for 10,000,"
+        f" {row['all_agreement']:.1%} all as asked, Fréchet {row['frechet']:.2f}"
+        for row in few
+    )
+    note = (
+        f"\nThe judge of digits, trained on pixels, is right on {result['judge_accuracy']:.2%} of the test images. A"
+        f" classifier trained on {result['samples']:,} drawn images alone reaches {result['trained_on_drawn']:.2%} on"
+        f" the real test images, one trained on as many real ones {result['trained_on_real']:.2%}. Median distance to"
+        f" the nearest training image, root mean square of the pixels: drawn {near['drawn']:.3f}, test images"
+        f" {near['test']:.3f}. {result['steps']} steps above; by steps: {steps}. Seeds of the noise"
+        f" {', '.join(map(str, result['seeds']))}; the generator took {result['generator']['train_seconds']:.0f} s to"
+        f" train. {about(result)}"
+    )
+    return "\n".join([*lines, note])
+
+
 NAMED_ATTRIBUTES = ("modality_gap", "rank_of_images", "rank_of_captions")
 
 
@@ -401,6 +440,7 @@ BLOCKS = {
     "speed-slow": lambda: speed_table("speed-slow"),
     "described": described_table,
     "named-attributes": named_attributes_table,
+    "generation": generation_table,
     "results": lambda: seed_table("default", "digit", "plus", "accuracy"),
     "versions": versions_table,
     "accuracy-cuda": lambda: seed_table("accuracy-cuda"),
