@@ -102,7 +102,7 @@ def main(args: Namespace) -> None:
                 low, high = clip.encode_text(args.direction)
                 towards = F.normalize(high - low, dim=0)
                 images = generator.decode(slerp(vector, towards, FARTHEST * shares), generator=noise, alike=True)
-                asked[0] = (f"{asked[0][0]}\n{args.direction[0]} to\n{args.direction[1]}", asked[0][1], 0)
+                asked[0] = (f"{asked[0][0]}\n{args.direction[0]} to {args.direction[1]}", asked[0][1], 0)
                 name, title = f"drawn_direction_{first}", "drawn along the difference of two texts"
             else:
                 images = generator.decode(vector.expand(count, -1), generator=noise)

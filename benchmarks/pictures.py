@@ -1,4 +1,4 @@
-"""The pictures of the documents, and the notebook with its outputs.
+"""The pictures of the documents, and the notebook with its outputs; what is drawn where there is a generator.
 
     python -m benchmarks.pictures                                     both of runs/best_model.pth
     python -m benchmarks.pictures --notebook A.pth --evaluation B.pth
@@ -14,10 +14,17 @@ import tempfile
 from pathlib import Path
 
 import nbformat
+import torch
 from nbclient import NotebookClient
 
 import evaluate
+import generate
 from benchmarks.common import ROOT
+from captions import things_of_cells
+from clip import CLIP
+from evaluation.pictures import drawn_cells, save_figure
+from generator import Generator
+from metrics import caption_vectors
 from my_dataset import DATA_PATH
 from my_utils import ArgumentParser, InputError, exit_on_input_error
 
@@ -30,6 +37,12 @@ SHOWN = {
         "free_sentences.png",
         "hardest_mistakes.png",
     ),
+    "drawn": (
+        "drawn_cells.png",
+        "drawn_variations_0.png",
+        "drawn_way_3_to_0.png",
+        "drawn_direction_2.png",
+    ),
     "evaluation": ("evaluation_robustness.png", "evaluation_open_set.png"),
 }
 
@@ -37,8 +50,11 @@ SHOWN = {
 def main() -> None:
     parser = ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__.split("\n")[0])
     newest = ROOT / "runs" / "best_model.pth"
-    for name in SHOWN:
+    for name in ("notebook", "evaluation"):
         parser.add_argument(f"--{name}", type=Path, default=newest, help=f"model of the {name}")
+    parser.add_argument(
+        "--generator", type=Path, default=ROOT / "runs" / "generator" / "best_model.pth", help="of the notebook's model"
+    )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -49,6 +65,8 @@ def main() -> None:
         evaluate.main(evaluate.read_flags(flags))
         shutil.copy(args.notebook, place / "runs" / "best_model.pth")
         execute(place)
+        if args.generator.exists():
+            draw(args.notebook, args.generator, made)
         for pictures in SHOWN.values():
             for name in pictures:
                 shown = ROOT / "docs" / "pictures" / name
@@ -61,6 +79,18 @@ def main() -> None:
                         f"{name} was not drawn: name a model of described captions, or with --text-encoder plus"
                     )
     print(f"written: inference.ipynb and {ROOT / 'docs' / 'pictures'}")
+
+
+def draw(clip_path: Path, generator_path: Path, made: Path) -> None:
+    """The pictures of what a generator draws."""
+    files = ["--clip", str(clip_path), "--generator", str(generator_path), "--pictures", str(made)]
+    files += ["--data-path", str(ROOT / DATA_PATH), "--count", "8"]
+    for flags in (["--image", "0"], ["--from", "3", "--to", "0"], ["--image", "2", "--direction", "thin", "thick"]):
+        generate.main(generate.read_flags([*flags, *files]))
+    clip = CLIP.load(clip_path)
+    texts = caption_vectors(clip, things_of_cells())
+    images = Generator.load(generator_path, clip).draw(texts, torch.Generator().manual_seed(0))
+    save_figure(drawn_cells(images[:, 0], clip.unseen), made / "drawn_cells.png")
 
 
 def execute(place: Path) -> None:

@@ -238,6 +238,26 @@ def read(model: CLIP, sentences: list[str]) -> Tensor:
     return model.encode_text(sentences).cpu()
 
 
+# ---- what is drawn ----
+
+
+def drawn_cells(images: Tensor, unseen: Tensor) -> Figure:
+    """One drawn image of each cell, float [90, 28, 28], digits by thickness and slant; unseen [10, 3, 3] are framed."""
+    figure = Figure(figsize=(9.6, 11.2), layout="constrained")
+    figure.suptitle(f"drawn from texts: digit by thickness and slant (framed: {NEVER}, neither by CLIP nor to draw)")
+    grid = figure.subplots(10, 9)
+    for (digit, column), axes in np.ndenumerate(grid):
+        thickness, slant = divmod(column, 3)
+        show_digit(axes, images[9 * digit + column], colour=WRONG if unseen[digit, thickness, slant] else "black")
+        for spine in axes.spines.values():
+            spine.set(linewidth=4 if unseen[digit, thickness, slant] else 0)
+        if column == 0:
+            axes.set_ylabel(DIGIT_WORDS[digit], fontsize=12)
+        if digit == 0:
+            axes.set_title(f"{THICKNESS[thickness]}\n{SLANT[slant]}", fontsize=11, color="black")
+    return figure
+
+
 # ---- the pictures of evaluate.py ----
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import generate
+from benchmarks.generation import distance_to, frechet, precision_recall
 from captions import IS_DIGIT, claims_of, described_captions, in_words
 from clip import CLIP
 from conftest import first_tenth, tensors
@@ -248,3 +249,33 @@ def test_images_of_unseen_cells_take_no_part(saved, data_path):
 def test_training_refuses_wrong_flags(flags, message):
     with pytest.raises(InputError, match=message):
         read_generator_flags(flags)
+
+
+# ---- the benchmark's measures, on sets whose answer is known ----
+
+
+def test_frechet_distance_of_gaussians_is_the_closed_form():
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randn(20_000, 3, generator=generator), torch.randn(20_000, 3, generator=generator)
+    shift, scale = torch.tensor([1.0, 0.0, 0.0]), torch.tensor([1.0, 2.0, 1.0])
+    assert frechet(one, one) == pytest.approx(0, abs=1e-6)
+    # The squared distance of the means, 1, and of the standard deviations, (2 - 1)^2.
+    assert frechet(one, other * scale + shift) == pytest.approx(2, abs=0.1)
+
+
+def test_precision_and_recall_tell_missing_from_wrong_drawings():
+    generator = torch.Generator().manual_seed(0)
+    two = torch.cat([torch.randn(200, 2, generator=generator), torch.randn(200, 2, generator=generator) + 20])
+    again = torch.randn(200, 2, generator=generator)
+    precision, recall = precision_recall(two, again)  # one of the two clusters is never drawn
+    assert precision > 0.9
+    assert 0.4 < recall < 0.51
+    precision, recall = precision_recall(again, two)  # half of what is drawn is far from all real ones
+    assert 0.4 < precision < 0.51
+    assert recall > 0.9
+
+
+def test_copies_are_at_no_distance():
+    known = torch.randint(256, (50, 28, 28), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    assert distance_to(known, known[:9].float() / 255) == pytest.approx(0, abs=1e-3)
+    assert distance_to(known, 1 - known[:9].float() / 255) > 0.2
