@@ -14,17 +14,11 @@ import tempfile
 from pathlib import Path
 
 import nbformat
-import torch
 from nbclient import NotebookClient
 
 import evaluate
 import generate
 from benchmarks.common import ROOT
-from captions import things_of_cells
-from clip import CLIP
-from evaluation.pictures import drawn_cells, save_figure
-from generator import Generator
-from metrics import caption_vectors
 from my_dataset import DATA_PATH
 from my_utils import ArgumentParser, InputError, exit_on_input_error
 
@@ -64,6 +58,9 @@ def main() -> None:
         flags = [str(args.evaluation.resolve()), "--data-path", str(ROOT / DATA_PATH), "--pictures", str(made)]
         evaluate.main(evaluate.read_flags(flags))
         shutil.copy(args.notebook, place / "runs" / "best_model.pth")
+        if args.generator.exists():
+            (place / "runs" / "generator").mkdir()
+            shutil.copy(args.generator, place / "runs" / "generator" / "best_model.pth")
         execute(place)
         if args.generator.exists():
             draw(args.notebook, args.generator, made)
@@ -82,15 +79,11 @@ def main() -> None:
 
 
 def draw(clip_path: Path, generator_path: Path, made: Path) -> None:
-    """The pictures of what a generator draws."""
+    """The pictures that generate.py draws."""
     files = ["--clip", str(clip_path), "--generator", str(generator_path), "--pictures", str(made)]
     files += ["--data-path", str(ROOT / DATA_PATH), "--count", "8"]
     for flags in (["--image", "0"], ["--from", "3", "--to", "0"], ["--image", "2", "--direction", "thin", "thick"]):
         generate.main(generate.read_flags([*flags, *files]))
-    clip = CLIP.load(clip_path)
-    texts = caption_vectors(clip, things_of_cells())
-    images = Generator.load(generator_path, clip).draw(texts, torch.Generator().manual_seed(0))
-    save_figure(drawn_cells(images[:, 0], clip.unseen), made / "drawn_cells.png")
 
 
 def execute(place: Path) -> None:
