@@ -124,7 +124,7 @@ def main(args: Namespace) -> None:
             print(f"{line}: not judged, for it names no digit, thickness or slant in the words that this program knows")
     path = folder / f"{name}.png"
     pictures.save_figure(pictures.ranked_images(rows, title), path)
-    print(f"{len(images)} images in {seconds:.1f} s: {path}")
+    print(f"{len(images)} image{'s' * (len(images) > 1)} in {seconds:.1f} s: {path}")
     print("(the model itself says which digit it is; thickness and slant are measured)")
 
 

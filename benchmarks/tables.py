@@ -368,8 +368,8 @@ def named_attributes_table() -> str:
     return "\n".join([*lines, "", f"Seeds {seeds}, {result['epochs']} epochs; {about(result)}"])
 
 
-def generation_table() -> str:
-    """What generation.py has measured."""
+def generation_table(whole: bool) -> str:
+    """What generation.py has measured; `whole`: with what stands outside of the table."""
     path = RESULTS / "generation.json"
     if not path.exists():
         return NOT_MEASURED
@@ -386,9 +386,13 @@ def generation_table() -> str:
     ]
     lines.append(f"| **text → prior → decoder** | {' | '.join(cells)} |")
     for name, row in result["others"].items():
+        if not whole and name in ("noise", "real images, through the autoencoder"):
+            continue
         cells = [f"{row[one]:.2%}" for one in names]
         cells += [f"{row[one]:.2f}" for one in ("frechet", "precision", "recall")]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    if not whole:
+        return "\n".join([*lines, "", about(result)])
     near, few = result["nearest_training_image"], result["by_steps"]
     steps = ", ".join(
         f"{row['steps']}: {row['seconds_16']:.2f} s for 16 and {row['seconds_10000']:.0f} s for 10,000,"
@@ -440,7 +444,8 @@ BLOCKS = {
     "speed-slow": lambda: speed_table("speed-slow"),
     "described": described_table,
     "named-attributes": named_attributes_table,
-    "generation": generation_table,
+    "generation": lambda: generation_table(whole=False),
+    "generation-whole": lambda: generation_table(whole=True),
     "results": lambda: seed_table("default", "digit", "plus", "accuracy"),
     "versions": versions_table,
     "accuracy-cuda": lambda: seed_table("accuracy-cuda"),
