@@ -18,6 +18,7 @@ from my_utils import ArgumentParser, InputError, number
 from training.settings import Settings
 
 TEST_IMAGES = 10_000
+MOST_TEXTS, LONGEST = 40, 100  # what a sheet has room for
 FARTHEST = 0.5  # share of the way from an image's vector to a direction
 
 
@@ -46,6 +47,8 @@ def read_flags(argv: list[str]) -> Namespace:
         raise InputError("say what to draw: one or more texts, or --image N, or --from N --to M, and only one of these")
     if way and (args.start is None or args.end is None):
         raise InputError("a way has two ends: give both --from N and --to M")
+    if len(args.texts) > MOST_TEXTS or any(len(text) > LONGEST for text in (*args.texts, *(args.direction or ()))):
+        raise InputError(f"a sheet has room for {MOST_TEXTS} texts of {LONGEST} characters: give fewer or shorter ones")
     if args.direction and args.image is None:
         raise InputError("--direction moves an image: give --image N too")
     return args
@@ -59,7 +62,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attributes import SLANT, THICKNESS, measure
-from captions import DIGIT_WORDS, claims_of, facts_of, holds, in_words
+from captions import DIGIT_WORDS, IS_NONE, NOT_DIGITS, STATEMENTS, claims_of, facts_of, holds, in_words
 from clip import CLIP
 from evaluate import check_writable
 from evaluation import pictures
@@ -80,6 +83,7 @@ def main(args: Namespace) -> None:
     count = args.count
 
     # ---- what is asked for: rows of names, images to start from, and image vectors [count, embed_dim] ----
+    test = None if args.texts else load_mnist("test", args.data_path, device)
     started = time.perf_counter()
     with torch.no_grad():
         if args.texts:
@@ -88,7 +92,6 @@ def main(args: Namespace) -> None:
             asked = [(text, None, claims_of(text)) for text in args.texts]
             name, title = "drawn_texts", "drawn from texts"
         else:
-            test = load_mnist("test", args.data_path, device)
             first = args.image if args.image is not None else args.start
             vector = embed_images(clip, test.images[first : first + 1])[0]  # [embed_dim]
             asked = [describe(test, first)]
@@ -100,6 +103,8 @@ def main(args: Namespace) -> None:
                 name, title = f"drawn_way_{first}_to_{args.end}", "drawn on the way from one image to another"
             elif args.direction:
                 low, high = clip.encode_text(args.direction)
+                if torch.equal(low, high):
+                    raise InputError("--direction needs two texts that differ in what they say")
                 towards = F.normalize(high - low, dim=0)
                 images = generator.decode(slerp(vector, towards, FARTHEST * shares), generator=noise, alike=True)
                 asked[0] = (f"{asked[0][0]}\n{args.direction[0]} to {args.direction[1]}", asked[0][1], 0)
@@ -114,18 +119,24 @@ def main(args: Namespace) -> None:
     thickness, slant = (x.view(-1, count).tolist() for x in measure(images))
     rows = []
     for row, (text, query, claims) in enumerate(asked):
-        fits = holds(torch.tensor(claims, device=device), facts[row]).tolist() if claims else [True] * count
+        fits = holds(torch.tensor(claims, device=device), facts[row]).tolist() if claims else [None] * count
         notes = [f"{t:.1f} px\n{s:+.2f} rad" for t, s in zip(thickness[row], slant[row], strict=True)]
         rows.append((text, query, images[row * count : (row + 1) * count, 0].cpu(), notes, fits))
         line = text.replace("\n", " ")
-        if claims:
+        if claims and says_no_digit(claims):
+            print(f"{line}: 0 of {count}, for the generator has learned digits alone")
+        elif claims:
             print(f"{line}: {sum(fits)} of {count} are {in_words(claims)}")
         elif args.texts:
-            print(f"{line}: not judged, for it names no digit, thickness or slant in the words that this program knows")
+            print(f"{line}: not judged: name a digit, a thickness or a slant in the words of captions.py")
     path = folder / f"{name}.png"
     pictures.save_figure(pictures.ranked_images(rows, title), path)
     print(f"{len(images)} image{'s' * (len(images) > 1)} in {seconds:.1f} s: {path}")
     print("(the model itself says which digit it is; thickness and slant are measured)")
+
+
+def says_no_digit(claims: int) -> bool:
+    return bool(claims & (IS_NONE | sum(1 << STATEMENTS.index(kind) for kind in NOT_DIGITS)))
 
 
 def describe(test: Split, place: int) -> tuple[str, Tensor, int]:

@@ -26,8 +26,8 @@ from image_encoder import PIXEL_MEAN, PIXEL_STD, ResidualBlock, halve
 from my_utils import InputError, atomic_write, short
 
 FORMAT = "minist-clip-generator-1"  # raised when an older file can no longer be read
-# All of these were chosen on validation. Pixels are sharpened: what an autoencoder is unsure of it draws grey, which
-# makes strokes 0.11 pixels thicker.
+# All of these were chosen on validation. The autoencoder draws what it is unsure of in grey, which makes strokes 0.11
+# pixels thicker; sharpening undoes that.
 STEPS = 6  # of Heun's method, from noise to data
 PRIOR_GUIDANCE, DECODER_GUIDANCE = 3.0, 1.5  # 1: none
 SHARPEN, DARKEN = 1.5, 0.25  # on the logits of pixels
@@ -175,6 +175,15 @@ class Generator(nn.Module):
         self.autoencoder = Autoencoder(latent_dim, autoencoder_width)
         self.decoder = Flow(latent_dim, embed_dim, decoder_width, decoder_blocks)
         self.prior = Flow(embed_dim, embed_dim, prior_width, prior_blocks)
+
+    # torch saves this with the weights: a run that is resumed, too, must have the same CLIP.
+
+    def get_extra_state(self) -> str:
+        return self.arch["fingerprint"]
+
+    def set_extra_state(self, mark: str) -> None:
+        if mark != self.arch["fingerprint"]:
+            raise InputError("it was trained with another CLIP than this one: name that one with --clip")
 
     def decoder_loss(self, latents: Tensor, image_embeds: Tensor) -> Tensor:
         """Latents [B, latent_dim] of images and their unit vectors [B, embed_dim] -> a scalar."""

@@ -1,4 +1,4 @@
-"""Judge the generator: is what was asked for what was drawn, is it like the real ones, no copy, and of use?
+"""Judge the generator: does it draw what was asked, are its drawings like real images, are they copies, do they teach?
 
     python -m benchmarks.generation          the CLIP and the generator of runs/; a quarter of an hour on 2 CPU cores
 
@@ -26,8 +26,8 @@ from metrics import embed_images
 from my_dataset import Split, load_mnist, random_warp
 from my_utils import InputError, exit_on_input_error, number, pick_device
 from training.ema import Ema
-from training.generator import Material, draw_texts, encode, look_at, update
-from training.optimizers import warmup_cosine
+from training.generator import FLOW_GRAD_CLIP, Material, draw_texts, encode, look_at, read_all, update
+from training.optimizers import WARMUP, warmup_cosine
 
 JUDGE_EPOCHS, FEW_EPOCHS = 6, 15  # of the judge; of classifiers that have 10,000 images
 SAMPLES = 10_000  # the test split's size
@@ -58,7 +58,10 @@ def main() -> None:
     cells = facts_of(test.labels, *measure(test.images))[1]
     is_unseen = clip.unseen.flatten().to(device)[cells]
     real = features(judge, train.images[torch.randperm(len(train.images), generator=seeded(0))[:SAMPLES]])
-    texts, claims = captions_of_cells(clip, cells, seed=0)
+    sentences = read_all(clip)
+    torch.manual_seed(0)
+    drawn_texts, claims = clip.captions.draw(things_of_cells().to(device)[cells])
+    texts = sentences[drawn_texts.index]  # [N, embed_dim]
 
     def measured(images: Tensor) -> dict:
         facts = drawn_facts(images, lambda x: logits_of(judge, x).argmax(dim=1))
@@ -86,7 +89,7 @@ def main() -> None:
         print(f"seed {seed}: {shown(runs[-1])}")
 
     # ---- other ways, and bounds: one seed ----
-    material = look_at(clip, train)
+    material = look_at(clip, train, sentences)
     vectors, test_vectors = material.image_embeds, embed_images(clip, test.images)
     nearest = vectors[torch.cat([(part @ vectors.T).argmax(dim=1) for part in texts.split(500)])]
     decode = lambda part, noise: generator.decode(part, generator=noise)  # noqa: E731
@@ -165,22 +168,6 @@ def shown(one: dict) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in one.items())
 
 
-def captions_of_cells(clip: CLIP, cells: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """A caption of digit, thickness and slant for each cell [N] -> text vectors [N, embed_dim], claims int32 [N]."""
-    torch.manual_seed(seed)
-    texts, claims = clip.captions.draw(things_of_cells().to(cells.device)[cells])
-    every = sorted(set(texts.index.tolist()))
-    place = {index: i for i, index in enumerate(every)}
-    with torch.no_grad():
-        vectors = torch.cat(
-            [
-                clip.encode_text([clip.captions.sentences[k] for k in every[i : i + 500]])
-                for i in range(0, len(every), 500)
-            ]
-        )
-    return vectors[[place[index] for index in texts.index.tolist()]], claims
-
-
 @torch.no_grad()
 def in_parts(draw, conditions: Tensor, seed: int) -> Tensor:
     """`draw(part, noise)` for parts of the conditions -> images [N, 1, 28, 28]."""
@@ -204,8 +191,8 @@ def of_texts(generator: Generator, clip: CLIP, material: Material, texts: Tensor
     for _ in tqdm(range(epochs), leave=False, desc="a decoder of texts", disable=None):
         for rows in torch.randperm(len(latents)).to(device).split(batch)[: len(latents) // batch]:
             loss = decoder.loss(latents[rows], generator.scale * draw_texts(clip, material, rows)[0])
-            factor = warmup_cosine(done, total, round(0.1 * total))
-            update(optimizer, loss, decoder, factor * settings["lr"], is_first=False)
+            factor = warmup_cosine(done, total, round(WARMUP * total))
+            update(optimizer, loss, decoder, factor * settings["lr"], FLOW_GRAD_CLIP)
             ema.update()
             done += 1
     own = Generator(**generator.arch).to(device).eval()

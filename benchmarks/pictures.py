@@ -1,4 +1,4 @@
-"""The pictures of the documents, and the notebook with its outputs; what is drawn where there is a generator.
+"""Makes the pictures of the documents and runs the notebook; with a generator, the drawings too.
 
     python -m benchmarks.pictures                                     both of runs/best_model.pth
     python -m benchmarks.pictures --notebook A.pth --evaluation B.pth

@@ -31,7 +31,7 @@ def show_digit(axes: Axes, image: Tensor, caption: str = "", colour: str = "blac
     axes.imshow(image, cmap="gray", vmin=0, vmax=1 if image.is_floating_point() else 255)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(caption, fontsize=9, color=colour)
+    axes.set_title(caption, fontsize=9, color=colour, parse_math=False)
     for spine in axes.spines.values():
         spine.set(edgecolor=colour, linewidth=1.5)
 
@@ -112,7 +112,7 @@ def ranked_images(
 ) -> Figure:
     """A row for each query: its name (and image, where it has one), then its best images with captions.
 
-    A row is (name, query image or None, images [K, 28, 28], captions K, right or wrong K).
+    A row is (name, query image or None, images [K, 28, 28], captions K, right or wrong or None for neither K).
     """
     columns = max(len(row[2]) for row in rows)
     first = max(1.0, max(len(line) for row in rows for line in row[0].split("\n")) / 11)  # a long name needs room
@@ -123,11 +123,13 @@ def ranked_images(
     for line, (name, query, images, captions, right) in zip(grid, rows, strict=True):
         if query is None:
             line[0].axis("off")
-            line[0].text(0.5, 0.5, name, ha="center", va="center", fontsize=11, transform=line[0].transAxes)
+            line[0].text(
+                0.5, 0.5, name, ha="center", va="center", fontsize=11, transform=line[0].transAxes, parse_math=False
+            )
         else:
             show_digit(line[0], query, name)
         for axes, image, caption, good in zip(line[1:], images, captions, right, strict=True):
-            show_digit(axes, image, caption, RIGHT if good else WRONG)
+            show_digit(axes, image, caption, "black" if good is None else RIGHT if good else WRONG)
     return figure
 
 

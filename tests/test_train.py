@@ -230,7 +230,7 @@ def test_a_full_disk_at_the_end_of_a_run_is_one_sentence_and_resume_finishes_it(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, small_mnist):
-    with pytest.raises(SystemExit, match=r"diverged at epoch 1, step .* with a lower --lr or --muon-lr"):
+    with pytest.raises(SystemExit, match=r"diverged at epoch 1, step .* with a lower learning rate"):
         train_here(*TINY, "--lr", 1e30, "--runs-dir", tmp_path, "--run-name", "run")
     assert not (tmp_path / "best_model.pth").exists()
     with pytest.raises(InputError, match="no unfinished run"):

@@ -38,8 +38,8 @@ from training.optimizers import WARMUP, warmup_cosine
 from training.run import Interrupt, Run, open_run
 
 COLUMNS = ("autoencoder_loss", "decoder_loss", "prior_loss", "grad_norm")  # of a step; 0 while a part rests
-GRAD_CLIP = {"autoencoder": 100.0, "flows": 1.0}  # largest norm of the gradient
-SHOWN_DIGITS, SHOWN_EACH = 10, 9  # of the sheet in TensorBoard
+AUTOENCODER_GRAD_CLIP, FLOW_GRAD_CLIP = 100.0, 1.0  # largest norm of the gradient
+SHOWN_EACH = 9  # drawings of each digit on the sheet in TensorBoard
 CHECKED = 1_000  # captions of validation images that are drawn after each epoch
 
 
@@ -64,11 +64,13 @@ def train(settings: GeneratorSettings, given: dict) -> int:
     # ---- settings, the CLIP, what it makes of the data ----
     settings, run = open_run(settings, given, "generator")
     device = pick_device(settings.device)
-    clip = CLIP.load(settings.clip, device).requires_grad_(False)
+    clip = CLIP.load(settings.clip, device, settings.text_model).requires_grad_(False)
     provision(settings.data_path)
     seed_everything(settings.seed)
-    material = look_at(clip, load_mnist("train", settings.data_path, device))
-    val = look_at(clip, load_mnist("val", settings.data_path, device), of_unseen_too=True)
+    sentences = read_all(clip)
+    material, val = (
+        look_at(clip, load_mnist(split, settings.data_path, device), sentences) for split in ("train", "val")
+    )
     batch_size = min(settings.batch_size, len(material.images))
     steps = len(material.images) // batch_size
     first_epochs = settings.epochs // 3  # of the autoencoder
@@ -113,8 +115,10 @@ def train(settings: GeneratorSettings, given: dict) -> int:
                     values = [loss, torch.zeros_like(loss), torch.zeros_like(loss)]
                 else:
                     loss, values = flow_losses(generator, clip, material, latents, rows)
-                part = generator.autoencoder if is_first else generator
-                grad_norm = update(optimizers[0 if is_first else 1], loss, part, factor * settings.lr, is_first)
+                part, max_norm = (
+                    (generator.autoencoder, AUTOENCODER_GRAD_CLIP) if is_first else (generator, FLOW_GRAD_CLIP)
+                )
+                grad_norm = update(optimizers[not is_first], loss, part, factor * settings.lr, max_norm)
                 if not is_first:
                     ema.update()
                 history[step] = torch.stack([value.detach() for value in [*values, grad_norm]])
@@ -135,8 +139,7 @@ def train(settings: GeneratorSettings, given: dict) -> int:
                 sheet, agreement = check(ema.model, clip, val)
                 record["val_agreement"] = state["best"] = agreement
                 # The last epoch is kept: a flow has no overfitting to stop in so few epochs.
-                ema.model.metrics = {"epoch": epoch + 1, "val_agreement": agreement}
-                ema.model.config = generator.config
+                ema.model.metrics = {"epoch": epoch + 1, "val_agreement": agreement, "fingerprint": fingerprint(clip)}
                 ema.model.save(run.folder / "best_model.pth")
             for name, value in record.items():
                 log.add_scalar(f"epoch/{name}", value, (epoch + 1) * steps - 1)
@@ -172,15 +175,20 @@ def finish(run: Run, clip: CLIP, device: torch.device) -> int:
 
 
 @torch.no_grad()
-def look_at(clip: CLIP, split: Split, of_unseen_too: bool = False) -> Material:
-    """What the CLIP makes of a split; images of its unseen cells are left out where captions describe."""
+def read_all(clip: CLIP) -> Tensor:
+    """The vectors of all sentences that captions are drawn from: [sentences, embed_dim]."""
+    sentences = list(clip.captions.sentences)
+    return torch.cat([clip.encode_text(sentences[i : i + 500]) for i in range(0, len(sentences), 500)])
+
+
+@torch.no_grad()
+def look_at(clip: CLIP, split: Split, text_embeds: Tensor) -> Material:
+    """What the CLIP makes of a split; where captions describe, images of its unseen cells are left out."""
     look = measure(split.images)
-    if clip.captions.described and not of_unseen_too:
+    if clip.captions.described:
         keep = ~clip.unseen.flatten().to(split.labels.device)[facts_of(split.labels, *look)[1]]
         split, look = Split(split.images[keep], split.labels[keep]), tuple(x[keep] for x in look)
-    sentences = list(clip.captions.sentences)
-    texts = torch.cat([clip.encode_text(sentences[i : i + 500]) for i in range(0, len(sentences), 500)])
-    return Material(*split, *look, embed_images(clip, split.images), texts)
+    return Material(*split, *look, embed_images(clip, split.images), text_embeds)
 
 
 def draw_texts(clip: CLIP, material: Material, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -205,13 +213,13 @@ def flow_losses(generator: Generator, clip: CLIP, material: Material, latents: T
     return decoder + prior, [torch.zeros_like(decoder), decoder, prior]
 
 
-def update(optimizer, loss: Tensor, part: torch.nn.Module, lr: float, is_first: bool) -> Tensor:
+def update(optimizer, loss: Tensor, part: torch.nn.Module, lr: float, max_norm: float) -> Tensor:
     """One step of the optimizer -> the gradient's norm."""
     for group in optimizer.param_groups:
         group["lr"] = lr
     part.zero_grad()
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(part.parameters(), GRAD_CLIP["autoencoder" if is_first else "flows"])
+    norm = torch.nn.utils.clip_grad_norm_(part.parameters(), max_norm)
     optimizer.step()
     return norm
 
@@ -239,10 +247,10 @@ def check(generator: Generator, clip: CLIP, val: Material) -> tuple[Tensor, floa
     """
     generator.eval()
     device = val.images.device
-    noise, before = torch.Generator(device).manual_seed(0), torch.get_rng_state()
-    torch.manual_seed(0)
-    texts, claims = draw_texts(clip, val, torch.arange(CHECKED, device=device))
-    torch.set_rng_state(before)
+    noise = torch.Generator(device).manual_seed(0)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        texts, claims = draw_texts(clip, val, torch.arange(CHECKED, device=device))
     agreement = share_as_asked(drawn_facts(generator.draw(texts, noise), by_caption(clip)), claims)
     digits = clip.captions.all_of(clip.captions.of_digits().to(device)).index[:: clip.captions.phrasings]  # [10]
     return as_sheet(generator.draw(val.text_embeds[digits.repeat_interleave(SHOWN_EACH)], noise), SHOWN_EACH), agreement

@@ -22,13 +22,13 @@ from torch import Tensor
 from clip import load_checkpoint
 from my_utils import InputError, atomic_write, clear_temporary, short
 from training import distributed
-from training.settings import Options, resumed
+from training.settings import GeneratorSettings, Options, Settings, resumed
 
 STALE_SECONDS = 3600  # older temporary files in the folder of all runs are those of killed runs, and are removed
 STATE = {"epoch": int, "step": int, "seconds": float, "best": float, "epochs": list, "commit": str, "history": Tensor}
 
 
-def open_run(settings, given: dict, label: str) -> tuple[Options, "Run"]:
+def open_run(settings: Settings | GeneratorSettings, given: dict, label: str) -> tuple[Options, "Run"]:
     """The run's settings and folder: a new one, which is not made yet, or one to resume, locked and read.
 
     `label` stands in a new folder's name beside the time and the seed.
@@ -198,7 +198,7 @@ class Run:
         shown = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, values[step].tolist(), strict=True))
         message = (
             f"training diverged at epoch {self.state['epoch'] + 1}, step {first + step + 1} ({shown}): start a new run"
-            " with a lower --lr or --muon-lr"
+            " with a lower learning rate"
         )
         if distributed.is_main():
             atomic_write(self.folder / "diverged.txt", (message + "\n").encode())
@@ -211,7 +211,7 @@ class Run:
         if target.is_file():
             try:
                 old, new = (load_checkpoint(path).get("metrics", {}) for path in (target, best))
-                if old[score] > new[score]:
+                if old[score] > new[score] and old.get("fingerprint") == new.get("fingerprint"):
                     earlier = self.folder.parent / str(old["run"]) / "best_model.pth"
                     back = f"; to go back: cp {earlier} {target}" if earlier.is_file() else ""
                     told = f"the replaced {target} was better on validation: {old[score]:.2%}, run {old['run']}{back}"

@@ -153,6 +153,7 @@ class GeneratorSettings(Options):
     """What training/generator.py reads."""
 
     clip: str = option("runs/best_model.pth", "the trained CLIP, which stays as it is")
+    text_model: str | None = option(None, "the folder of its language model, where that has moved", type=str)
     epochs: int = option(
         16, "passes over the training images; the first third trains the autoencoder", low=3, high=10_000
     )
@@ -272,7 +273,7 @@ def resumed(kind: type[Options], given: dict, record: dict, run: Path):
     """The settings, of this kind, of a run that goes on: its own; only where it runs may change."""
     own = kind.from_record(record, str(run / "last.pth"))
     for name, value in given.items():
-        if name in ("device", "data_path"):
+        if name in ("device", "data_path", "clip"):
             setattr(own, name, value)
         elif name not in WHERE and value != getattr(own, name):
             raise InputError(
