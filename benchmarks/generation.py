@@ -11,23 +11,24 @@ Writes results/generation.json.
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from attributes import measure
 from benchmarks.common import DATA, Stopwatch, about, parser_of, spread, suffix, write_result
+from benchmarks.recipes import classifier
 from captions import facts_of, things_of_cells
 from clip import CLIP
 from evaluation.generation import drawn_facts
 from generator import STEPS, Flow, Generator
 from image_encoder import PIXEL_MEAN, PIXEL_STD, ImageEncoder
 from metrics import embed_images
-from my_dataset import Split, load_mnist, random_warp
+from my_dataset import Split, load_mnist
 from my_utils import InputError, exit_on_input_error, number, pick_device
 from training.ema import Ema
-from training.generator import FLOW_GRAD_CLIP, Material, draw_texts, encode, look_at, read_all, update
+from training.generator import FLOW_GRAD_CLIP, Material, draw_texts, encode, look_at, read_all
 from training.optimizers import WARMUP, warmup_cosine
+from training.step import update
 
 JUDGE_EPOCHS, FEW_EPOCHS = 6, 15  # of the judge; of classifiers that have 10,000 images
 SAMPLES = 10_000  # the test split's size
@@ -201,24 +202,6 @@ def of_texts(generator: Generator, clip: CLIP, material: Material, texts: Tensor
 
 
 # ---- classifiers on pixels ----
-
-
-def classifier(images: Tensor, digits: Tensor, epochs: int, seed: int) -> nn.Module:
-    """The image tower's CNN with ten outputs, trained by cross-entropy on images uint8 [N, 28, 28] and digits [N]."""
-    torch.manual_seed(seed)
-    net = ImageEncoder(10, width=16).to(images.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05)
-    total, done = epochs * (len(images) // 128), 0
-    for epoch in tqdm(range(epochs), leave=False, desc="a classifier", disable=None):
-        for rows in torch.randperm(len(images)).to(images.device).split(128)[: len(images) // 128]:
-            x = random_warp(images[rows]) if epoch + 1 < epochs else images[rows, None].float() / 255
-            for group in optimizer.param_groups:
-                group["lr"] = 3e-3 * warmup_cosine(done, total, round(0.1 * total))
-            optimizer.zero_grad()
-            F.cross_entropy(net(x), digits[rows], label_smoothing=0.05).backward()
-            optimizer.step()
-            done += 1
-    return net.eval()
 
 
 @torch.no_grad()

@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 from open_clip import ClipLoss, CustomTextCLIP
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from benchmarks.common import Stopwatch
 from clip import CLIP
-from image_encoder import PIXEL_MEAN, PIXEL_STD
-from my_dataset import Batch, Split
+from image_encoder import PIXEL_MEAN, PIXEL_STD, ImageEncoder
+from my_dataset import Batch, Split, random_warp
+from training.optimizers import WARMUP, warmup_cosine
 from training.step import GRAD_CLIP
 
 
@@ -210,3 +212,24 @@ class OpenClip:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRAD_CLIP)
         self.optimizer.step()
         return loss.detach()
+
+
+# ---- the judge of what a generator draws ----
+
+
+def classifier(images: Tensor, digits: Tensor, epochs: int, seed: int) -> nn.Module:
+    """The image tower's CNN with ten outputs, trained by cross-entropy on images uint8 [N, 28, 28] and digits [N]."""
+    torch.manual_seed(seed)
+    net = ImageEncoder(10, width=16).to(images.device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05)
+    total, done = epochs * (len(images) // 128), 0
+    for epoch in tqdm(range(epochs), leave=False, desc="a classifier", disable=None):
+        for rows in torch.randperm(len(images)).to(images.device).split(128)[: len(images) // 128]:
+            x = random_warp(images[rows]) if epoch + 1 < epochs else images[rows, None].float() / 255
+            for group in optimizer.param_groups:
+                group["lr"] = 3e-3 * warmup_cosine(done, total, round(WARMUP * total))
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), digits[rows], label_smoothing=0.05).backward()
+            optimizer.step()
+            done += 1
+    return net.eval()

@@ -36,6 +36,7 @@ from my_utils import device_name, enough_memory, exit_on_input_error, pick_devic
 from training.ema import Ema
 from training.optimizers import WARMUP, warmup_cosine
 from training.run import Interrupt, Run, open_run
+from training.step import update
 
 COLUMNS = ("autoencoder_loss", "decoder_loss", "prior_loss", "grad_norm")  # of a step; 0 while a part rests
 AUTOENCODER_GRAD_CLIP, FLOW_GRAD_CLIP = 100.0, 1.0  # largest norm of the gradient
@@ -211,17 +212,6 @@ def flow_losses(generator: Generator, clip: CLIP, material: Material, latents: T
     images, (texts, _) = material.image_embeds[rows], draw_texts(clip, material, rows)
     decoder, prior = generator.decoder_loss(latents[rows], images), generator.prior_loss(images, texts)
     return decoder + prior, [torch.zeros_like(decoder), decoder, prior]
-
-
-def update(optimizer, loss: Tensor, part: torch.nn.Module, lr: float, max_norm: float) -> Tensor:
-    """One step of the optimizer -> the gradient's norm."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    part.zero_grad()
-    loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(part.parameters(), max_norm)
-    optimizer.step()
-    return norm
 
 
 @torch.no_grad()
