@@ -192,18 +192,8 @@ class CLIP(nn.Module):
 
         The file appears whole or not at all. Raises InputError when the folder cannot be written.
         """
-        content = io.BytesIO()
-        torch.save(
-            {
-                "format": FORMAT,
-                "arch": self.arch,
-                "config": self.config,
-                "metrics": self.metrics,
-                "state_dict": self.state_dict(),
-            },
-            content,
-        )
-        atomic_write(path, content.getvalue())
+        parts = {"arch": self.arch, "config": self.config, "metrics": self.metrics, "state_dict": self.state_dict()}
+        save_checkpoint(path, {"format": FORMAT} | parts)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu", text_model: str | None = None) -> "CLIP":
@@ -240,6 +230,13 @@ class CLIP(nn.Module):
             raise InputError(f"{path} holds weights that are not finite ({bad[0]}): train it again")
         model.config, model.metrics = config, metrics
         return model.to(device).eval()
+
+
+def save_checkpoint(path: str | Path, checkpoint: dict) -> None:
+    """Write tensors and plain values to one file, whole or not at all. Raises InputError when it cannot be written."""
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    atomic_write(path, content.getvalue())
 
 
 def load_checkpoint(path: str | Path) -> dict:

@@ -120,7 +120,7 @@ def main(args: Namespace) -> None:
     rows = []
     for row, (text, query, claims) in enumerate(asked):
         fits = holds(torch.tensor(claims, device=device), facts[row]).tolist() if claims else [None] * count
-        notes = [f"{t:.1f} px\n{s:+.2f} rad" for t, s in zip(thickness[row], slant[row], strict=True)]
+        notes = [pictures.in_figures(t, s).replace(", ", "\n") for t, s in zip(thickness[row], slant[row], strict=True)]
         rows.append((text, query, images[row * count : (row + 1) * count, 0].cpu(), notes, fits))
         line = text.replace("\n", " ")
         if claims and says_no_digit(claims):
@@ -143,8 +143,8 @@ def describe(test: Split, place: int) -> tuple[str, Tensor, int]:
     """A test image's name, the image, and what its variations should keep: digit, thickness and slant."""
     image, digit = test.images[place : place + 1], test.labels[place : place + 1]
     cell = int(facts_of(digit, *measure(image))[1])
-    words = DIGIT_WORDS[cell // 9], THICKNESS[cell // 3 % 3], SLANT[cell % 3]
-    return f"test image {place}:\n{', '.join(words)}", image[0].cpu(), sum(claims_of(word) for word in words)
+    said = ", ".join((DIGIT_WORDS[cell // 9], THICKNESS[cell // 3 % 3], SLANT[cell % 3]))
+    return f"test image {place}:\n{said}", image[0].cpu(), claims_of(said)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ autoencoder (Rombach et al., 2022, arXiv 2112.10752), where a step costs little.
 """
 
 import hashlib
-import io
 import math
 from pathlib import Path
 
@@ -21,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clip import CLIP, load_checkpoint
+from clip import CLIP, load_checkpoint, save_checkpoint
 from image_encoder import PIXEL_MEAN, PIXEL_STD, ResidualBlock, halve
-from my_utils import InputError, atomic_write, short
+from my_utils import InputError, short
 
 FORMAT = "minist-clip-generator-1"  # raised when an older file can no longer be read
 # All of these were chosen on validation. The autoencoder draws what it is unsure of in grey, which makes strokes 0.11
@@ -228,10 +227,8 @@ class Generator(nn.Module):
 
     def save(self, path: str | Path) -> None:
         """Write all to one file, whole or not at all. Raises InputError when the folder cannot be written."""
-        content = io.BytesIO()
         parts = {"arch": self.arch, "config": self.config, "metrics": self.metrics, "state_dict": self.state_dict()}
-        torch.save({"format": FORMAT} | parts, content)
-        atomic_write(path, content.getvalue())
+        save_checkpoint(path, {"format": FORMAT} | parts)
 
     @classmethod
     def load(cls, path: str | Path, clip: CLIP) -> "Generator":

@@ -88,6 +88,11 @@ def stratified_indices(labels: Tensor, size: int, seed: int) -> Tensor:
     return by_class[steps.long()].sort().values  # ascending, or the first images would all be the digit 0
 
 
+def epoch_generator(seed: int, epoch: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """Random numbers that (seed, epoch) decides alone, so that a resumed run has the same."""
+    return torch.Generator(device).manual_seed(seed * 100_003 + epoch)
+
+
 class Batch(NamedTuple):
     """B pairs; with several processes this process's share of a batch of `size` pairs."""
 
@@ -144,7 +149,7 @@ class MNISTPairs(Dataset):
     def epoch_order(self, seed: int, epoch: int) -> Tensor:
         """The places of an epoch's pairs, in the order that (seed, epoch) decides alone: int64 [len(self)]."""
         device = self.labels.device
-        generator = torch.Generator(device).manual_seed(seed * 100_003 + epoch)
+        generator = epoch_generator(seed, epoch, device)
         order = torch.randperm(len(self.labels), generator=generator, device=device)
         if self.distinct:
             digits = self.labels[order]
@@ -180,7 +185,7 @@ class MNISTPairs(Dataset):
         """An epoch's images of no digit, as (seed, epoch) decides, made of digits in cells that are trained."""
         images, digits = (x[order[: 2 * NO_DIGITS]] for x in (self.images, self.labels))
         is_seen = ~self.unseen[facts_of(digits, *measure(images))[1]]
-        generator = torch.Generator(images.device).manual_seed(seed * 100_003 + epoch)
+        generator = epoch_generator(seed, epoch, images.device)
         return no_digits(images[is_seen][:NO_DIGITS], digits[is_seen][:NO_DIGITS], generator)
 
     def _described(self, candidates: Tensor, size: int, others: NoDigits) -> tuple[Tensor, Texts, Truth]:

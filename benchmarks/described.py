@@ -11,7 +11,6 @@ not run again; one of train.py's that was cut off is resumed.
 """
 
 import copy
-import io
 import os
 import shlex
 import statistics
@@ -49,7 +48,7 @@ from captions import (
     thing,
     things_of_cells,
 )
-from clip import CLIP, load_checkpoint
+from clip import CLIP, load_checkpoint, save_checkpoint
 from evaluation.described import described, of_cells, parts_of
 from evaluation.other_images import drawn_letters, fashion, inverted_noise
 from evaluation.retrieval import precision_at_k
@@ -59,7 +58,6 @@ from metrics import caption_vectors, digit_classifier, embed_images
 from my_dataset import Split, load_mnist
 from my_utils import (
     InputError,
-    atomic_write,
     cpu_name,
     device_name,
     exit_on_input_error,
@@ -453,10 +451,8 @@ def finished_heads(path: Path, kind: str, settings: Settings) -> dict:
         "commit": git_commit(),
         "date": f"{date.today()}",
     }
-    content = io.BytesIO()
-    torch.save({"kind": kind, "settings": wanted, "metrics": metrics, "state_dict": weights}, content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(path, content.getvalue())
+    save_checkpoint(path, {"kind": kind, "settings": wanted, "metrics": metrics, "state_dict": weights})
     return metrics
 
 

@@ -9,6 +9,7 @@ Writes results/generation.json.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +17,12 @@ from tqdm import tqdm
 
 from attributes import measure
 from benchmarks.common import DATA, Stopwatch, about, parser_of, spread, suffix, write_result
-from benchmarks.recipes import classifier
-from captions import facts_of, things_of_cells
+from benchmarks.recipes import accuracy, classifier
+from captions import FIRST_KIND, facts_of, holds, things_of_cells
 from clip import CLIP
 from evaluation.generation import drawn_facts
 from generator import STEPS, Flow, Generator
-from image_encoder import PIXEL_MEAN, PIXEL_STD, ImageEncoder
+from image_encoder import ImageEncoder
 from metrics import embed_images
 from my_dataset import Split, load_mnist
 from my_utils import InputError, exit_on_input_error, number, pick_device
@@ -34,7 +35,7 @@ JUDGE_EPOCHS, FEW_EPOCHS = 6, 15  # of the judge; of classifiers that have 10,00
 SAMPLES = 10_000  # the test split's size
 NEIGHBOURS = 3  # k of precision and recall
 OTHER_STEPS = (1, 2, 3, 12)
-DIGITS_BITS, LOOK_BITS = (1 << 10) - 1, ~((1 << 10) - 1)
+DIGIT_BITS = (1 << FIRST_KIND) - 1  # the statements that name a digit
 
 
 def main() -> None:
@@ -54,7 +55,8 @@ def main() -> None:
 
     # ---- the judge, and what the real images are to it ----
     judge = classifier(train.images, train.labels, JUDGE_EPOCHS, seed=100)
-    judge_accuracy = accuracy(judge, test)
+    test_images = test.images[:, None].float() / 255
+    judge_accuracy = accuracy(judge, test_images, test.labels)
     print(f"the judge: {judge_accuracy:.2%} of the test images")
     cells = facts_of(test.labels, *measure(test.images))[1]
     is_unseen = clip.unseen.flatten().to(device)[cells]
@@ -66,7 +68,7 @@ def main() -> None:
 
     def measured(images: Tensor) -> dict:
         facts = drawn_facts(images, lambda x: logits_of(judge, x).argmax(dim=1))
-        has = [(claims & bits & ~facts) == 0 for bits in (DIGITS_BITS, LOOK_BITS)]
+        has = [holds(claims & bits, facts) for bits in (DIGIT_BITS, ~DIGIT_BITS)]
         own = features(judge, images)
         precision, recall = precision_recall(real, own)
         return {
@@ -91,48 +93,20 @@ def main() -> None:
 
     # ---- other ways, and bounds: one seed ----
     material = look_at(clip, train, sentences)
-    vectors, test_vectors = material.image_embeds, embed_images(clip, test.images)
-    nearest = vectors[torch.cat([(part @ vectors.T).argmax(dim=1) for part in texts.split(500)])]
-    decode = lambda part, noise: generator.decode(part, generator=noise)  # noqa: E731
-    noise_images = torch.rand(SAMPLES, 1, 28, 28, generator=seeded(0)).to(device)
-    ways = {
-        "text vectors straight into the decoder, no prior": lambda: in_parts(decode, texts, 0),
-        "prior: the training image nearest to the text": lambda: in_parts(decode, nearest, 0),
-        "a decoder trained on text vectors": lambda: of_texts(generator, clip, material, texts),
-        "real images' own vectors, decoded": lambda: in_parts(decode, test_vectors, 0),
-        "real images, through the autoencoder": lambda: in_parts(
-            lambda part, _: generator.autoencoder.decode(part), encode(generator, test.images), 0
-        ),
-        "real images": lambda: test.images[:, None].float() / 255,
-        "noise": lambda: noise_images,
-    }
     others = {}
-    for name, make in ways.items():
+    for name, make in other_ways(generator, clip, material, texts, test).items():
         others[name] = measured(make())
         print(f"{name}: {shown(others[name])}")
 
     # ---- steps, copies, use ----
-    by_steps = []
-    for steps in OTHER_STEPS:
-        draw = lambda part, noise, steps=steps: generator.decode(  # noqa: E731
-            generator.imagine(part, steps=steps, generator=noise), steps=steps, generator=noise
-        )
-        few, many = Stopwatch(device), Stopwatch(device)
-        with few:
-            draw(texts[:16], seeded(0, device))
-        with many:
-            images = in_parts(draw, texts, args.seeds[0])
-        by_steps.append(
-            {"steps": steps, "seconds_16": few.seconds, f"seconds_{SAMPLES}": many.seconds} | measured(images)
-        )
-        print(f"{steps} steps: {many.seconds:.1f} s, {shown(by_steps[-1])}")
+    by_steps = over_steps(generator, texts, args.seeds[0], measured)
     known = material.images
-    copies = {"drawn": distance_to(known, drawn[:1000, 0]), "test": distance_to(known, test.images[:1000] / 255)}
+    copies = {"drawn": distance_to(known, drawn[:1000, 0]), "test": distance_to(known, test_images[:1000, 0])}
     digits = cells // 9
     some = torch.randperm(len(train.images), generator=seeded(1))[:SAMPLES]
+    few = {"drawn": (as_bytes(drawn[:, 0]), digits), "real": (train.images[some], train.labels[some])}
     trained_on = {
-        "drawn": accuracy(classifier(as_bytes(drawn[:, 0]), digits, FEW_EPOCHS, seed=0), test),
-        "real": accuracy(classifier(train.images[some], train.labels[some], FEW_EPOCHS, seed=0), test),
+        name: accuracy(classifier(*pairs, FEW_EPOCHS, seed=0), test_images, test.labels) for name, pairs in few.items()
     }
     print(f"trained on 10,000 drawn {trained_on['drawn']:.2%}, real {trained_on['real']:.2%}; distances {copies}")
 
@@ -155,6 +129,47 @@ def main() -> None:
         "trained_at_commit": clip.metrics.get("commit"),
     }
     write_result("generation" + suffix(device), result | about(device))
+
+
+def other_ways(generator: Generator, clip: CLIP, material: Material, texts: Tensor, test: Split) -> dict[str, Callable]:
+    """What is drawn beside it, one seed each, and the bounds: name -> a function that makes the images."""
+    vectors, real = material.image_embeds, test.images[:, None].float() / 255
+    nearest = vectors[torch.cat([(part @ vectors.T).argmax(dim=1) for part in texts.split(500)])]
+
+    def decoded(image_embeds: Tensor) -> Tensor:
+        return in_parts(lambda part, noise: generator.decode(part, generator=noise), image_embeds, 0)
+
+    return {
+        "text vectors straight into the decoder, no prior": lambda: decoded(texts),
+        "prior: the training image nearest to the text": lambda: decoded(nearest),
+        "a decoder trained on text vectors": lambda: of_texts(generator, clip, material, texts),
+        "real images' own vectors, decoded": lambda: decoded(embed_images(clip, test.images)),
+        "real images, through the autoencoder": lambda: in_parts(
+            lambda part, _: generator.autoencoder.decode(part), encode(generator, test.images), 0
+        ),
+        "real images": lambda: real,
+        "noise": lambda: torch.rand(real.shape, generator=seeded(0)).to(real.device),
+    }
+
+
+def over_steps(generator: Generator, texts: Tensor, seed: int, measured: Callable) -> list[dict]:
+    """Seconds and quality for each of OTHER_STEPS."""
+    rows = []
+    for steps in OTHER_STEPS:
+
+        def draw(part: Tensor, noise: torch.Generator, steps: int = steps) -> Tensor:
+            vectors = generator.imagine(part, steps=steps, generator=noise)
+            return generator.decode(vectors, steps=steps, generator=noise)
+
+        few, many = Stopwatch(texts.device), Stopwatch(texts.device)
+        with few:
+            draw(texts[:16], seeded(0, texts.device))
+        with many:
+            images = in_parts(draw, texts, seed)
+        times = {"seconds_16": few.seconds, f"seconds_{SAMPLES}": many.seconds}
+        rows.append({"steps": steps} | times | measured(images))
+        print(f"{steps} steps: {many.seconds:.1f} s, {shown(rows[-1])}")
+    return rows
 
 
 def seeded(seed: int, device="cpu") -> torch.Generator:
@@ -193,7 +208,7 @@ def of_texts(generator: Generator, clip: CLIP, material: Material, texts: Tensor
         for rows in torch.randperm(len(latents)).to(device).split(batch)[: len(latents) // batch]:
             loss = decoder.loss(latents[rows], generator.scale * draw_texts(clip, material, rows)[0])
             factor = warmup_cosine(done, total, round(WARMUP * total))
-            update(optimizer, loss, decoder, factor * settings["lr"], FLOW_GRAD_CLIP)
+            update(optimizer, loss, factor * settings["lr"], FLOW_GRAD_CLIP)
             ema.update()
             done += 1
     own = Generator(**generator.arch).to(device).eval()
@@ -209,16 +224,12 @@ def logits_of(net: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([net(part) for part in images.split(500)])
 
 
-def accuracy(net: nn.Module, split: Split) -> float:
-    return share(logits_of(net, split.images[:, None].float() / 255).argmax(dim=1) == split.labels)
-
-
 @torch.no_grad()
 def features(net: ImageEncoder, images: Tensor) -> Tensor:
     """What the classifier's last layer reads: images uint8 [N, 28, 28] or float [N, 1, 28, 28] -> [N, 64]."""
     if images.dtype == torch.uint8:
         images = images[:, None].float() / 255
-    return torch.cat([net.stages((x - PIXEL_MEAN) / PIXEL_STD).mean(dim=(2, 3)) for x in images.split(500)])
+    return torch.cat([net.pooled(x) for x in images.split(500)])
 
 
 def as_bytes(images: Tensor) -> Tensor:

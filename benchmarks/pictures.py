@@ -61,9 +61,8 @@ def main() -> None:
         if args.generator.exists():
             (place / "runs" / "generator").mkdir()
             shutil.copy(args.generator, place / "runs" / "generator" / "best_model.pth")
-        execute(place)
-        if args.generator.exists():
             draw(args.notebook, args.generator, made)
+        execute(place)
         for pictures in SHOWN.values():
             for name in pictures:
                 shown = ROOT / "docs" / "pictures" / name

@@ -31,7 +31,7 @@ from data.mnist import provision
 from evaluation.generation import by_caption, drawn_facts, share_as_asked
 from generator import Generator, fingerprint
 from metrics import embed_images
-from my_dataset import Split, load_mnist
+from my_dataset import Split, epoch_generator, load_mnist
 from my_utils import device_name, enough_memory, exit_on_input_error, pick_device, seed_everything
 from training.ema import Ema
 from training.optimizers import WARMUP, warmup_cosine
@@ -116,10 +116,8 @@ def train(settings: GeneratorSettings, given: dict) -> int:
                     values = [loss, torch.zeros_like(loss), torch.zeros_like(loss)]
                 else:
                     loss, values = flow_losses(generator, clip, material, latents, rows)
-                part, max_norm = (
-                    (generator.autoencoder, AUTOENCODER_GRAD_CLIP) if is_first else (generator, FLOW_GRAD_CLIP)
-                )
-                grad_norm = update(optimizers[not is_first], loss, part, factor * settings.lr, max_norm)
+                max_norm = AUTOENCODER_GRAD_CLIP if is_first else FLOW_GRAD_CLIP
+                grad_norm = update(optimizers[not is_first], loss, factor * settings.lr, max_norm)
                 if not is_first:
                     ema.update()
                 history[step] = torch.stack([value.detach() for value in [*values, grad_norm]])
@@ -140,7 +138,7 @@ def train(settings: GeneratorSettings, given: dict) -> int:
                 sheet, agreement = check(ema.model, clip, val)
                 record["val_agreement"] = state["best"] = agreement
                 # The last epoch is kept: a flow has no overfitting to stop in so few epochs.
-                ema.model.metrics = {"epoch": epoch + 1, "val_agreement": agreement, "fingerprint": fingerprint(clip)}
+                ema.model.metrics = {"epoch": epoch + 1, "val_agreement": agreement}
                 ema.model.save(run.folder / "best_model.pth")
             for name, value in record.items():
                 log.add_scalar(f"epoch/{name}", value, (epoch + 1) * steps - 1)
@@ -202,7 +200,7 @@ def draw_texts(clip: CLIP, material: Material, rows: Tensor) -> tuple[Tensor, Te
 
 def batches(size: int, batch_size: int, seed: int, epoch: int, skip: int, device) -> Iterator[tuple[int, Tensor]]:
     """The steps of an epoch from `skip` on, each with its places [batch_size], in the order of (seed, epoch)."""
-    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed * 100_003 + epoch)).to(device)
+    order = torch.randperm(size, generator=epoch_generator(seed, epoch)).to(device)
     for step in range(skip, size // batch_size):
         yield step, order[step * batch_size : (step + 1) * batch_size]
 
@@ -242,7 +240,7 @@ def check(generator: Generator, clip: CLIP, val: Material) -> tuple[Tensor, floa
         torch.manual_seed(0)
         texts, claims = draw_texts(clip, val, torch.arange(CHECKED, device=device))
     agreement = share_as_asked(drawn_facts(generator.draw(texts, noise), by_caption(clip)), claims)
-    digits = clip.captions.all_of(clip.captions.of_digits().to(device)).index[:: clip.captions.phrasings]  # [10]
+    digits = clip.captions.of_digits().to(device) * clip.captions.phrasings  # [10], each one's first phrasing
     return as_sheet(generator.draw(val.text_embeds[digits.repeat_interleave(SHOWN_EACH)], noise), SHOWN_EACH), agreement
 
 

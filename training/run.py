@@ -4,7 +4,6 @@ Any training script uses it so: `open_run` says which folder and settings; `run.
 restores the parts; `run.save()` keeps all that a resumed run needs; `run.publish()` hands on the best model at the end.
 """
 
-import io
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from clip import load_checkpoint
+from clip import load_checkpoint, save_checkpoint
 from my_utils import InputError, atomic_write, clear_temporary, short
 from training import distributed
 from training.settings import GeneratorSettings, Options, Settings, resumed
@@ -178,10 +177,10 @@ class Run:
         rng = distributed.gather_objects(rng_state(self.device))
         with distributed.share_errors():
             if distributed.is_main():
-                content = io.BytesIO()
                 parts = [part.state_dict() for part in self.parts]
-                torch.save(self.state | {"config": self.record, "parts": parts, "rng": rng}, content)
-                atomic_write(self.folder / "last.pth", content.getvalue())
+                save_checkpoint(
+                    self.folder / "last.pth", self.state | {"config": self.record, "parts": parts, "rng": rng}
+                )
 
     def write_json(self, name: str, values: dict) -> None:
         atomic_write(self.folder / name, (json.dumps(values, indent=2) + "\n").encode())
@@ -210,8 +209,10 @@ class Run:
         told = ""
         if target.is_file():
             try:
-                old, new = (load_checkpoint(path).get("metrics", {}) for path in (target, best))
-                if old[score] > new[score] and old.get("fingerprint") == new.get("fingerprint"):
+                files = [load_checkpoint(path) for path in (target, best)]
+                old, new = (file.get("metrics", {}) for file in files)
+                clips = {file.get("arch", {}).get("fingerprint") for file in files}  # of a generator, or None
+                if old[score] > new[score] and len(clips) == 1:
                     earlier = self.folder.parent / str(old["run"]) / "best_model.pth"
                     back = f"; to go back: cp {earlier} {target}" if earlier.is_file() else ""
                     told = f"the replaced {target} was better on validation: {old[score]:.2%}, run {old['run']}{back}"

@@ -170,8 +170,7 @@ class GeneratorSettings(Options):
 
 def read_flags(argv: list[str]) -> tuple[Settings, dict]:
     """Flags -> the settings, and those that were given, by name. Raises InputError for what cannot be."""
-    parser = _parser(Settings, "train.py", "Train a small CLIP on MNIST.", PRESETS)
-    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    given = _given(argv, Settings, "train.py", "Train a small CLIP on MNIST.", PRESETS)
     preset = given.pop("preset", "default")
     settings = Settings(**PRESETS[preset] | given)
     if settings.resume is None:
@@ -183,8 +182,7 @@ def read_flags(argv: list[str]) -> tuple[Settings, dict]:
 
 def read_generator_flags(argv: list[str]) -> tuple[GeneratorSettings, dict]:
     """The same for training/generator.py."""
-    parser = _parser(GeneratorSettings, "python -m training.generator", "Train a generator on a trained CLIP.")
-    given = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    given = _given(argv, GeneratorSettings, "python -m training.generator", "Train a generator on a trained CLIP.")
     settings = GeneratorSettings(**given)
     if settings.run_name is not None:
         check_run_name(settings.run_name)
@@ -240,8 +238,8 @@ def _check(one, text: str):
     return text
 
 
-def _parser(kind: type[Options], prog: str, description: str, presets: dict | None = None) -> ArgumentParser:
-    """The flags of a dataclass of options; one that is not given is None."""
+def _given(argv: list[str], kind: type[Options], prog: str, description: str, presets: dict | None = None) -> dict:
+    """The flags of a dataclass of options that were given, by name."""
     parser = ArgumentParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if presets:
         changes = "\n".join(
@@ -262,7 +260,7 @@ def _parser(kind: type[Options], prog: str, description: str, presets: dict | No
             more = {"nargs": "?", "const": checks["short"]} if "short" in checks else {}
             more |= {"type": functools.partial(_check, one), "metavar": its.__name__.upper()}
             parser.add_argument(_flag(one.name), help=text, **more)
-    return parser
+    return {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
 
 
 def _flag(name: str) -> str:

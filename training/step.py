@@ -122,12 +122,12 @@ def statistics_untouched(model: nn.Module):
             norm.track_running_stats = True
 
 
-def update(optimizer: torch.optim.Optimizer, loss: Tensor, part: nn.Module, lr: float, max_norm: float) -> Tensor:
+def update(optimizer: torch.optim.Optimizer, loss: Tensor, lr: float, max_norm: float) -> Tensor:
     """A step for a loss without a contrastive batch, as the generator's: one optimizer -> the gradient's norm."""
     for group in optimizer.param_groups:
         group["lr"] = lr
-    part.zero_grad()
+    optimizer.zero_grad()
     loss.backward()
-    norm = torch.nn.utils.clip_grad_norm_(part.parameters(), max_norm)
+    norm = torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], max_norm)
     optimizer.step()
     return norm
