@@ -68,7 +68,7 @@ from evaluate import check_writable
 from evaluation import pictures
 from evaluation.generation import by_caption, drawn_facts
 from generator import Generator, slerp
-from metrics import embed_images
+from evaluation.metrics import embed_images
 from my_dataset import Split, load_mnist
 from my_utils import exit_on_input_error, pick_device
 

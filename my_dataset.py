@@ -36,7 +36,7 @@ DATA_PATH = Settings.data_path
 VAL_SIZE = 5_000
 SPLIT_SEED = 0  # of its own, whatever --seed says: every run selects on the same 5,000 images
 NO_DIGITS = 2_000  # images of no digit that an epoch draws from
-NO_DIGIT_EVERY = 7  # each seventh pair of a batch shows no digit
+NO_DIGIT_EVERY = 12  # each twelfth pair of a batch shows no digit
 CANDIDATES = 1.15  # images that are measured for each pair of a batch: a fifth of them lies in unseen cells
 WARPED_AT_ONCE = 1024  # images: a large batch is augmented in pieces, or its sampling grids would not fit
 
@@ -116,7 +116,7 @@ class MNISTPairs(Dataset):
 
     `captions` are all texts that can be drawn; None: those that describe. An image is described as it goes into
     training: warped first, with `augment`, then measured. In `epoch` those that then lie in one of the `unseen` cells
-    (bool [10, 3, 3]; None: `attributes.unseen_cells()`) take no part, and each seventh pair shows no digit.
+    (bool [10, 3, 3]; None: `attributes.unseen_cells()`) take no part, and each twelfth pair shows no digit.
     `distinct` draws batches in groups of ten pairs, the digits 0 to 9. Raises InputError as `load_mnist`.
     """
 
@@ -189,7 +189,7 @@ class MNISTPairs(Dataset):
         return no_digits(images[is_seen][:NO_DIGITS], digits[is_seen][:NO_DIGITS], generator)
 
     def _described(self, candidates: Tensor, size: int, others: NoDigits) -> tuple[Tensor, Texts, Truth]:
-        """`size` pairs: of the candidates that lie in no unseen cell, the first ones; each seventh shows no digit."""
+        """`size` pairs: of the candidates that lie in no unseen cell, the first ones; each twelfth shows no digit."""
         images, digits = self._images(candidates)
         look = measure(images)
         (facts, cells), things = facts_of(digits, *look), things_of(digits, *look)

@@ -29,7 +29,7 @@ from captions import captions_of
 from clip import CLIP
 from data.mnist import provision
 from losses import GROUP, sigmoid_bias
-from metrics import evaluate
+from evaluation.metrics import evaluate
 from my_dataset import MNISTPairs, Split, load_mnist
 from my_utils import InputError, device_name, enough_memory, exit_on_input_error, pick_device, seed_everything
 from training import distributed
@@ -96,7 +96,7 @@ def train(settings: Settings, given: dict) -> int:
     ):
         while state["epoch"] < settings.epochs:
             epoch, skip, history = state["epoch"], state["step"], state["history"]
-            pairs.augment = not settings.no_augment and epoch + 1 < settings.epochs  # not in the last epoch
+            pairs.augment = settings.augments(epoch)
             batches = pairs.epoch(
                 settings.batch_size, settings.seed, epoch, skip, share=(distributed.rank(), world_size)
             )

@@ -163,7 +163,7 @@ def steps_of(
     total = settings.epochs * (len(pairs) // settings.batch_size)
     done = 0
     for epoch in range(settings.epochs):
-        pairs.augment = not settings.no_augment and epoch + 1 < settings.epochs  # not in the last epoch
+        pairs.augment = settings.augments(epoch)
         for batch in pairs.epoch(settings.batch_size, settings.seed, epoch):
             step(change(batch), warmup_cosine(done, total, round(WARMUP * total)))
             done += 1

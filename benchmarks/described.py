@@ -54,7 +54,7 @@ from evaluation.other_images import drawn_letters, fashion, inverted_noise
 from evaluation.retrieval import precision_at_k
 from evaluation.sections import embed, open_set, open_set_score, right_of
 from image_encoder import IMAGE_ENCODERS
-from metrics import caption_vectors, digit_classifier, embed_images
+from evaluation.metrics import caption_vectors, digit_classifier, embed_images
 from my_dataset import Split, load_mnist
 from my_utils import (
     InputError,

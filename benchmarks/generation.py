@@ -23,7 +23,7 @@ from clip import CLIP
 from evaluation.generation import drawn_facts
 from generator import STEPS, Flow, Generator
 from image_encoder import ImageEncoder
-from metrics import embed_images
+from evaluation.metrics import embed_images
 from my_dataset import Split, load_mnist
 from my_utils import InputError, exit_on_input_error, number, pick_device
 from training.ema import Ema

@@ -23,7 +23,7 @@ from evaluation.geometry import effective_rank, modality_gap
 from evaluation.pictures import COLOURS, save_figure
 from evaluation.retrieval import average_precision
 from evaluation.sections import embed
-from metrics import caption_accuracy, caption_vectors, digit_classifier
+from evaluation.metrics import caption_accuracy, caption_vectors, digit_classifier
 from my_dataset import Batch, Split, load_mnist
 from my_utils import exit_on_input_error, number, pick_device
 

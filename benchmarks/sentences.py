@@ -15,7 +15,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks.common import DATA, ROOT, about, parser_of, spread, write_result
 from captions import BARE_TEMPLATES, HELD_OUT_TEMPLATES, OTHER_SENTENCES, TRAIN_TEMPLATES, all_sentences
 from clip import CLIP
-from metrics import caption_accuracy, digit_classifier, embed_images
+from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
 from my_dataset import load_mnist
 from my_utils import exit_on_input_error, number
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from attributes import measure
 from captions import facts_of, holds
 from clip import CLIP
-from metrics import digit_classifier, embed_images
+from evaluation.metrics import digit_classifier, embed_images
 
 Judge = Callable[[Tensor], Tensor]  # images [B, 1, 28, 28] -> the digits in them, int64 [B]
 

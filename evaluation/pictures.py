@@ -18,7 +18,7 @@ from attributes import SLANT, THICKNESS, is_clear, measure
 from captions import DIGIT_WORDS, facts_of, holds, thing, with_article
 from clip import CLIP
 from data.not_digits import overlap
-from metrics import embed_images
+from evaluation.metrics import embed_images
 from my_dataset import Split
 from my_utils import InputError
 

@@ -26,7 +26,7 @@ from evaluation.retrieval import (
     recall_at_k,
     text_to_image_precision,
 )
-from metrics import caption_accuracy, caption_vectors, digit_classifier, embed_images, wilson_interval
+from evaluation.metrics import caption_accuracy, caption_vectors, digit_classifier, embed_images, wilson_interval
 from my_dataset import Split, stratified_indices
 
 NEIGHBOURS = 20  # of the nearest-neighbour probe

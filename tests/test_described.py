@@ -20,7 +20,7 @@ from captions import (
     things_of_cells,
 )
 from evaluation.described import bootstrapped, described, of_cells, rank_correlation
-from metrics import caption_vectors
+from evaluation.metrics import caption_vectors
 from my_dataset import Split, load_mnist
 from text_encoder import words_of
 

@@ -24,7 +24,7 @@ from evaluation.corruptions import CORRUPTIONS
 from evaluation.other_images import LETTERS, drawn_letters, fashion, inverted_noise, mnist_form, uci_digits
 from evaluation.pictures import show_digit
 from evaluation.table import print_table
-from metrics import digit_classifier
+from evaluation.metrics import digit_classifier
 from my_utils import InputError
 
 PICTURES = {"confusion", "digits", "reliability", "map", "robustness", "corruptions", "another_hand", "open_set"}

@@ -19,7 +19,7 @@ from evaluation.retrieval import (
     recall_at_k,
     text_to_image_precision,
 )
-from metrics import (
+from evaluation.metrics import (
     caption_accuracy,
     caption_vectors,
     digit_accuracies,
@@ -94,9 +94,9 @@ def test_seen_and_unseen_cells_are_measured_apart(data_path, monkeypatch):
     wrong = is_unseen.nonzero().flatten()[::2]
     embeds = torch.eye(91)[cells]
     embeds[wrong] = torch.eye(91)[(cells[wrong] + 1) % 90]
-    monkeypatch.setattr("metrics.embed_images", lambda *_: embeds)
+    monkeypatch.setattr("evaluation.metrics.embed_images", lambda *_: embeds)
     monkeypatch.setattr(
-        "metrics.caption_vectors",
+        "evaluation.metrics.caption_vectors",
         lambda _, things: torch.stack([torch.eye(91)[place.get(int(what), 90)] for what in things]),
     )
     scores = evaluate(model, split)

@@ -12,7 +12,7 @@ import text_encoder_plus
 from captions import Texts, all_sentences, fill
 from clip import CLIP
 from conftest import TINY, train_here
-from metrics import digit_classifier
+from evaluation.metrics import digit_classifier
 from my_utils import InputError
 from text_encoder_plus import TextEncoderPlus, load_language_model, mean_pool
 from training.optimizers import make_optimizers

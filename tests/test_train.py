@@ -15,7 +15,7 @@ import train
 from attributes import unseen_cells
 from clip import CLIP
 from conftest import ROOT, TINY, first_tenth, run_train, start_train, tensors, train_here, wait_for
-from metrics import evaluate
+from evaluation.metrics import evaluate
 from my_dataset import MNISTPairs, load_mnist
 from my_utils import InputError
 from training import run as run_module

@@ -30,7 +30,7 @@ from clip import CLIP
 from data.mnist import provision
 from evaluation.generation import by_caption, drawn_facts, share_as_asked
 from generator import Generator, fingerprint
-from metrics import embed_images
+from evaluation.metrics import embed_images
 from my_dataset import Split, epoch_generator, load_mnist
 from my_utils import device_name, enough_memory, exit_on_input_error, pick_device, seed_everything
 from training.ema import Ema

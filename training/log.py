@@ -7,7 +7,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from captions import DIGIT_WORDS
 from clip import CLIP
-from metrics import digit_classifier, embed_images
+from evaluation.metrics import digit_classifier, embed_images
 from my_dataset import Split
 from training.optimizers import warmup_cosine
 from training.settings import WHERE, Settings

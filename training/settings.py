@@ -16,6 +16,7 @@ TEXT_MODEL = "albert-base-v2"
 # so that similarities stay graded: of thick digits, too, the thicker one is closer to "thick".
 MIN_TEMPERATURE = {"digit": 0.01, "described": 0.1}
 TEXT_LR = 2e-5  # peak learning rate of a language model that trains
+PLAIN_EPOCHS = 2  # at the end of a run: images as they are, not augmented
 
 
 def option(default, help: str, **checks):
@@ -92,7 +93,7 @@ class Settings(Options):
     ema_decay: float = option(
         0.0, "measure and keep a moving average of the weights, with this decay per step; 0: none", low=0, high=0.99999
     )
-    no_augment: bool = option(False, "train on the images as they are, not only in the last epoch")
+    no_augment: bool = option(False, f"train on the images as they are, not only in the last {PLAIN_EPOCHS} epochs")
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31)
     # machine
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
@@ -111,6 +112,10 @@ class Settings(Options):
         type=str,
         short="newest",
     )
+
+    def augments(self, epoch: int) -> bool:
+        """Whether the images of this epoch, counted from 0, are augmented."""
+        return not self.no_augment and epoch + PLAIN_EPOCHS < self.epochs
 
 
 # What --preset changes; flags that are given win over it.
