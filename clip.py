@@ -1,4 +1,4 @@
-"""CLIP: two towers, L2-normalised embeddings, a learned temperature (Radford et al., 2021, arXiv 2103.00020).
+"""CLIP: a tower for each modality, unit vectors, a learned temperature (Radford et al., 2021, arXiv 2103.00020).
 
 model = CLIP.load("runs/best_model.pth")
 logits_per_image = model(images, ["seven", "2"]).logits_per_image
@@ -6,11 +6,13 @@ logits_per_image = model(images, ["seven", "2"]).logits_per_image
 
 import my_utils  # isort: skip  # noqa: F401  before torch: it says how OpenMP waits
 
+import hashlib
 import io
 import math
 import os
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,10 +26,13 @@ from captions import Texts, captions_of
 from image_encoder import IMAGE_ENCODERS
 from losses import pick_loss
 from my_utils import InputError, atomic_write, pick_device, short
+from speech_encoder import SpeechEncoder
+from stroke_encoder import StrokeEncoder
 from text_encoder import TextEncoder
 from training.settings import MIN_TEMPERATURE, TEXT_MODEL, Settings
 
 FORMAT = "minist-clip-4"  # raised when an older file can no longer be read
+OTHER_TOWERS = {"strokes": StrokeEncoder, "speech": SpeechEncoder}  # aligned to images later (training/align.py)
 
 
 class CLIPOutput(NamedTuple):
@@ -48,7 +53,8 @@ class CLIP(nn.Module):
     `text_encoder` is "table" (sums of word vectors) or "plus" (any sentence, through the pretrained language model
     `text_model`, which `freeze_text` keeps as it is). `loss` names the contrastive loss that `model.loss(batch)`
     computes (losses.py). `logit_scale` is the logarithm of the inverse temperature. `init_logit_bias` adds a learned
-    `logit_bias` to the logits, for the sigmoid loss; None leaves it out.
+    `logit_bias` to the logits, for the sigmoid loss; None leaves it out. `modalities` are those of OTHER_TOWERS that
+    the model has beside images and texts.
     Raises InputError for a value that cannot be, or when the language model cannot be had.
     """
 
@@ -65,6 +71,7 @@ class CLIP(nn.Module):
         loss: str = Settings.loss,
         init_temperature: float = Settings.init_temperature,
         init_logit_bias: float | None = None,
+        modalities: Sequence[str] = (),
         fetch: bool = True,
     ):
         super().__init__()
@@ -83,7 +90,7 @@ class CLIP(nn.Module):
         # What rebuilds the model. A language model's folder is kept as a whole path, so that it is found from anywhere.
         self.arch = {"embed_dim": embed_dim, "image_encoder": image_encoder, "width": width}
         self.arch |= {"captions": captions, "unseen_seed": unseen_seed, "text_encoder": text_encoder, "loss": loss}
-        self.arch |= {"init_temperature": init_temperature, "init_logit_bias": init_logit_bias}
+        self.arch |= {"init_temperature": init_temperature, "init_logit_bias": init_logit_bias, "modalities": []}
         self.config: dict = {}  # how it was trained
         self.metrics: dict = {}  # what it reached
 
@@ -100,6 +107,8 @@ class CLIP(nn.Module):
             self.towers["text"] = TextEncoderPlus(embed_dim, text_model, freeze_text, fetch)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / init_temperature)))
         self.logit_bias = None if init_logit_bias is None else nn.Parameter(torch.tensor(init_logit_bias))
+        for modality in modalities:
+            self.add_tower(modality)
         self._tokenized: tuple | None = None  # cache: the last list of sentences, and its rows
 
     # ---- the method ----
@@ -115,6 +124,44 @@ class CLIP(nn.Module):
     def encode_text(self, texts: str | list[str] | Texts) -> Tensor:
         """T strings -> unit vectors [T, embed_dim]. Raises InputError for a text that the tower cannot read."""
         return F.normalize(self.towers["text"](self.tokenize(texts)).float(), dim=-1)
+
+    def encode_strokes(self, strokes) -> Tensor:
+        """One way of the pen [T, 2], x to the right and y up, or a list of B of them -> unit vectors [B, embed_dim].
+
+        Raises InputError for what is no way of a pen, or when the model has no tower for strokes.
+        """
+        return self._encode_other("strokes", strokes)
+
+    def encode_speech(self, sounds) -> Tensor:
+        """One sound [T], float at 8 kHz (`read_wav`, `as_sound`), or a list of B -> unit vectors [B, embed_dim].
+
+        Raises InputError for what is no sound, or when the model has no tower for speech.
+        """
+        return self._encode_other("speech", sounds)
+
+    def _encode_other(self, modality: str, inputs) -> Tensor:
+        if modality not in self.towers:
+            raise InputError(f"this model has no tower for {modality}: train one with `make {modality}`")
+        tower = self.towers[modality]
+        return F.normalize(tower(tower.preprocess(inputs).to(self.logit_scale.device)).float(), dim=-1)
+
+    def add_tower(self, modality: str) -> nn.Module:
+        """A new, untrained tower for one of OTHER_TOWERS, in the place of an older one."""
+        self.towers[modality] = OTHER_TOWERS[modality](self.arch["embed_dim"]).to(self.logit_scale.device)
+        self.arch["modalities"] = [name for name in OTHER_TOWERS if name in self.towers]
+        return self.towers[modality]
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that tell the image and the text tower from all others, however they were saved.
+
+        What is trained on these two as they are (a generator, another tower) knows them by it.
+        """
+        digest = hashlib.sha256()
+        for name, value in sorted(self.towers.state_dict().items()):
+            if name.startswith(("image.", "text.")):
+                digest.update(name.encode())
+                digest.update(value.cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
+        return digest.hexdigest()[:16]
 
     def compare(self, image_embeds: Tensor, text_embeds: Tensor) -> CLIPOutput:
         """Unit vectors [B, embed_dim] and [T, embed_dim] -> what `forward` returns."""

@@ -44,10 +44,10 @@ from captions import DIGIT_WORDS
 from clip import CLIP
 from evaluation import pictures, sections
 from evaluation.described import described
+from evaluation.metrics import digit_classifier
 from evaluation.other_images import drawn_letters, fashion, inverted_noise, uci_digits
 from evaluation.sections import SHOWN, embed, right_of, subset
 from evaluation.table import print_table
-from evaluation.metrics import digit_classifier
 from my_dataset import Split, load_mnist
 from my_utils import atomic_write, device_name, enough_memory, exit_on_input_error, pick_device
 from training.run import git_commit

@@ -67,8 +67,8 @@ from clip import CLIP
 from evaluate import check_writable
 from evaluation import pictures
 from evaluation.generation import by_caption, drawn_facts
-from generator import Generator, slerp
 from evaluation.metrics import embed_images
+from generator import Generator, slerp
 from my_dataset import Split, load_mnist
 from my_utils import exit_on_input_error, pick_device
 

@@ -12,7 +12,6 @@ autoencoder (Rombach et al., 2022, arXiv 2112.10752), where a step costs little.
     images = generator.draw(clip.encode_text(["a thick seven"] * 16))
 """
 
-import hashlib
 import math
 from pathlib import Path
 
@@ -243,7 +242,7 @@ class Generator(nn.Module):
         if checkpoint.get("format") != FORMAT or not all(isinstance(part, dict) for part in parts):
             raise InputError(f"{path} is not a generator of this version: train one with `make generator`")
         arch, state, config, metrics = parts
-        if arch.get("fingerprint") != fingerprint(clip):
+        if arch.get("fingerprint") != clip.fingerprint():
             raise InputError(
                 f"{path} was trained with another CLIP than this one: name that one with --clip, or train a new"
                 " generator with `make generator`"
@@ -255,15 +254,6 @@ class Generator(nn.Module):
             raise InputError(f"{path} holds another architecture than this version builds: {short(error)}") from None
         generator.config, generator.metrics = config, metrics
         return generator.to(clip.logit_scale.device).eval()
-
-
-def fingerprint(clip: CLIP) -> str:
-    """16 hexadecimal digits that tell a CLIP's towers from all others, however it was saved."""
-    digest = hashlib.sha256()
-    for name, value in sorted(clip.towers.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.cpu().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode())
-    return digest.hexdigest()[:16]
 
 
 def slerp(start: Tensor, end: Tensor, shares: Tensor) -> Tensor:

@@ -28,8 +28,8 @@ from attributes import unseen_cells
 from captions import captions_of
 from clip import CLIP
 from data.mnist import provision
-from losses import GROUP, sigmoid_bias
 from evaluation.metrics import evaluate
+from losses import GROUP, sigmoid_bias
 from my_dataset import MNISTPairs, Split, load_mnist
 from my_utils import InputError, device_name, enough_memory, exit_on_input_error, pick_device, seed_everything
 from training import distributed

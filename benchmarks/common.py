@@ -20,10 +20,11 @@ import train
 from clip import CLIP
 from my_dataset import DATA_PATH, Batch, MNISTPairs
 from my_utils import ArgumentParser, InputError, atomic_write, device_name, use_precision
+from training import align
 from training.ema import Ema
 from training.optimizers import WARMUP, make_optimizers, warmup_cosine
 from training.run import git_commit
-from training.settings import WHERE, Settings, read_flags
+from training.settings import WHERE, Settings, read_align_flags, read_flags
 from training.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -194,6 +195,30 @@ def finished_run(run: Path, flags: list[str], quiet: bool = False) -> dict:
         if code:
             raise InputError(f"train.py failed in {run}: see its message above")
     return json.loads((run / "metrics.json").read_text())
+
+
+def aligned(modality: str, run: Path, clip: str, device: torch.device, *flags: str) -> CLIP:
+    """A copy of the CLIP with a tower for `modality` that training/align.py has trained with these flags in `run`.
+
+    One that has finished is taken as it is. The file `clip` stays as it is. Raises InputError for a run of another
+    CLIP, or one that was stopped.
+    """
+    if not (run / "metrics.json").exists():
+        copy = run.parent / f"{run.name}-clip.pth"
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(copy, Path(clip).read_bytes())
+        place = ["--resume", str(run)]
+        if not (run / "last.pth").exists():
+            place = ["--runs-dir", str(run.parent), "--run-name", run.name, *flags]
+        where = ["--clip", str(copy), "--data-path", str(DATA), "--device", str(device)]
+        code = align.main(*read_align_flags([modality, *where, *place]))
+        if code == 130:  # Ctrl-C, which align.py has taken and saved
+            raise KeyboardInterrupt
+        copy.unlink()
+    trained, own = CLIP.load(run / "best_model.pth", device), CLIP.load(clip, device)
+    if trained.fingerprint() != own.fingerprint():
+        raise InputError(f"{run} was trained on another CLIP than {clip}: remove it to run it anew")
+    return trained
 
 
 def check_same(run: Path, flags: list[str]) -> None:

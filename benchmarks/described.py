@@ -50,11 +50,11 @@ from captions import (
 )
 from clip import CLIP, load_checkpoint, save_checkpoint
 from evaluation.described import described, of_cells, parts_of
+from evaluation.metrics import caption_vectors, digit_classifier, embed_images
 from evaluation.other_images import drawn_letters, fashion, inverted_noise
 from evaluation.retrieval import precision_at_k
 from evaluation.sections import embed, open_set, open_set_score, right_of
 from image_encoder import IMAGE_ENCODERS
-from evaluation.metrics import caption_vectors, digit_classifier, embed_images
 from my_dataset import Split, load_mnist
 from my_utils import (
     InputError,

@@ -21,9 +21,9 @@ from benchmarks.recipes import accuracy, classifier
 from captions import FIRST_KIND, facts_of, holds, things_of_cells
 from clip import CLIP
 from evaluation.generation import drawn_facts
+from evaluation.metrics import embed_images
 from generator import STEPS, Flow, Generator
 from image_encoder import ImageEncoder
-from evaluation.metrics import embed_images
 from my_dataset import Split, load_mnist
 from my_utils import InputError, exit_on_input_error, number, pick_device
 from training.ema import Ema

@@ -20,10 +20,10 @@ from benchmarks.described import SIDES, bits
 from captions import IS_DIGIT, Captions, facts_of, thing
 from clip import CLIP
 from evaluation.geometry import effective_rank, modality_gap
+from evaluation.metrics import caption_accuracy, caption_vectors, digit_classifier
 from evaluation.pictures import COLOURS, save_figure
 from evaluation.retrieval import average_precision
 from evaluation.sections import embed
-from evaluation.metrics import caption_accuracy, caption_vectors, digit_classifier
 from my_dataset import Batch, Split, load_mnist
 from my_utils import exit_on_input_error, number, pick_device
 

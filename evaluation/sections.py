@@ -18,6 +18,7 @@ from evaluation import pictures
 from evaluation.calibration import expected_calibration_error, fit_temperature
 from evaluation.calibration import reliability as reliability_bins
 from evaluation.corruptions import CORRUPTIONS
+from evaluation.metrics import caption_accuracy, caption_vectors, digit_classifier, embed_images, wilson_interval
 from evaluation.other_images import drawn_letters, inverted_noise
 from evaluation.retrieval import (
     image_to_image_mean_average_precision,
@@ -26,7 +27,6 @@ from evaluation.retrieval import (
     recall_at_k,
     text_to_image_precision,
 )
-from evaluation.metrics import caption_accuracy, caption_vectors, digit_classifier, embed_images, wilson_interval
 from my_dataset import Split, stratified_indices
 
 NEIGHBOURS = 20  # of the nearest-neighbour probe

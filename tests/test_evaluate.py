@@ -21,10 +21,10 @@ from clip import CLIP
 from conftest import ROOT, TINY, train_here
 from evaluation import other_images, sections
 from evaluation.corruptions import CORRUPTIONS
+from evaluation.metrics import digit_classifier
 from evaluation.other_images import LETTERS, drawn_letters, fashion, inverted_noise, mnist_form, uci_digits
 from evaluation.pictures import show_digit
 from evaluation.table import print_table
-from evaluation.metrics import digit_classifier
 from my_utils import InputError
 
 PICTURES = {"confusion", "digits", "reliability", "map", "robustness", "corruptions", "another_hand", "open_set"}

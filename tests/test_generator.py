@@ -11,7 +11,7 @@ from captions import IS_DIGIT, claims_of, described_captions, in_words
 from clip import CLIP
 from conftest import first_tenth, tensors
 from evaluation.generation import drawn_facts, share_as_asked
-from generator import Flow, Generator, fingerprint, slerp
+from generator import Flow, Generator, slerp
 from my_utils import InputError
 from training import generator as training
 from training.run import Interrupt
@@ -26,7 +26,7 @@ def tiny_clip(seed=0, **shape) -> CLIP:
 def tiny_generator(clip) -> Generator:
     torch.manual_seed(0)
     sizes = {"latent_dim": 6, "autoencoder_width": 2, "decoder_width": 16, "decoder_blocks": 1}
-    return Generator(8, fingerprint(clip), **sizes, prior_width=16, prior_blocks=1).eval()
+    return Generator(8, clip.fingerprint(), **sizes, prior_width=16, prior_blocks=1).eval()
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,6 @@ from captions import facts_of, thing, things_of_cells
 from clip import CLIP
 from evaluation.calibration import expected_calibration_error, fit_temperature, reliability
 from evaluation.geometry import alignment, effective_rank, modality_gap, uniformity
-from evaluation.retrieval import (
-    average_precision,
-    image_to_image_mean_average_precision,
-    mean_average_precision,
-    precision_at_k,
-    recall_at_k,
-    text_to_image_precision,
-)
 from evaluation.metrics import (
     caption_accuracy,
     caption_vectors,
@@ -27,6 +19,14 @@ from evaluation.metrics import (
     embed_images,
     evaluate,
     wilson_interval,
+)
+from evaluation.retrieval import (
+    average_precision,
+    image_to_image_mean_average_precision,
+    mean_average_precision,
+    precision_at_k,
+    recall_at_k,
+    text_to_image_precision,
 )
 from my_dataset import Split, load_mnist
 

@@ -29,8 +29,8 @@ from captions import facts_of, things_of
 from clip import CLIP
 from data.mnist import provision
 from evaluation.generation import by_caption, drawn_facts, share_as_asked
-from generator import Generator, fingerprint
 from evaluation.metrics import embed_images
+from generator import Generator
 from my_dataset import Split, epoch_generator, load_mnist
 from my_utils import device_name, enough_memory, exit_on_input_error, pick_device, seed_everything
 from training.ema import Ema
@@ -77,7 +77,7 @@ def train(settings: GeneratorSettings, given: dict) -> int:
     first_epochs = settings.epochs // 3  # of the autoencoder
 
     # ---- networks, optimizers, the run's folder ----
-    generator = Generator(clip.arch["embed_dim"], fingerprint(clip)).to(device, memory_format=torch.channels_last)
+    generator = Generator(clip.arch["embed_dim"], clip.fingerprint()).to(device, memory_format=torch.channels_last)
     generator.config = settings.record()
     ema = Ema(generator, settings.ema_decay)
     flows = [*generator.decoder.parameters(), *generator.prior.parameters()]

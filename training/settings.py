@@ -147,9 +147,9 @@ PRESETS = {
 WHERE = ("device", "data_path", "runs_dir", "run_name", "resume")  # where a run happens, not what it is
 
 
-def same(name: str):
-    """An option of `Settings`, for another script's."""
-    one = Settings.__dataclass_fields__[name]
+def same(name: str, kind: type[Options] = Settings):
+    """An option of `Settings`, or of another kind, for another script's."""
+    one = kind.__dataclass_fields__[name]
     return field(default=one.default, metadata=one.metadata)
 
 
@@ -173,6 +173,43 @@ class GeneratorSettings(Options):
     resume: str | None = same("resume")
 
 
+@dataclass
+class AlignSettings(Options):
+    """What training/align.py reads, for strokes as for speech."""
+
+    clip: str = option("runs/best_model.pth", "the trained CLIP; its image and text towers stay as they are")
+    text_model: str | None = same("text_model", GeneratorSettings)
+    epochs: int = option(30, "passes over the recordings", low=1, high=10_000)
+    batch_size: int = option(256, "recordings per step", low=2, high=3_000)
+    lr: float = option(3e-3, "peak learning rate of AdamW", low=0, low_ok=False)
+    seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31)
+    device: str = same("device")
+    data_path: str = option("MINIST_CLIP", "folder of the recordings and of MNIST; fetched when they are not there")
+    runs_dir: str = option("runs/strokes", "folder that gets a folder for this run")
+    run_name: str | None = same("run_name")
+    resume: str | None = same("resume")
+
+
+@dataclass
+class StrokesSettings(AlignSettings):
+    shuffled: bool = option(False, "the control: each recording is paired with the drawing of another one")
+
+
+@dataclass
+class SpeechSettings(AlignSettings):
+    epochs: int = option(40, "passes over the recordings", low=1, high=10_000)
+    batch_size: int = option(64, "recordings per step", low=2, high=3_000)
+    runs_dir: str = option("runs/speech", "folder that gets a folder for this run")
+    held_out: str = option(
+        "official",
+        "what is not trained on: the official test split, or all that one speaker said",
+        choices=("official", "george", "jackson", "lucas", "nicolas", "theo", "yweweler"),
+    )
+
+
+ALIGNED = {"strokes": StrokesSettings, "speech": SpeechSettings}
+
+
 def read_flags(argv: list[str]) -> tuple[Settings, dict]:
     """Flags -> the settings, and those that were given, by name. Raises InputError for what cannot be."""
     given = _given(argv, Settings, "train.py", "Train a small CLIP on MNIST.", PRESETS)
@@ -188,12 +225,27 @@ def read_flags(argv: list[str]) -> tuple[Settings, dict]:
 def read_generator_flags(argv: list[str]) -> tuple[GeneratorSettings, dict]:
     """The same for training/generator.py."""
     given = _given(argv, GeneratorSettings, "python -m training.generator", "Train a generator on a trained CLIP.")
-    settings = GeneratorSettings(**given)
+    return _on_a_clip(GeneratorSettings(**given)), given
+
+
+def read_align_flags(argv: list[str]) -> tuple[AlignSettings, dict]:
+    """The same for training/align.py, whose first word says which modality."""
+    if not argv or argv[0] not in (*ALIGNED, "-h", "--help"):
+        raise InputError(f"say first what to align, {' or '.join(ALIGNED)}: python -m training.align strokes")
+    modality = argv[0] if argv[0] in ALIGNED else "strokes"
+    rest = argv[argv[0] in ALIGNED :]
+    about = f"Train a tower for {modality} on a trained CLIP ({' or '.join(ALIGNED)}, the first word, says for which)."
+    given = _given(rest, ALIGNED[modality], f"python -m training.align {modality}", about)
+    return _on_a_clip(ALIGNED[modality](**given)), given
+
+
+def _on_a_clip(settings):
+    """Raises InputError for flags that cannot be together, where a trained CLIP is built on."""
     if settings.run_name is not None:
         check_run_name(settings.run_name)
         if settings.resume is not None:
             raise InputError("--resume goes on with the run's own name: leave out --run-name")
-    return settings, given
+    return settings
 
 
 def _check_together(s: Settings, given: dict) -> None:

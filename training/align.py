@@ -1,0 +1,257 @@
+"""Align a new modality to the images of a trained CLIP, whose own two towers stay as they are.
+
+    make strokes                                     pen strokes: each recording beside its own drawing
+    make speech                                      spoken digits: each recording beside images of its digit
+    python -m training.align strokes --resume        go on with the newest unfinished run
+
+The new tower meets images alone; that it then fits the texts is what ImageBind calls emergent (Girdhar et al., 2023,
+arXiv 2305.05665). Writes runs/strokes/<run>/ or runs/speech/<run>/ as train.py does. In the end the tower goes into the
+file of the CLIP, runs/best_model.pth, beside the others.
+"""
+
+import sys
+import time
+
+import my_utils
+from training.settings import AlignSettings, SpeechSettings, StrokesSettings, read_align_flags
+
+if __name__ == "__main__":  # a wrong flag is refused before torch takes its seconds to load
+    FLAGS = my_utils.read_early(read_align_flags)
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from captions import Truth
+from clip import CLIP, CLIPOutput
+from data.fsdd import OFFICIAL_TEST, SPEAKERS, Sounds, load_fsdd, random_change
+from data.pendigits import draw, load_pendigits, random_strokes
+from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
+from evaluation.retrieval import recall_at_k
+from losses import pick_loss
+from my_dataset import epoch_generator, load_mnist
+from my_utils import InputError, device_name, enough_memory, exit_on_input_error, pick_device, seed_everything
+from speech_encoder import SpeechEncoder
+from stroke_encoder import StrokeEncoder
+from training.optimizers import WARMUP, warmup_cosine
+from training.run import Interrupt, Run, open_run
+from training.step import update
+
+COLUMNS = ("loss", "grad_norm")  # of a step
+GRAD_CLIP = 5.0  # largest norm of the gradient
+WEIGHT_DECAY = 0.05
+EMBEDDED_AT_ONCE = 500
+# Fixed and low for strokes, which are to be told apart within a digit too; that of the captions for speech.
+STROKES_TEMPERATURE, SPEECH_TEMPERATURE = 0.05, 0.1
+IMAGES = 10_000  # training images that speech meets
+
+
+def main(settings: AlignSettings, given: dict) -> int:
+    """A whole run -> 0, or 130 when it was interrupted and saved. Raises InputError for what a person must change."""
+    with enough_memory("start a new run with a lower --batch-size"):
+        return train(settings, given)
+
+
+def train(settings: AlignSettings, given: dict) -> int:
+    # ---- settings, the CLIP, the recordings ----
+    modality = "strokes" if isinstance(settings, StrokesSettings) else "speech"
+    settings, run = open_run(settings, given, modality)
+    device = pick_device(settings.device)
+    clip = CLIP.load(settings.clip, device, settings.text_model).requires_grad_(False)
+    seed_everything(settings.seed)
+    material = (Strokes if modality == "strokes" else Speech)(settings, clip, device)
+    batch_size = min(settings.batch_size, material.size)
+    steps = material.size // batch_size
+    total = settings.epochs * steps
+
+    # ---- the tower, its optimizer, the run's folder ----
+    tower = clip.add_tower(modality)
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
+    mark = Mark(clip.fingerprint())
+    state = run.begin([tower, optimizer, mark], settings, device, steps, len(COLUMNS))
+    log = SummaryWriter(run.folder, purge_step=state["epoch"] * steps)
+    parameters = sum(p.numel() for p in tower.parameters())
+    print(f"{run.folder}: a tower for {modality} of {parameters:,} parameters on {device.type}")
+
+    # ---- training ----
+    with (
+        Interrupt() as interrupt,
+        tqdm(total=settings.epochs, initial=state["epoch"], desc="epochs", unit="epoch") as bar,
+    ):
+        while state["epoch"] < settings.epochs:
+            epoch, skip, history = state["epoch"], state["step"], state["history"]
+            tower.train()
+            started = time.perf_counter()
+            order = torch.randperm(material.size, generator=epoch_generator(settings.seed, epoch)).to(device)
+            for step in tqdm(
+                range(skip, steps), total=steps, initial=skip, desc=f"epoch {epoch + 1}", leave=False, disable=None
+            ):
+                loss = material.loss(tower, order[step * batch_size : (step + 1) * batch_size])
+                lr = settings.lr * warmup_cosine(epoch * steps + step, total, round(WARMUP * total))
+                history[step] = torch.stack([loss.detach(), update(optimizer, loss, lr, GRAD_CLIP)])
+                if interrupt.requested:
+                    break
+            run.stop_if_not_finite(history[skip : step + 1], COLUMNS, skip)
+            state["seconds"] += time.perf_counter() - started
+            if step + 1 < steps:  # Ctrl-C: keep this very step, so that --resume goes on after it
+                state["step"] = step + 1
+                run.save()
+                break
+
+            # ---- the end of an epoch: measure what was not trained on, save ----
+            record = {"epoch": epoch + 1, **dict(zip(COLUMNS, history.mean(dim=0).tolist(), strict=True))}
+            record |= material.measure()
+            for name, value in record.items():
+                log.add_scalar(f"epoch/{name}", value, (epoch + 1) * steps - 1)
+            log.flush()
+            state |= {"epoch": epoch + 1, "step": 0, "epochs": [*state["epochs"], record]}
+            run.save()
+            bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if name != "epoch"})
+            bar.update()
+            if interrupt.requested:
+                break
+
+    log.close()
+    if state["epoch"] < settings.epochs:
+        print(f"\nstopped at epoch {state['epoch'] + 1}; everything is saved")
+        print(f"go on with: python -m training.align {modality} --resume {run.folder}")
+        return 130
+    finish(settings, run, clip, modality, device)
+    return 0
+
+
+class Mark:
+    """The CLIP that a run was begun with, saved beside the tower: a resumed run must have the same one."""
+
+    def __init__(self, fingerprint: str):
+        self.fingerprint = fingerprint
+
+    def state_dict(self) -> dict:
+        return {"fingerprint": self.fingerprint}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state["fingerprint"] != self.fingerprint:
+            raise InputError("this run was begun with another CLIP: name that one with --clip")
+
+
+def finish(settings: AlignSettings, run: Run, clip: CLIP, modality: str, device: torch.device) -> None:
+    """The run counts as finished; its tower goes into the CLIP's own file, where that is still the same CLIP."""
+    last = run.state["epochs"][-1]
+    metrics = {name: value for name, value in last.items() if name.startswith(("val_", "held_out_"))}
+    metrics |= {"run": run.folder.name, "epochs": settings.epochs, "seed": settings.seed}
+    metrics |= {"train_seconds": round(run.state["seconds"], 1), "device": device_name(device)}
+    metrics |= {"commit": run.state["commit"]}
+    clip.metrics[modality] = metrics
+    clip.save(run.folder / "best_model.pth")
+    run.write_json("metrics.json", metrics | {"history": run.state["epochs"]})
+    print()
+    for name, value in metrics.items():
+        if name.startswith(("val_", "held_out_")):
+            print(f"{name.replace('_', ' ')}: {value:.1%}")
+    print(f"{metrics['train_seconds']:.0f} s of training; saved to {run.folder / 'best_model.pth'}")
+    if getattr(settings, "shuffled", False) or getattr(settings, "held_out", "official") != "official":
+        return  # a control, or a measurement: nobody should use its tower
+    target = CLIP.load(settings.clip, "cpu", settings.text_model)
+    if target.fingerprint() != clip.fingerprint():
+        print(f"{settings.clip} has become another CLIP meanwhile: it is left as it is")
+        return
+    target.add_tower(modality).load_state_dict(clip.towers[modality].state_dict())
+    target.metrics[modality] = metrics
+    target.save(settings.clip)
+    print(f"the tower is in {settings.clip} too: CLIP.load({settings.clip!r}).encode_{modality}(...)")
+
+
+# ---- what goes with what: recordings, their images, the loss, what is measured ----
+
+
+class Strokes:
+    """Each recording beside its own drawing. Labels and texts take no part in training."""
+
+    def __init__(self, settings: StrokesSettings, clip: CLIP, device: torch.device):
+        self.clip, self.shuffled, self.loss_function = clip, settings.shuffled, pick_loss("infonce")
+        self.train, self.val = (load_pendigits(split, settings.data_path, device) for split in ("train", "val"))
+        self.size = len(self.train.points)
+        self.val_images = embed_images(clip, draw(self.val.points))
+
+    def loss(self, tower: StrokeEncoder, rows: Tensor) -> Tensor:
+        points = random_strokes(self.train.points[rows])  # [B, 8, 2]; changed first, then drawn
+        with torch.no_grad():
+            images = self.clip.encode_image(draw(points))  # [B, embed_dim]
+        if self.shuffled:
+            images = images.roll(1, dims=0)
+        embeds = F.normalize(tower(points), dim=-1)
+        # Each recording is true of its own drawing alone: infonce looks at nothing else.
+        nothing = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
+        return self.loss_function(compare(images, embeds, STROKES_TEMPERATURE), Truth(nothing, nothing, nothing))
+
+    def measure(self) -> dict[str, float]:
+        """On validation: the nearest of ten captions, of strokes and of their drawings; and each one's own drawing."""
+        embeds, captions = embed_strokes(self.clip, self.val.points), digit_classifier(self.clip)
+        own = torch.eye(len(embeds), dtype=torch.bool, device=embeds.device)
+        return {
+            "val_emergent": caption_accuracy(embeds @ captions.T, self.val.labels),
+            "val_drawings": caption_accuracy(self.val_images @ captions.T, self.val.labels),
+            "val_recall_at_1": recall_at_k(embeds @ self.val_images.T, own, 1).mean().item(),
+        }
+
+
+class Speech:
+    """Each recording beside training images of its digit: here the label makes the pairs."""
+
+    def __init__(self, settings: SpeechSettings, clip: CLIP, device: torch.device):
+        self.clip, self.loss_function = clip, pick_loss("multi_positive")
+        sounds = Sounds(*(x.to(device) for x in load_fsdd(settings.data_path)))
+        is_out = held_out(sounds, settings.held_out)
+        self.train, self.test = (Sounds(*(x[which] for x in sounds)) for which in (~is_out, is_out))
+        self.size = len(self.train.mels)
+        images, digits = (x[:IMAGES] for x in load_mnist("train", settings.data_path, device))
+        self.images = embed_images(clip, images[digits.argsort()])  # in the digits' order
+        self.count = digits.bincount(minlength=10)
+        self.first = self.count.cumsum(dim=0) - self.count
+
+    def loss(self, tower: SpeechEncoder, rows: Tensor) -> Tensor:
+        digits = self.train.labels[rows]
+        drawn = torch.rand(len(rows), device=rows.device) * self.count[digits]
+        images = self.images[self.first[digits] + drawn.long()]  # [B, embed_dim], an image of each digit at random
+        embeds = F.normalize(tower(random_change(self.train.mels[rows])), dim=-1)
+        facts = (1 << digits).int()
+        truth = Truth(facts, torch.zeros_like(facts), facts)
+        return self.loss_function(compare(images, embeds, SPEECH_TEMPERATURE), truth)
+
+    def measure(self) -> dict[str, float]:
+        """The nearest of ten captions, on what is held out. (The last epoch is kept: nothing is chosen by it.)"""
+        similarity = embed_mels(self.clip, self.test.mels) @ digit_classifier(self.clip).T
+        return {"held_out_accuracy": caption_accuracy(similarity, self.test.labels)}
+
+
+def held_out(sounds: Sounds, which: str) -> Tensor:
+    """Which recordings `--held-out` means: bool [N]."""
+    return sounds.takes < OFFICIAL_TEST if which == "official" else sounds.speakers == SPEAKERS.index(which)
+
+
+def compare(image_embeds: Tensor, embeds: Tensor, temperature: float) -> CLIPOutput:
+    """Unit vectors [B, embed_dim] of both sides -> what a loss takes, as `CLIP.compare`, at this temperature."""
+    logits = image_embeds @ embeds.T / temperature
+    return CLIPOutput(image_embeds, embeds, logits, logits.T, logits.new_tensor(1 / temperature))
+
+
+@torch.no_grad()
+def embed_strokes(clip: CLIP, points: Tensor) -> Tensor:
+    """Points [N, 8, 2] -> unit vectors [N, embed_dim], in eval mode."""
+    tower = clip.towers["strokes"].eval()
+    return torch.cat([F.normalize(tower(part), dim=-1) for part in points.split(EMBEDDED_AT_ONCE)])
+
+
+@torch.no_grad()
+def embed_mels(clip: CLIP, mels: Tensor) -> Tensor:
+    """Mel spectrograms [N, 40, 64] -> unit vectors [N, embed_dim], in eval mode."""
+    tower = clip.towers["speech"].eval()
+    return torch.cat([F.normalize(tower(part), dim=-1) for part in mels.split(EMBEDDED_AT_ONCE)])
+
+
+if __name__ == "__main__":
+    saved = "what was finished is saved, and --resume goes on from there"
+    with exit_on_input_error(saved, disk="free it, then --resume goes on from there"):
+        sys.exit(main(*FLAGS))
