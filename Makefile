@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train generator evaluate test lint format tensorboard notebook pictures benchmark clean
+.PHONY: train generator strokes speech evaluate test lint format tensorboard notebook pictures benchmark clean
 
 train: .venv/use
 	$(BIN)/python train.py $(ARGS)
@@ -12,6 +12,13 @@ train: .venv/use
 # On the trained CLIP of runs/: what draws images from texts.
 generator: .venv/use
 	$(BIN)/python -m training.generator $(ARGS)
+
+# On the same: a tower for pen strokes, a tower for speech; each goes into runs/best_model.pth.
+strokes: .venv/use
+	$(BIN)/python -m training.align strokes $(ARGS)
+
+speech: .venv/use
+	$(BIN)/python -m training.align speech $(ARGS)
 
 evaluate: .venv/use
 	$(BIN)/python evaluate.py $(ARGS)

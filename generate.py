@@ -1,11 +1,13 @@
-"""Draw digits through the shared space: from a text, from an image, or on the way between two.
+"""Draw digits through the shared space: from a text, an image, a recording, or on the way between two images.
 
     python generate.py "a thick seven leaning left" "a thin zero" --count 16
     python generate.py --image 3                              variations of a test image
     python generate.py --image 3 --direction thin thick       a difference of two texts, added to its vector
     python generate.py --from 3 --to 8                        from one test image to another, along the sphere
+    python generate.py --speech seven.wav                     what a recording says; --strokes FILE: what a pen wrote
 
-Needs a trained CLIP (`make train`) and its generator (`make generator`). Writes a sheet to inference_test/.
+Needs a trained CLIP (`make train`) and its generator (`make generator`), for recordings also `make speech` or
+`make strokes`. Writes a sheet to inference_test/.
 """
 
 import sys
@@ -31,6 +33,8 @@ def read_flags(argv: list[str]) -> Namespace:
     parser.add_argument("--direction", nargs=2, metavar="TEXT", help="with --image: move it from one text to the other")
     parser.add_argument("--from", dest="start", help="draw the way from this test image ...", **place)
     parser.add_argument("--to", dest="end", help="... to this one", **place)
+    parser.add_argument("--speech", metavar="WAV", help="draw the digit that a wav file says")
+    parser.add_argument("--strokes", metavar="FILE", help="draw what a pen wrote: x and y of a point in each line")
     parser.add_argument("--count", type=number(int, 1, 100), default=16, metavar="N", help="images in a row")
     parser.add_argument("--seed", type=number(int, 0, 2**31), default=0, metavar="N", help="seed of the noise")
     parser.add_argument("--clip", default="runs/best_model.pth", metavar="FILE", help="the trained CLIP")
@@ -43,8 +47,12 @@ def read_flags(argv: list[str]) -> Namespace:
     parser.add_argument("--pictures", default="inference_test", metavar="DIR", help="folder of the sheet")
     args = parser.parse_args(argv)
     way = args.start is not None or args.end is not None
-    if (bool(args.texts) + (args.image is not None) + way) != 1:
-        raise InputError("say what to draw: one or more texts, or --image N, or --from N --to M, and only one of these")
+    asked = (args.texts, args.image is not None, way, args.speech is not None, args.strokes is not None)
+    if sum(map(bool, asked)) != 1:
+        raise InputError(
+            "say what to draw: one or more texts, or --image N, or --from N --to M, or --speech or --strokes with a"
+            " file, and only one of these"
+        )
     if way and (args.start is None or args.end is None):
         raise InputError("a way has two ends: give both --from N and --to M")
     if len(args.texts) > MOST_TEXTS or any(len(text) > LONGEST for text in (*args.texts, *(args.direction or ()))):
@@ -64,13 +72,16 @@ from torch import Tensor
 from attributes import SLANT, THICKNESS, measure
 from captions import DIGIT_WORDS, IS_NONE, NOT_DIGITS, STATEMENTS, claims_of, facts_of, holds, in_words
 from clip import CLIP
+from data.pendigits import draw
 from evaluate import check_writable
 from evaluation import pictures
 from evaluation.generation import by_caption, drawn_facts
-from evaluation.metrics import embed_images
+from evaluation.metrics import digit_classifier, embed_images
 from generator import Generator, slerp
 from my_dataset import Split, load_mnist
 from my_utils import exit_on_input_error, pick_device
+from speech_encoder import SpeechEncoder, as_picture, read_wav
+from stroke_encoder import StrokeEncoder, read_strokes
 
 
 def main(args: Namespace) -> None:
@@ -83,7 +94,8 @@ def main(args: Namespace) -> None:
     count = args.count
 
     # ---- what is asked for: rows of names, images to start from, and image vectors [count, embed_dim] ----
-    test = None if args.texts else load_mnist("test", args.data_path, device)
+    is_recording = args.speech is not None or args.strokes is not None
+    test = None if args.texts or is_recording else load_mnist("test", args.data_path, device)
     started = time.perf_counter()
     with torch.no_grad():
         if args.texts:
@@ -91,6 +103,13 @@ def main(args: Namespace) -> None:
             images = generator.draw(vectors, noise)
             asked = [(text, None, claims_of(text)) for text in args.texts]
             name, title = "drawn_texts", "drawn from texts"
+        elif is_recording:
+            vector, row = of_recording(clip, args.speech, args.strokes)
+            images = generator.decode(vector.expand(count, -1), generator=noise)
+            asked = [row]
+            name, title = (
+                ("drawn_speech", "drawn from speech") if args.speech else ("drawn_strokes", "drawn from strokes")
+            )
         else:
             first = args.image if args.image is not None else args.start
             vector = embed_images(clip, test.images[first : first + 1])[0]  # [embed_dim]
@@ -133,6 +152,19 @@ def main(args: Namespace) -> None:
     pictures.save_figure(pictures.ranked_images(rows, title), path)
     print(f"{len(images)} image{'s' * (len(images) > 1)} in {seconds:.1f} s: {path}")
     print("(the model itself says which digit it is; thickness and slant are measured)")
+
+
+def of_recording(clip: CLIP, speech: str | None, strokes: str | None) -> tuple[Tensor, tuple]:
+    """A wav file's or a pen's vector [embed_dim]; its name, its picture, and as a claim the digit of the caption that
+    lies closest to it."""
+    if speech is not None:
+        sound = read_wav(speech)
+        vector, picture, verb = clip.encode_speech(sound)[0], as_picture(SpeechEncoder.preprocess(sound))[0], "heard"
+    else:
+        points = StrokeEncoder.preprocess(read_strokes(strokes))
+        vector, picture, verb = clip.encode_strokes(points)[0], draw(points)[0, 0], "read"
+    digit = int((digit_classifier(clip) @ vector).argmax())
+    return vector, (f"{Path(speech or strokes).name}:\n{verb} as {DIGIT_WORDS[digit]}", picture, 1 << digit)
 
 
 def says_no_digit(claims: int) -> bool:

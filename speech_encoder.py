@@ -17,7 +17,7 @@ RATE = 8_000  # samples per second, as in FSDD; others are resampled
 WINDOW, HOP = 256, 128  # samples: 32 ms and 16 ms
 MELS, FRAMES = 40, 64  # bands up to 4 kHz, and one second of them
 LOWEST = 50.0  # Hz, where the lowest band begins
-QUIET = 0.003  # share of the loudest frame's power below which the beginning and the end are cut off: -25 dB
+QUIET = 1e-4  # share of the loudest frame's power below which the beginning and the end are cut off: -40 dB
 SILENCE = 1e-4  # largest amplitude of what counts as all silence, of 1
 FLOOR = 1e-5  # share of the mean power that is added before the logarithm
 
@@ -44,11 +44,21 @@ class SpeechEncoder(nn.Module):
     @staticmethod
     def preprocess(sounds) -> Tensor:
         """One sound [T], or a list of B of them, float at 8 kHz (`as_sound`, `read_wav`) -> mel spectrograms, power in
-        40 bands of 64 frames: [B, 40, 64]. Raises InputError for anything else."""
+        40 bands of 64 frames: [B, 40, 64]. A tensor [B, 40, 64] is such already. Raises InputError for anything else.
+        """
+        if isinstance(sounds, Tensor) and sounds.shape[1:] == (MELS, FRAMES):
+            return sounds
         sounds = [sounds] if isinstance(sounds, Tensor) and sounds.ndim == 1 else sounds
         if not isinstance(sounds, list | tuple) or not sounds or not all(isinstance(x, Tensor) for x in sounds):
             raise InputError("sounds must be one tensor [T] at 8 kHz, or a list of such: make them with read_wav")
         return torch.stack([in_the_middle(mel_spectrogram(sound)) for sound in sounds])
+
+
+def as_picture(mels: Tensor) -> Tensor:
+    """Spectrograms [B, 40, 64] -> pictures [B, 40, 64] in 0..1, high notes above."""
+    log = in_decibels(mels).flip(1)
+    low, high = log.amin(dim=(1, 2), keepdim=True), log.amax(dim=(1, 2), keepdim=True)
+    return (log - low) / (high - low).clamp(min=1e-6)
 
 
 def in_decibels(mels: Tensor) -> Tensor:

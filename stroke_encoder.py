@@ -1,5 +1,7 @@
 """Stroke tower: a time series of pen positions through a one-dimensional CNN."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -39,6 +41,25 @@ def fill_square(points: Tensor) -> Tensor:
     low, high = points.amin(dim=1, keepdim=True), points.amax(dim=1, keepdim=True)
     extent = high - low
     return torch.where(extent > 1e-9, (points - low) / extent.clamp(min=1e-9), 0.5)
+
+
+def read_strokes(path: str | Path) -> Tensor:
+    """A text file with a point in each line, x and y, in the order in which the pen went -> the way [T, 2].
+
+    Raises InputError for a file that is not there or holds anything else.
+    """
+    try:
+        lines = Path(path).read_text().replace(",", " ").split("\n")
+        way = np.loadtxt(lines, ndmin=2) if any(map(str.strip, lines)) else np.zeros((0, 0))
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}: name a text file with x and y of a point in each line") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError:
+        way = np.zeros((0, 0))
+    if way.shape[1] != 2:
+        raise InputError(f"{path} holds something else than two numbers, x and y, in each line")
+    return torch.from_numpy(way)
 
 
 class StrokeBlock(nn.Module):
@@ -90,8 +111,11 @@ class StrokeEncoder(nn.Module):
     def preprocess(strokes) -> Tensor:
         """One way of the pen [T, 2], or a list of B of them -> points [B, 8, 2], as `forward` takes them.
 
-        x to the right, y up, in any unit: each coordinate is stretched to 0..1. Raises InputError for what is no way.
+        x to the right, y up, in any unit: each coordinate is stretched to 0..1. A tensor [B, 8, 2] is such points
+        already. Raises InputError for what is no way.
         """
+        if isinstance(strokes, Tensor) and strokes.shape[1:] == (POINTS, 2) and strokes.isfinite().all():
+            return fill_square(strokes.float())
         is_one = getattr(strokes, "ndim", 0) == 2
         try:
             ways = [torch.as_tensor(np.asarray(way, dtype=np.float64)) for way in ([strokes] if is_one else strokes)]

@@ -16,11 +16,11 @@ from torch import Tensor
 from benchmarks.common import DATA, ROOT, about, aligned, parser_of, spread, suffix, write_result
 from clip import CLIP
 from data.fsdd import SPEAKERS, Sounds, load_fsdd
-from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
+from evaluation.metrics import caption_accuracy, digit_classifier, embed, embed_images
 from evaluation.retrieval import precision_at_k, recall_at_k
 from my_dataset import Split, load_mnist
 from my_utils import exit_on_input_error, pick_device
-from training.align import embed_mels, held_out
+from training.align import held_out
 
 DEVELOPMENT = ("george", "nicolas")
 
@@ -80,7 +80,7 @@ def statistics_of(rows: dict[str, list[dict]], seed: int) -> dict[str, float]:
 @torch.no_grad()
 def of_tower(clip: CLIP, heard: Sounds, images: Tensor, test: Split) -> dict[str, float]:
     """Shares in 0..1 on recordings that were not trained on, with the test images' vectors [N, embed_dim]."""
-    embeds = embed_mels(clip, heard.mels)  # [S, embed_dim]
+    embeds = embed(clip.encode_speech, heard.mels)  # [S, embed_dim]
     precision = []
     for digit in range(10):
         is_right = test.labels == digit

@@ -19,11 +19,11 @@ from tqdm import tqdm
 from benchmarks.common import DATA, ROOT, about, aligned, parser_of, spread, suffix, write_result
 from clip import CLIP
 from data.pendigits import Strokes, draw, load_pendigits, random_strokes
-from evaluation.metrics import caption_accuracy, digit_accuracies, digit_classifier, embed_images
+from evaluation.metrics import caption_accuracy, digit_accuracies, digit_classifier, embed, embed_images
 from evaluation.retrieval import recall_at_k
 from my_utils import exit_on_input_error, pick_device
 from stroke_encoder import StrokeEncoder
-from training.align import GRAD_CLIP, WEIGHT_DECAY, embed_strokes
+from training.align import GRAD_CLIP, WEIGHT_DECAY
 from training.optimizers import WARMUP, warmup_cosine
 from training.settings import StrokesSettings
 from training.step import update
@@ -64,7 +64,7 @@ def main() -> None:
 @torch.no_grad()
 def of_tower(clip: CLIP, test: Strokes) -> dict:
     """Shares in 0..1 on the test recordings. Recall: each one's own drawing among all, and the reverse."""
-    captions, strokes = digit_classifier(clip), embed_strokes(clip, test.points)
+    captions, strokes = digit_classifier(clip), embed(clip.encode_strokes, test.points)
     drawings = embed_images(clip, draw(test.points))
     own = torch.eye(len(strokes), dtype=torch.bool, device=strokes.device)
     similarity = strokes @ drawings.T  # [N, N]

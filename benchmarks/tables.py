@@ -411,6 +411,57 @@ def generation_table(whole: bool) -> str:
     return "\n".join([*lines, note])
 
 
+def strokes_table() -> str:
+    """What strokes.py has measured."""
+    path = RESULTS / "strokes.json"
+    if not path.exists():
+        return NOT_MEASURED
+    result = json.loads(path.read_text())
+    own = result["over_clips"]
+    ways = ("", "image_to_strokes_")
+    recalls = [percent(own[f"{way}recall_at_{k}"]) for way in ways for k in (1, 5)]
+    lines = [
+        f"| {result['recordings']:,} test recordings | nearest caption | strokes → own drawing, recall@1 | @5"
+        " | drawing → own strokes, recall@1 | @5 |",
+        "|---|---|---|---|---|---|",
+        f"| drawn, through the image tower: the bound | {percent(own['drawings'])} | | | | |",
+        f"| **stroke tower, aligned to drawings alone** | **{percent(own['emergent'])}** | {' | '.join(recalls)} |",
+        f"| the same with shuffled pairs: the control | {result['control']:.2%} | {result['control_recall_at_1']:.2%}"
+        " | | | |",
+        f"| the same tower trained on labels, no CLIP | {result['trained_on_labels']:.2%} | | | | |",
+    ]
+    digits = ", ".join(f"{digit} {value:.0%}" for digit, value in enumerate(result["by_digit"]["emergent"]))
+    note = f"Emergent, by digit: {digits}. {result['clips']} CLIPs, {result['train_seconds']:.0f} s of training each;"
+    return "\n".join([*lines, "", f"{note} {about(result)}"])
+
+
+def speech_table(whole: bool) -> str:
+    """What speech.py has measured; `whole`: with a row for each voice."""
+    path = RESULTS / "speech.json"
+    if not path.exists():
+        return NOT_MEASURED
+    result = json.loads(path.read_text())
+    names = ("accuracy", "speech_to_image_r_precision", "image_to_speech_recall_at_1", "image_to_speech_recall_at_5")
+    lines = [
+        "| not trained on | nearest caption | speech → image, R-precision | image → speech, recall@1 | @5 |",
+        "|---|---|---|---|---|",
+    ]
+    for which, row in result["by_voice"].items():
+        if not whole and which != "official":
+            continue
+        name = "the official test split (voices known)" if which == "official" else f"all that {which} said"
+        lines.append(f"| {name} | {' | '.join(percent(row[one]) for one in names)} |")
+    over = result["over_clips"]
+    mean = [over["held_out_speakers_mean"], *(over[f"held_out_{name}"] for name in names[1:])]
+    lines.insert(-1, f"| **mean of the six voices** | **{percent(mean[0])}** | {' | '.join(map(percent, mean[1:]))} |")
+    note = (
+        f"{' and '.join(result['development_voices'])} are the voices that settings were chosen on; the mean of the"
+        f" other four is {percent(over['held_out_speakers_mean_not_developed_on'])}. {result['clips']} CLIPs,"
+        f" {result['train_seconds']:.0f} s of training each; {about(result)}"
+    )
+    return "\n".join([*lines, "", note])
+
+
 NAMED_ATTRIBUTES = ("modality_gap", "rank_of_images", "rank_of_captions")
 
 
@@ -446,7 +497,11 @@ BLOCKS = {
     "named-attributes": named_attributes_table,
     "generation": lambda: generation_table(whole=False),
     "generation-whole": lambda: generation_table(whole=True),
-    "results": lambda: seed_table("default", "digit", "plus", "accuracy"),
+    "strokes": strokes_table,
+    "speech": lambda: speech_table(whole=False),
+    "speech-whole": lambda: speech_table(whole=True),
+    "results": lambda: seed_table("default"),
+    "results-whole": lambda: seed_table("default", "digit", "plus", "accuracy"),
     "versions": versions_table,
     "accuracy-cuda": lambda: seed_table("accuracy-cuda"),
     "tried": tried_table,

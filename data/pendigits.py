@@ -34,7 +34,6 @@ SPLIT_SEED = 0
 TURN = 10.0  # degrees
 SHEAR = 0.15
 JITTER = 0.02  # standard deviation of each point, of the square's side
-MIX = 0.3  # share of another recording
 
 # The pen, chosen so that the image tower reads the drawings best, on training and validation recordings.
 ASPECT = 0.5  # width to height
@@ -116,17 +115,13 @@ def _from_wheel(path: Path) -> str | None:
 
 
 def random_strokes(points: Tensor) -> Tensor:
-    """Points [B, 8, 2] -> turned, sheared, bent and mixed with another recording a little, and stretched to 0..1."""
+    """Points [B, 8, 2] -> turned, sheared and bent a little, and stretched to 0..1."""
     size, device = len(points), points.device
-    other = points[torch.randperm(size, device=device)]
-    points = torch.lerp(points, other, MIX * torch.rand(size, 1, 1, device=device) ** 2)
-    turn, shear = (torch.rand(2, size, device=device) * 2 - 1) * torch.tensor(
-        [[math.radians(TURN)], [SHEAR]], device=device
-    )
+    turn, shear = torch.rand(2, size, device=device) * 2 - 1
+    turn, shear = turn * math.radians(TURN), shear * SHEAR
     cos, sin = torch.cos(turn), torch.sin(turn)
     change = torch.stack([cos, sin + shear * cos, -sin, cos - shear * sin], dim=1).view(size, 2, 2)
-    points = (points - 0.5) @ change + JITTER * torch.randn_like(points)
-    return fill_square(points)
+    return fill_square((points - 0.5) @ change + JITTER * torch.randn_like(points))
 
 
 def draw(points: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What is measured while training: both directions over a whole split, with text embeddings computed anew."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,12 @@ def embed_images(model: CLIP, images: Tensor, batch_size: int = 250) -> Tensor:
     features = torch.cat([model.encode_image(batch) for batch in images.split(batch_size)])
     model.train(training)
     return features
+
+
+@torch.no_grad()
+def embed(encode: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int = 500) -> Tensor:
+    """`model.encode_strokes` or `model.encode_speech` on all of N inputs -> unit vectors [N, embed_dim]."""
+    return torch.cat([encode(part) for part in inputs.split(batch_size)])
 
 
 @torch.no_grad()

@@ -1,9 +1,11 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.io import wavfile
 
 import generate
 from benchmarks.generation import distance_to, frechet, precision_recall
@@ -34,7 +36,12 @@ def saved(tmp_path_factory) -> SimpleNamespace:
     """A CLIP and a generator of it, untrained, as files."""
     folder = tmp_path_factory.mktemp("generator")
     clip = tiny_clip()
-    clip.save(folder / "clip.pth")
+    for modality in ("strokes", "speech"):
+        clip.add_tower(modality)
+    clip.eval().save(folder / "clip.pth")
+    (folder / "way.txt").write_text("0 1\n1 1\n0.5 0\n")
+    tone = 10_000 * np.sin(np.arange(4_000) / 3)
+    wavfile.write(folder / "tone.wav", 8_000, tone.astype(np.int16))
     tiny_generator(clip).save(folder / "generator.pth")
     models = ["--clip", str(folder / "clip.pth"), "--generator", str(folder / "generator.pth")]
     return SimpleNamespace(folder=folder, clip=clip, models=models)
@@ -161,9 +168,12 @@ def test_another_clip_or_another_file_is_refused(saved, tmp_path):
         (["--image", "5", "--count", "2"], "drawn_variations_5", "test image 5: one, "),
         (["--from", "3", "--to", "8", "--count", "4"], "drawn_way_3_to_8", "4 images in"),
         (["--image", "0", "--direction", "thin", "thick"], "drawn_direction_0", "16 images in"),
+        (["--speech", "tone.wav", "--count", "2"], "drawn_speech", "tone.wav: heard as "),
+        (["--strokes", "way.txt", "--count", "2"], "drawn_strokes", "way.txt: read as "),
     ],
 )
 def test_generate_writes_a_sheet_and_says_what_was_drawn(saved, data_path, tmp_path, capsys, flags, name, said):
+    flags = [str(saved.folder / flag) if flag.endswith((".wav", ".txt")) else flag for flag in flags]
     flags += [*saved.models, "--device", "cpu", "--pictures", str(tmp_path), "--data-path", str(data_path)]
     generate.main(generate.read_flags(flags))
     assert [path.name for path in tmp_path.iterdir()] == [f"{name}.png"]
@@ -175,6 +185,7 @@ def test_generate_writes_a_sheet_and_says_what_was_drawn(saved, data_path, tmp_p
     [
         ([], "say what to draw"),
         (["seven", "--image", "3"], "only one of these"),
+        (["--speech", "a.wav", "--strokes", "b.txt"], "only one of these"),
         (["--from", "3"], "both --from N and --to M"),
         (["seven", "--direction", "thin", "thick"], "give --image N too"),
         (["--image", "10000"], "from 0 to 9999"),
@@ -192,6 +203,12 @@ def test_a_direction_needs_two_texts(saved, data_path):
     flags = ["--image", "3", "--direction", "thin", "thin", "--data-path", str(data_path)]
     with pytest.raises(InputError, match="two texts that differ"):
         generate.main(generate.read_flags([*flags, *saved.models]))
+
+
+@pytest.mark.parametrize(("flag", "name"), [("--speech", "way.txt"), ("--strokes", "tone.wav")])
+def test_generate_names_a_recording_of_something_else(saved, flag, name):
+    with pytest.raises(InputError, match=f"{name} (is no wav|holds something else)"):
+        generate.main(generate.read_flags([flag, str(saved.folder / name), *saved.models]))
 
 
 def test_generate_names_a_word_that_the_table_cannot_read(saved):

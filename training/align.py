@@ -28,7 +28,7 @@ from captions import Truth
 from clip import CLIP, CLIPOutput
 from data.fsdd import OFFICIAL_TEST, SPEAKERS, Sounds, load_fsdd, random_change
 from data.pendigits import draw, load_pendigits, random_strokes
-from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
+from evaluation.metrics import caption_accuracy, digit_classifier, embed, embed_images
 from evaluation.retrieval import recall_at_k
 from losses import pick_loss
 from my_dataset import epoch_generator, load_mnist
@@ -42,9 +42,8 @@ from training.step import update
 COLUMNS = ("loss", "grad_norm")  # of a step
 GRAD_CLIP = 5.0  # largest norm of the gradient
 WEIGHT_DECAY = 0.05
-EMBEDDED_AT_ONCE = 500
 # Fixed and low for strokes, which are to be told apart within a digit too; that of the captions for speech.
-STROKES_TEMPERATURE, SPEECH_TEMPERATURE = 0.05, 0.1
+STROKES_TEMPERATURE, SPEECH_TEMPERATURE = 0.03, 0.1
 IMAGES = 10_000  # training images that speech meets
 
 
@@ -102,6 +101,7 @@ def train(settings: AlignSettings, given: dict) -> int:
 
             # ---- the end of an epoch: measure what was not trained on, save ----
             record = {"epoch": epoch + 1, **dict(zip(COLUMNS, history.mean(dim=0).tolist(), strict=True))}
+            tower.eval()
             record |= material.measure()
             for name, value in record.items():
                 log.add_scalar(f"epoch/{name}", value, (epoch + 1) * steps - 1)
@@ -188,7 +188,7 @@ class Strokes:
 
     def measure(self) -> dict[str, float]:
         """On validation: the nearest of ten captions, of strokes and of their drawings; and each one's own drawing."""
-        embeds, captions = embed_strokes(self.clip, self.val.points), digit_classifier(self.clip)
+        embeds, captions = embed(self.clip.encode_strokes, self.val.points), digit_classifier(self.clip)
         own = torch.eye(len(embeds), dtype=torch.bool, device=embeds.device)
         return {
             "val_emergent": caption_accuracy(embeds @ captions.T, self.val.labels),
@@ -222,7 +222,7 @@ class Speech:
 
     def measure(self) -> dict[str, float]:
         """The nearest of ten captions, on what is held out. (The last epoch is kept: nothing is chosen by it.)"""
-        similarity = embed_mels(self.clip, self.test.mels) @ digit_classifier(self.clip).T
+        similarity = embed(self.clip.encode_speech, self.test.mels) @ digit_classifier(self.clip).T
         return {"held_out_accuracy": caption_accuracy(similarity, self.test.labels)}
 
 
@@ -235,20 +235,6 @@ def compare(image_embeds: Tensor, embeds: Tensor, temperature: float) -> CLIPOut
     """Unit vectors [B, embed_dim] of both sides -> what a loss takes, as `CLIP.compare`, at this temperature."""
     logits = image_embeds @ embeds.T / temperature
     return CLIPOutput(image_embeds, embeds, logits, logits.T, logits.new_tensor(1 / temperature))
-
-
-@torch.no_grad()
-def embed_strokes(clip: CLIP, points: Tensor) -> Tensor:
-    """Points [N, 8, 2] -> unit vectors [N, embed_dim], in eval mode."""
-    tower = clip.towers["strokes"].eval()
-    return torch.cat([F.normalize(tower(part), dim=-1) for part in points.split(EMBEDDED_AT_ONCE)])
-
-
-@torch.no_grad()
-def embed_mels(clip: CLIP, mels: Tensor) -> Tensor:
-    """Mel spectrograms [N, 40, 64] -> unit vectors [N, embed_dim], in eval mode."""
-    tower = clip.towers["speech"].eval()
-    return torch.cat([F.normalize(tower(part), dim=-1) for part in mels.split(EMBEDDED_AT_ONCE)])
 
 
 if __name__ == "__main__":
