@@ -30,7 +30,7 @@ OFFICIAL_TEST = 5  # indices below this are the official test split
 VOICE = 0.2  # frequencies scaled, relative, on a log scale: long and short vocal tracts
 SPEED = 0.25  # duration scaled, relative, on a log scale
 SHIFT = 0.1  # of a second
-TILT = 6.0  # dB from the lowest to the highest frequency, and as much in a curve between: microphones
+TILT = 6.0  # dB at the lowest and the highest frequency, and as much in a curve between: microphones
 NOISE = (-45.0, -15.0)  # dB of white noise, relative to the mean power
 MASKS, MASKED = 1, (6, 8)  # stretches that are silenced: how many, and at most so many bands, so many frames
 
