@@ -411,6 +411,28 @@ def generation_table(whole: bool) -> str:
     return "\n".join([*lines, note])
 
 
+def reached_table() -> str:
+    """The first screen's table: what each part reaches, with where its figures come from."""
+    names = ("described", "generation", "strokes", "speech")
+    if not all((RESULTS / f"{name}.json").exists() for name in names):
+        return NOT_MEASURED
+    described, drawn, strokes, speech = (json.loads((RESULTS / f"{name}.json").read_text()) for name in names)
+    seeds, clips = described["spread"], strokes["over_clips"]
+    rows = (
+        ("the digit alone, of ten captions", percent(seeds["digit"]), described),
+        ("digit, thickness and slant, of 90 captions: combinations seen", percent(seeds["seen"]), described),
+        ("**combinations never trained**", f"**{percent(seeds['unseen'])}**", described),
+        ("the same, clear cases", percent(seeds["unseen_clear"]), described),
+        ("a text drawn: the digit is as asked, says a judge", percent(drawn["over_seeds"]["digit_agreement"]), drawn),
+        ("the same: thickness and slant", percent(drawn["over_seeds"]["attribute_agreement"]), drawn),
+        ("pen strokes by captions they never met", percent(clips["emergent"]), strokes),
+        ("speech, a voice never heard", percent(speech["over_clips"]["held_out_speakers_mean"]), speech),
+    )
+    lines = ["| on the test split | right | commit |", "|---|---|---|"]
+    lines += [f"| {name} | {figure} | {result['commit']} |" for name, figure, result in rows]
+    return "\n".join(lines)
+
+
 def strokes_table() -> str:
     """What strokes.py has measured."""
     path = RESULTS / "strokes.json"
@@ -500,8 +522,8 @@ BLOCKS = {
     "strokes": strokes_table,
     "speech": lambda: speech_table(whole=False),
     "speech-whole": lambda: speech_table(whole=True),
-    "results": lambda: seed_table("default"),
-    "results-whole": lambda: seed_table("default", "digit", "plus", "accuracy"),
+    "reached": reached_table,
+    "results": lambda: seed_table("default", "digit", "plus", "accuracy"),
     "versions": versions_table,
     "accuracy-cuda": lambda: seed_table("accuracy-cuda"),
     "tried": tried_table,

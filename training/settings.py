@@ -179,7 +179,7 @@ class AlignSettings(Options):
 
     clip: str = option("runs/best_model.pth", "the trained CLIP; its image and text towers stay as they are")
     text_model: str | None = same("text_model", GeneratorSettings)
-    epochs: int = option(20, "passes over the recordings", low=1, high=10_000)
+    epochs: int = option(12, "passes over the recordings", low=1, high=10_000)
     batch_size: int = option(256, "recordings per step", low=2, high=3_000)
     lr: float = option(3e-3, "peak learning rate of AdamW", low=0, low_ok=False)
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31)
