@@ -41,7 +41,8 @@ def main() -> None:
     for seed, clip in enumerate(args.clips):
         trained = aligned("strokes", args.runs / f"seed{seed}", clip, device, "--seed", str(seed))
         rows.append(of_tower(trained, test))
-        print(f"{clip}: " + ", ".join(f"{k} {v:.2%}" for k, v in rows[-1].items() if isinstance(v, float)), flush=True)
+        told = {k: v for k, v in rows[-1].items() if isinstance(v, float) and k != "train_seconds"}
+        print(f"{clip}: " + ", ".join(f"{name} {value:.2%}" for name, value in told.items()), flush=True)
     control = of_tower(aligned("strokes", args.runs / "control", args.clips[0], device, "--shuffled"), test)
     with_labels = trained_on_labels(StrokesSettings(), load_pendigits("train", DATA, device))
     labelled = caption_accuracy(with_labels(test.points), test.labels)
