@@ -43,9 +43,9 @@ def read_flags(argv: list[str]) -> Namespace:
 if __name__ == "__main__":  # a wrong flag is refused before torch takes its seconds to load
     FLAGS = my_utils.read_early(read_flags)
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported: it would call its makers
-
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from clip import CLIP
 from demo.look import Playground
@@ -95,6 +95,8 @@ def serve(playground: Playground, name: str, port: int, folder: str, in_browser:
         quiet=True,
         share=False,
         allowed_paths=[],
+        # A web site that gives its own name this machine's address is refused.
+        app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]},
         max_file_size="20mb",
         enable_monitoring=False,
         mcp_server=False,

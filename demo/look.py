@@ -148,7 +148,9 @@ class Playground:
                 raise InputError(f"it has more than {LARGEST_SOUND // 10**6} MB: record a single digit")
             vector = self.clip.encode_speech([read_wav(path)])[0]
         except InputError as error:  # (the file's place on this machine tells a person nothing)
-            raise InputError(f"the sound cannot be used: {str(error).replace(f'{path}: ', '')}") from None
+            raise InputError(
+                f"the sound cannot be used: {str(error).replace(f'{path}: ', '').replace(path, 'it')}"
+            ) from None
         bars, problems = self.compare(vector, sentences)
         return Heard(bars, self.nearest(vector), self.draw(vector, claims=0, is_text=False), problems)
 
@@ -219,7 +221,7 @@ def decode_png(url: str) -> Tensor:
     if not url:
         raise InputError("the canvas is empty: draw a digit with the mouse, a pen or a finger")
     unread = InputError("the drawing cannot be read: clear the canvas and draw again")
-    if not url.startswith(PNG) or len(url) > LARGEST_PNG:
+    if not isinstance(url, str) or not url.startswith(PNG) or len(url) > LARGEST_PNG:
         raise unread
     try:
         picture = Image.open(io.BytesIO(base64.b64decode(url.removeprefix(PNG), validate=True)), formats=["PNG"])

@@ -33,6 +33,7 @@ def build(playground: Playground, name: str) -> gr.Blocks:
                     lines=12,
                     max_lines=24,
                     label="sentences, one a line",
+                    info="compared with what you draw or say",
                     elem_id="sentences",
                 )
         with gr.Tab("Type"):
@@ -51,7 +52,11 @@ def build(playground: Playground, name: str) -> gr.Blocks:
         with gr.Tab("Say"):
             if playground.can_hear:
                 sound = gr.Audio(
-                    sources=["microphone", "upload"], type="filepath", label="say a digit, in English", elem_id="sound"
+                    sources=["microphone", "upload"],
+                    type="filepath",
+                    buttons=["download"],  # without "share", which hands the sound to a web site
+                    label="say a digit, in English",
+                    elem_id="sound",
                 )
                 heard = answer("heard")
                 gr.on(
@@ -60,6 +65,7 @@ def build(playground: Playground, name: str) -> gr.Blocks:
                     [sound, sentences],
                     heard,
                     api_name="hear",
+                    trigger_mode="always_last",
                     **ANSWER,
                 )
             else:
