@@ -58,12 +58,13 @@ def main(args: Namespace) -> None:
     check_free(args.port)
     device = pick_device(args.device)
     clip = CLIP.load(args.clip, device, args.text_model)
+    print(f"starting the page on {args.clip} ...", flush=True)
     test, val = (load_mnist(split, args.data_path, device) for split in ("test", "val"))
     playground = Playground.load(clip, test, val, args.generator)
     warnings.filterwarnings("ignore", "most of an image is bright")  # a scribble is shown as what it is
     with tempfile.TemporaryDirectory() as folder:
         page = serve(playground, args.clip, args.port, folder, not args.no_browser)
-        print(f"the model of {args.clip}: http://{HOST}:{args.port} (Ctrl-C ends it)", flush=True)
+        print(f"the page is at http://{HOST}:{args.port} (Ctrl-C ends it)", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
         page.close(verbose=False)

@@ -16,9 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from attributes import SLANT, SLANT_BOUNDS, THICKNESS, THICKNESS_BOUNDS, grade, measure
-from captions import DIGIT_WORDS, claims_of, facts_of, holds, things_of_cells, things_of_no_digits
+from captions import DIGIT_WORDS, claims_of, facts_of, holds, things_of_no_digits
 from clip import CLIP
-from evaluation.metrics import caption_vectors, digit_classifier, embed_images
+from evaluation.metrics import embed_images, prompt_ensemble
 from evaluation.other_images import mnist_form
 from evaluation.pictures import in_figures, in_short
 from generator import Generator
@@ -78,13 +78,13 @@ class Playground:
         thickness, slant = measure(test.images)
         self.measures = list(zip(thickness.tolist(), slant.tolist(), strict=True))
         self.facts = facts_of(test.labels, thickness, slant)[0]
-        self.digits = digit_classifier(clip)  # [10, embed_dim]
+        self.digits = self.vectors_of(clip.captions.of_digits())  # [10, embed_dim]
         self.readings, self.of_readings = DIGIT_WORDS, self.digits
         self.no_digits = None
         if clip.captions.described:
             self.readings = [in_short(*divmod(cell // 3, 3), cell % 3) for cell in range(90)]
-            self.of_readings = caption_vectors(clip, things_of_cells())  # [90, embed_dim]
-            self.no_digits = caption_vectors(clip, things_of_no_digits())
+            self.of_readings = prompt_ensemble(clip, self.readings, phrasings=1)  # [90, embed_dim]
+            self.no_digits = self.vectors_of(things_of_no_digits())
         # The test split has no say in this.
         self.least_score = self.digit_score(embed_images(clip, val.images)).quantile(FEWEST_DIGITS).item()
         self.read = functools.lru_cache(maxsize=16)(self._read)  # a new stroke asks for the same sentences
@@ -99,6 +99,11 @@ class Playground:
             return cls(clip, test, val, Generator.load(generator, clip))
         except InputError as error:
             return cls(clip, test, val, None, str(error))
+
+    def vectors_of(self, things: Tensor) -> Tensor:
+        """`evaluation.metrics.caption_vectors`, which has all captions read first: a minute for a language model."""
+        captions = self.clip.captions
+        return prompt_ensemble(self.clip, captions.all_of(things).strings(), captions.phrasings)
 
     @property
     def can_hear(self) -> bool:
