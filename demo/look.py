@@ -149,6 +149,8 @@ class Playground:
         if not path:
             raise InputError("there is no sound yet: record a digit, or choose a wav file")
         try:
+            if not Path(path).is_file():  # old ones are removed while the page stays open
+                raise InputError("it is no longer there: record or choose it again")
             if Path(path).stat().st_size > LARGEST_SOUND:
                 raise InputError(f"it has more than {LARGEST_SOUND // 10**6} MB: record a single digit")
             vector = self.clip.encode_speech([read_wav(path)])[0]

@@ -7,14 +7,15 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-import wave
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 from playwright.sync_api import expect, sync_playwright
+from scipy.io import wavfile
 
 from captions import DIGIT_WORDS
 from clip import CLIP
@@ -32,6 +33,7 @@ CHROMIUM = Path("/usr/bin/chromium")
 needs_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}: apt-get install chromium")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
 QUIET += ("--disable-component-update", "--disable-sync")
+MICROPHONE = ("--use-fake-ui-for-media-stream", "--use-fake-device-for-media-stream")
 
 # Ways of the pen on the canvas of 280 by 280.
 SEVEN = [(80, 70), (200, 70), (130, 220)]
@@ -46,11 +48,13 @@ def tiny_generator(clip, mark: str = "") -> Generator:
 
 @pytest.fixture(scope="module")
 def playground(data_path, tmp_path_factory) -> Playground:
-    """A model of one epoch, which reads digits, and a generator that has learned nothing."""
+    """A model of one epoch, which reads digits; its tower for speech and its generator have learned nothing."""
     runs = tmp_path_factory.mktemp("demo")
     flags = ["--captions", "described", "--image-encoder", "fast", "--epochs", 1, "--device", "cpu"]
     assert train_here(*flags, "--data-path", data_path, "--runs-dir", runs, "--run-name", "run").returncode == 0
     clip = CLIP.load(runs / "best_model.pth")
+    torch.manual_seed(0)
+    clip.add_tower("speech").eval()
     test, val = (load_mnist(split, data_path) for split in ("test", "val"))
     return Playground(clip, test, val, tiny_generator(clip))
 
@@ -203,33 +207,39 @@ def test_a_drawing_that_is_none_is_refused():
         decode_png("")
 
 
-def wav(path: Path, samples: bytes) -> str:
-    with wave.open(str(path), "wb") as file:
-        file.setparams((1, 2, 8000, 0, "NONE", ""))
-        file.writeframes(samples)
-    return str(path)
+def wav(path: Path, samples: np.ndarray) -> Path:
+    wavfile.write(path, 8000, samples)
+    return path
+
+
+def a_tone() -> np.ndarray:
+    return (9000 * np.sin(np.arange(8000) * 0.2) * np.sin(np.arange(8000) / 8000 * np.pi)).astype(np.int16)
 
 
 def test_a_sound_is_compared_and_drawn(playground, monkeypatch, tmp_path):
-    """The page's part alone: a stand-in for the speech tower hears a seven in all that is not refused."""
-
-    def read_wav(path):
-        if Path(path).stat().st_size < 100:
-            raise InputError(f"{path} is no wav file that can be read: convert it to wav")
-        return torch.ones(8000)
-
-    monkeypatch.setitem(sys.modules, "speech_encoder", SimpleNamespace(read_wav=read_wav))
-    monkeypatch.setattr(
-        playground.clip, "encode_speech", lambda sounds: playground.clip.encode_text(["seven"]), raising=False
-    )
-    heard = playground.hear(wav(tmp_path / "seven.wav", bytes(16000)), "six\nseven")
+    seven = playground.clip.encode_text(["seven"]).detach()
+    monkeypatch.setattr(playground.clip, "encode_speech", lambda sounds: seven)
+    heard = playground.hear(str(wav(tmp_path / "seven.wav", a_tone())), "six\nseven")
     assert [name for name, _ in heard.bars] == ["seven", "six"]
     assert (len(heard.similar), len(heard.drawn)) == (FOUND, DRAWN)
-    answer = page.hear(playground)(wav(tmp_path / "short.wav", bytes(2)), "six\nseven")
-    assert "The sound cannot be used: it is no wav file that can be read: convert it to wav." in answer
+
+
+def test_a_sound_that_cannot_be_used_is_one_sentence_without_its_place(playground, monkeypatch, tmp_path):
+    hear = page.hear(playground)
+    (tmp_path / "text.wav").write_text("a text, not a sound")
+    for file, said in (
+        (tmp_path / "text.wav", "it is no wav file that can be read"),
+        (wav(tmp_path / "silence.wav", np.zeros(8000, np.int16)), "all silence"),
+        (wav(tmp_path / "empty.wav", np.zeros(0, np.int16)), "empty"),
+        (tmp_path / "none.wav", "no longer there"),
+    ):
+        answer = hear(str(file), "seven")
+        assert answer.startswith("<p class='problem' role='alert'>The sound cannot be used: ")
+        assert said in answer
+        assert str(tmp_path) not in answer
     monkeypatch.setattr(look, "LARGEST_SOUND", 100)
-    assert "record a single digit" in page.hear(playground)(str(tmp_path / "seven.wav"), "seven")
-    assert page.hear(playground)(None, "seven") == ""
+    assert "record a single digit" in hear(str(wav(tmp_path / "long.wav", a_tone())), "seven")
+    assert hear(None, "seven") == ""
 
 
 # ---- the script ----
@@ -328,7 +338,7 @@ def test_ten_requests_at_once_are_answered(served):
 @pytest.fixture(scope="module")
 def browser():
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET + MICROPHONE)
         yield browser
         browser.close()
 
@@ -444,5 +454,26 @@ def test_descriptions_typed_into_the_page(tab):
         box.fill(text)
         box.press("Enter")
         expect(problem).to_contain_text(said)
+
+
+@needs_browser
+def test_a_recording_and_a_file_are_heard(tab, tmp_path):
+    tab = tab(viewport={"width": 1280, "height": 900})
     tab.get_by_role("tab", name="Say").click()
-    expect(tab.get_by_text("make speech")).to_be_visible()
+    sound, heard = tab.locator("#sound"), tab.locator("#heard")
+    sound.get_by_role("button", name="Record", exact=True).click()  # the browser's own microphone beeps each second
+    expect(sound.get_by_role("button", name="Stop").first).to_be_visible()
+    tab.wait_for_timeout(1500)
+    sound.get_by_role("button", name="Stop").first.click()
+    expect(heard.locator(".bar")).to_have_count(look.SHOWN)
+    expect(heard.locator("figure")).to_have_count(FOUND + DRAWN)
+
+    sound.get_by_role("button", name="Clear").click()
+    expect(heard.locator(".bar")).to_have_count(0)
+    sound.get_by_role("button", name="Upload file").click()
+    (tmp_path / "text.wav").write_text("a text, not a sound")
+    sound.locator("input[type=file]").set_input_files(tmp_path / "text.wav")
+    expect(heard.locator(".problem")).to_contain_text("no wav file that can be read")
+    sound.get_by_role("button", name="Clear").click()
+    sound.locator("input[type=file]").set_input_files(wav(tmp_path / "tone.wav", a_tone()))
+    expect(heard.locator(".bar")).to_have_count(look.SHOWN)
