@@ -87,6 +87,7 @@ def serve(playground: Playground, name: str, port: int, folder: str, in_browser:
     All that Gradio would take from the environment is said here: what the page may do is not to depend on it.
     """
     os.environ["GRADIO_TEMP_DIR"] = folder
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # fonts of this machine
     page = build(playground, name)
     page.launch(
         server_name=HOST,
@@ -104,7 +105,7 @@ def serve(playground: Playground, name: str, port: int, folder: str, in_browser:
         ssr_mode=False,
         footer_links=[],
         css=(HERE / "style.css").read_text(),
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),  # fonts of this machine
+        theme=theme.set(block_info_text_color="*block_title_text_color"),  # its own grey is too pale to read
     )
     return page
 

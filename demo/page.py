@@ -47,7 +47,7 @@ def build(playground: Playground, name: str) -> gr.Blocks:
                     elem_id="text",
                 )
                 find = gr.Button("Find and draw", variant="primary", scale=1, min_width=150, elem_id="find")
-            gr.Examples(list(EXAMPLES if described else ("seven", "0")), text, label="for example")
+            examples = gr.Examples(list(EXAMPLES if described else ("seven", "0")), text, label="for example")
             found = answer("found")
         with gr.Tab("Say"):
             if playground.can_hear:
@@ -80,6 +80,7 @@ def build(playground: Playground, name: str) -> gr.Blocks:
             **ANSWER,
         )
         gr.on([text.submit, find.click], look_for(playground), text, found, api_name="find", **ANSWER)
+        examples.load_input_event.success(look_for(playground), text, found, api_name="find_example", **ANSWER)
     return page
 
 
@@ -94,6 +95,7 @@ def canvas() -> gr.HTML:
 
 
 def answer(name: str) -> gr.HTML:
+    """The place of an answer, empty."""
     return gr.HTML(elem_id=name, elem_classes="answer")
 
 
@@ -101,6 +103,8 @@ def answer(name: str) -> gr.HTML:
 
 
 def see(playground: Playground):
+    """The canvas's value and the list of sentences -> what `Playground.see` finds, or the one sentence on why not."""
+
     def run(picture: str, sentences: str) -> str:
         try:
             seen = playground.see(picture or "", sentences or "")
@@ -125,6 +129,8 @@ def see(playground: Playground):
 
 
 def look_for(playground: Playground):
+    """A description -> what `Playground.find` finds, or the one sentence on why not."""
+
     def run(text: str) -> str:
         try:
             found, drawn = playground.find(text or "")
@@ -137,6 +143,8 @@ def look_for(playground: Playground):
 
 
 def hear(playground: Playground):
+    """A wav file's path, None without one, and the sentences -> what `Playground.hear` finds, or why not."""
+
     def run(path: str | None, sentences: str) -> str:
         if not path:
             return ""
@@ -156,11 +164,13 @@ def hear(playground: Playground):
 
 
 def problem(error: InputError | str) -> str:
+    """What was wrong, as one sentence."""
     text = str(error)
     return f"<p class='problem' role='alert'>{html.escape(text[:1].upper() + text[1:])}.</p>"
 
 
 def missing(reason: str, command: str) -> str:
+    """A greyed part, and the command that makes it."""
     return f"<div class='missing'><p>{html.escape(reason)}</p><p>This makes it: <code>{command}</code></p></div>"
 
 
@@ -174,6 +184,7 @@ def picture_of(image: Tensor, name: str) -> str:
 
 
 def bars(pairs: list[tuple[str, float]]) -> str:
+    """Sentences and cosines in -1..1, a bar each; those below 0 have no length."""
     rows = [
         f"<div class='bar'><span class='name'>{html.escape(name)}</span><span class='track'><span"
         f" style='width:{100 * max(0.0, cosine):.0f}%'></span></span><span class='value'>{cosine:.2f}</span></div>"
@@ -183,6 +194,7 @@ def bars(pairs: list[tuple[str, float]]) -> str:
 
 
 def images(title: str, shown: list[Shown]) -> str:
+    """Images with their lines below; the colour of a frame says whether one is as asked."""
     marks = {True: " class='right'", False: " class='wrong'", None: ""}
     figures = [
         f"<figure{marks[one.fits]}>{picture_of(one.image, ', '.join(one.lines))}"
@@ -193,6 +205,7 @@ def images(title: str, shown: list[Shown]) -> str:
 
 
 def drawings(playground: Playground, drawn: list[Shown]) -> str:
+    """The drawings, or what is missing to make some."""
     if playground.generator is None:
         return "<h3>drawn anew</h3>" + missing(f"Nothing is drawn: {playground.no_generator}.", "make generator")
     return images("drawn anew, with what the model reads", drawn)
