@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train generator strokes speech evaluate test lint format tensorboard notebook pictures benchmark clean
+.PHONY: train generator strokes speech demo evaluate test lint format tensorboard notebook pictures benchmark clean
 
 train: .venv/use
 	$(BIN)/python train.py $(ARGS)
@@ -19,6 +19,10 @@ strokes: .venv/use
 
 speech: .venv/use
 	$(BIN)/python -m training.align speech $(ARGS)
+
+# A page in the browser on runs/best_model.pth: draw, type, say.
+demo: .venv/demo
+	$(BIN)/python -m demo.app $(ARGS)
 
 evaluate: .venv/use
 	$(BIN)/python evaluate.py $(ARGS)
@@ -60,6 +64,10 @@ clean:
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/dev: .venv/use requirements-dev.txt
+.venv/demo: .venv/use requirements-demo.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-demo.txt
+	touch $@
+
+.venv/dev: .venv/use requirements-dev.txt requirements-demo.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@
