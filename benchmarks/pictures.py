@@ -1,4 +1,4 @@
-"""Makes the pictures of the documents and runs the notebook; with a generator, the drawings too.
+"""Makes the pictures of the documents and runs the notebook; with a generator, the drawings too; that of the demo.
 
     python -m benchmarks.pictures                                     both of runs/best_model.pth
     python -m benchmarks.pictures --notebook A.pth --evaluation B.pth
@@ -15,13 +15,19 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from playwright.sync_api import sync_playwright
 
 import evaluate
 import generate
 from benchmarks.common import ROOT
-from my_dataset import DATA_PATH
+from clip import CLIP
+from demo.app import serve
+from demo.look import Playground
+from my_dataset import DATA_PATH, load_mnist
 from my_utils import ArgumentParser, InputError, exit_on_input_error
 
+CHROMIUM, PORT = "/usr/bin/chromium", 7870
+SEVEN = ((0.28, 0.25), (0.72, 0.25), (0.46, 0.8))  # of the canvas
 SHOWN = {
     "notebook": (
         "described_search.png",
@@ -30,7 +36,10 @@ SHOWN = {
         "similarity_matrix.png",
         "free_sentences.png",
         "hardest_mistakes.png",
+        "strokes_read.png",
+        "speech_to_drawings.png",
     ),
+    "demo": ("demo.png",),
     "drawn": (
         "drawn_cells.png",
         "drawn_variations_0.png",
@@ -63,6 +72,7 @@ def main() -> None:
             shutil.copy(args.generator, place / "runs" / "generator" / "best_model.pth")
             draw(args.notebook, args.generator, made)
         execute(place)
+        page(args.notebook, args.generator, made)
         for pictures in SHOWN.values():
             for name in pictures:
                 shown = ROOT / "docs" / "pictures" / name
@@ -83,6 +93,30 @@ def draw(clip_path: Path, generator_path: Path, made: Path) -> None:
     files += ["--data-path", str(ROOT / DATA_PATH), "--count", "8"]
     for flags in (["--image", "0"], ["--from", "3", "--to", "0"], ["--image", "2", "--direction", "thin", "thick"]):
         generate.main(generate.read_flags([*flags, *files]))
+
+
+def page(clip_path: Path, generator_path: Path, made: Path) -> None:
+    """The demo in a browser, with a seven drawn on it; not where Chromium is not installed."""
+    if not Path(CHROMIUM).is_file():
+        return
+    clip = CLIP.load(clip_path)
+    playground = Playground.load(clip, load_mnist("test"), load_mnist("val"), generator_path)
+    with tempfile.TemporaryDirectory() as sounds, sync_playwright() as playwright:
+        site = serve(playground, "runs/best_model.pth", PORT, sounds)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1280, "height": 830})
+        tab.goto(f"http://127.0.0.1:{PORT}")
+        tab.locator("#seen .problem").wait_for()  # the page is there, and the canvas empty
+        canvas = tab.locator("#pad canvas").bounding_box()
+        for i, (x, y) in enumerate(SEVEN):
+            tab.mouse.move(canvas["x"] + x * canvas["width"], canvas["y"] + y * canvas["height"], steps=8)
+            if i == 0:
+                tab.mouse.down()
+        tab.mouse.up()
+        tab.locator("#seen .bar").first.wait_for()
+        tab.screenshot(path=made / "demo.png")
+        browser.close()
+        site.close(verbose=False)
 
 
 def execute(place: Path) -> None:
