@@ -43,7 +43,9 @@ def test_every_training_command_of_the_readmes_parses(readme):
             read_flags(command.replace("--seed S", "--seed 0").split())
 
 
-@pytest.mark.parametrize("readme", [*READMES, "runs/README.md", "inference_test/README.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "readme", [*READMES, "runs/README.md", "inference_test/README.md", "benchmarks/README.md", "docs/training.md"]
+)
 def test_every_file_module_and_make_target_that_a_readme_names_exists(readme):
     text = text_of(readme)
     for target in re.findall(r"\]\((?!http|#)([^)]+)\)", text):

@@ -78,6 +78,8 @@ def test_notebook_without_a_model_says_so_and_then_runs_with_one(trained, descri
         assert f"unseen_accuracy val {metrics['val_unseen_accuracy']:.2%}, test" in text
         assert "does not know the word" in text
         assert "there is no generator runs/generator/best_model.pth" in text
+        for modality in ("strokes", "speech"):
+            assert f"needs a tower for {modality}: train one with `make {modality}`" in text
         for name in (*PICTURES, *OF_DESCRIBED):
             content = (notebook_folder / "inference_test" / f"{name}.png").read_bytes()
             assert content.startswith(b"\x89PNG")

@@ -237,6 +237,23 @@ def test_a_clip_that_was_trained_anew_meanwhile_stays_as_it_is(clip_file, record
     assert "strokes" not in CLIP.load(clip_file).towers
 
 
+def test_a_file_that_cannot_be_written_at_the_end_leaves_a_run_to_resume(clip_file, recordings, monkeypatch):
+    save = CLIP.save
+
+    def full(self, path):
+        if str(path) == str(clip_file):
+            raise InputError("cannot write it")
+        save(self, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CLIP, "save", full)
+        with pytest.raises(InputError, match="cannot write it"):
+            train(clip_file, "--run-name", "run")
+    assert "strokes" not in CLIP.load(clip_file).towers
+    assert train(clip_file, "--resume", str(clip_file.parent / "runs" / "run")) == 0
+    assert "strokes" in CLIP.load(clip_file).towers
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

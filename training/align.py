@@ -137,30 +137,33 @@ class Mark:
 
 
 def finish(settings: AlignSettings, run: Run, clip: CLIP, modality: str, device: torch.device) -> None:
-    """The run counts as finished; its tower goes into the CLIP's own file, where that is still the same CLIP."""
+    """The tower goes into the CLIP's own file, where that is still the same CLIP; then the run counts as finished."""
     last = run.state["epochs"][-1]
-    metrics = {name: value for name, value in last.items() if name.startswith(("val_", "held_out_"))}
-    metrics |= {"run": run.folder.name, "epochs": settings.epochs, "seed": settings.seed}
+    reached = {name: value for name, value in last.items() if name.startswith(("val_", "held_out_"))}
+    metrics = reached | {"run": run.folder.name, "epochs": settings.epochs, "seed": settings.seed}
     metrics |= {"train_seconds": round(run.state["seconds"], 1), "device": device_name(device)}
     metrics |= {"commit": run.state["commit"]}
     clip.metrics[modality] = metrics
     clip.save(run.folder / "best_model.pth")
+    told = join(settings, clip, modality)
     run.write_json("metrics.json", metrics | {"history": run.state["epochs"]})
     print()
-    for name, value in metrics.items():
-        if name.startswith(("val_", "held_out_")):
-            print(f"{name.replace('_', ' ')}: {value:.1%}")
-    print(f"{metrics['train_seconds']:.0f} s of training; saved to {run.folder / 'best_model.pth'}")
+    for name, value in reached.items():
+        print(f"{name.replace('_', ' ')}: {value:.1%}")
+    print(f"{metrics['train_seconds']:.0f} s of training; saved to {run.folder / 'best_model.pth'}\n{told}")
+
+
+def join(settings: AlignSettings, clip: CLIP, modality: str) -> str:
+    """Put the tower into the file that the CLIP came from -> what was done, in a sentence."""
     if getattr(settings, "shuffled", False) or getattr(settings, "held_out", "official") != "official":
-        return  # a control, or a measurement: nobody should use its tower
-    target = CLIP.load(settings.clip, "cpu", settings.text_model)
+        return f"this is a measurement: {settings.clip} stays as it is"
+    target = CLIP.load(settings.clip, "cpu", settings.text_model)  # (another tower may have joined it meanwhile)
     if target.fingerprint() != clip.fingerprint():
-        print(f"{settings.clip} has become another CLIP meanwhile: it is left as it is")
-        return
+        return f"{settings.clip} has become another CLIP meanwhile: it stays as it is"
     target.add_tower(modality).load_state_dict(clip.towers[modality].state_dict())
-    target.metrics[modality] = metrics
+    target.metrics[modality] = clip.metrics[modality]
     target.save(settings.clip)
-    print(f"the tower is in {settings.clip} too: CLIP.load({settings.clip!r}).encode_{modality}(...)")
+    return f"the tower is in {settings.clip} too: CLIP.load({settings.clip!r}).encode_{modality}(...)"
 
 
 # ---- what goes with what: recordings, their images, the loss, what is measured ----
