@@ -48,7 +48,7 @@ def test_every_training_command_of_the_readmes_parses(readme):
 )
 def test_every_file_module_and_make_target_that_a_readme_names_exists(readme):
     text = text_of(readme)
-    for target in re.findall(r"\]\((?!http|#)([^)]+)\)", text):
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)", text):
         assert ((ROOT / readme).parent / target).exists(), target
     for name in re.findall(r"`(\w+\.(?:py|ipynb))`", text):
         folders = (ROOT, ROOT / "benchmarks") if readme.startswith("benchmarks") else (ROOT,)
