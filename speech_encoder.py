@@ -49,8 +49,12 @@ class SpeechEncoder(nn.Module):
         if isinstance(sounds, Tensor) and sounds.shape[1:] == (MELS, FRAMES):
             return sounds
         sounds = [sounds] if isinstance(sounds, Tensor) and sounds.ndim == 1 else sounds
-        if not isinstance(sounds, list | tuple) or not sounds or not all(isinstance(x, Tensor) for x in sounds):
+        is_list = isinstance(sounds, list | tuple) and len(sounds) > 0
+        if not is_list or not all(isinstance(x, Tensor) and x.ndim == 1 and x.is_floating_point() for x in sounds):
             raise InputError("sounds must be one tensor [T] at 8 kHz, or a list of such: make them with read_wav")
+        sounds = [sound.detach().cpu().float() for sound in sounds]
+        if not all(sound.isfinite().all() and sound.any() for sound in sounds):
+            raise InputError("a sound is empty, all silence or not finite: record it again")
         return torch.stack([in_the_middle(mel_spectrogram(sound)) for sound in sounds])
 
 

@@ -118,7 +118,8 @@ class StrokeEncoder(nn.Module):
             return fill_square(strokes.float())
         is_one = getattr(strokes, "ndim", 0) == 2
         try:
-            ways = [torch.as_tensor(np.asarray(way, dtype=np.float64)) for way in ([strokes] if is_one else strokes)]
+            ways = [x.detach().cpu() if isinstance(x, Tensor) else x for x in ([strokes] if is_one else strokes)]
+            ways = [torch.as_tensor(np.asarray(way, dtype=np.float64)) for way in ways]
         except (TypeError, ValueError, RuntimeError):
             raise InputError("strokes must be arrays of numbers of shape [T, 2], or a list of such") from None
         if not ways:

@@ -99,7 +99,16 @@ def test_a_file_of_something_else_is_one_sentence(tmp_path, content, message):
 
 @pytest.mark.parametrize(
     ("sounds", "message"),
-    [([], "one tensor"), ("seven", "one tensor"), ([[0.0, 1.0]], "one tensor"), (torch.zeros(2, 3, 4), "one tensor")],
+    [
+        ([], "one tensor"),
+        ("seven", "one tensor"),
+        ([[0.0, 1.0]], "one tensor"),
+        (torch.zeros(2, 3, 4), "one tensor"),
+        (torch.ones(800, dtype=torch.int64), "one tensor"),
+        (torch.zeros(800), "all silence"),
+        ([torch.ones(800), torch.ones(0)], "is empty"),
+        (torch.full((800,), torch.nan), "not finite"),
+    ],
 )
 def test_what_is_no_sound_is_refused(sounds, message):
     with pytest.raises(InputError, match=message):
