@@ -105,7 +105,7 @@ def main(args: Namespace) -> None:
             name, title = "drawn_texts", "drawn from texts"
         elif is_recording:
             vector, row = of_recording(clip, args.speech, args.strokes)
-            images = generator.decode(vector.expand(count, -1), generator=noise)
+            images = generator.draw(vector.expand(count, -1), noise)  # it lies nearer to texts than to images
             asked = [row]
             name, title = (
                 ("drawn_speech", "drawn from speech") if args.speech else ("drawn_strokes", "drawn from strokes")

@@ -139,7 +139,7 @@ class Playground:
             raise InputError("there is no description yet: type one, such as 'seven'")
         vector = self.clip.encode_text([check_length(text, "the description")])[0]
         claims = claims_of(text) if self.clip.captions.described else 0
-        return self.nearest(vector, claims), self.draw(vector, claims, is_text=True)
+        return self.nearest(vector, claims), self.draw(vector, claims)
 
     @torch.no_grad()
     def hear(self, path: str | None, sentences: str) -> Heard:
@@ -159,7 +159,7 @@ class Playground:
                 f"the sound cannot be used: {str(error).replace(f'{path}: ', '').replace(path, 'it')}"
             ) from None
         bars, problems = self.compare(vector, sentences)
-        return Heard(bars, self.nearest(vector), self.draw(vector, claims=0, is_text=False), problems)
+        return Heard(bars, self.nearest(vector), self.draw(vector, claims=0), problems)
 
     # ---- its parts ----
 
@@ -197,7 +197,7 @@ class Playground:
         notes = [(DIGIT_WORDS[self.test.labels[i]], *figures(*self.measures[i])) for i in places.tolist()]
         return [Shown(*one) for one in zip(self.test.images[places].cpu(), notes, fits, strict=True)]
 
-    def draw(self, vector: Tensor, claims: int, is_text: bool) -> list[Shown]:
+    def draw(self, vector: Tensor, claims: int) -> list[Shown]:
         """A unit vector [embed_dim] -> drawings, with the digit that the model reads in them, and their measures."""
         if self.generator is None:
             return []
@@ -205,7 +205,7 @@ class Playground:
         noise.seed()
         vectors = vector.expand(DRAWN, -1)
         with self.drawing:
-            images = (self.generator.draw if is_text else self.generator.decode)(vectors, generator=noise)
+            images = self.generator.draw(vectors, noise)
         images = (images[:, 0] * 255).round().to(torch.uint8)
         digits = (self.clip.encode_image(images) @ self.digits.T).argmax(dim=1)
         thickness, slant = measure(images)

@@ -54,11 +54,11 @@ def speech_to_texts(model: CLIP, sounds: Sounds) -> Figure:
 
 
 def speech_to_drawings(model: CLIP, sounds: Sounds, generator: Generator) -> Figure:
-    """Drawn from the vectors of ten recordings, with the digit that the model sees in each drawing."""
+    """Drawn from the vectors of ten recordings, as from those of texts, with the digit that the model sees in each drawing."""
     heard = one_of_each(sounds)
     device = model.logit_scale.device
     vectors = embed_here(model, heard).repeat_interleave(EACH, dim=0)
-    drawn = generator.decode(vectors, generator=torch.Generator(device).manual_seed(0))
+    drawn = generator.draw(vectors, torch.Generator(device).manual_seed(0))
     with torch.no_grad():
         seen = (model.encode_image(drawn) @ digit_classifier(model).T).argmax(dim=1).cpu().view(10, EACH)
     drawn = drawn[:, 0].cpu().view(10, EACH, 28, 28)
