@@ -107,9 +107,8 @@ def main(args: Namespace) -> None:
             vector, row = of_recording(clip, args.speech, args.strokes)
             images = generator.draw(vector.expand(count, -1), noise)  # it lies nearer to texts than to images
             asked = [row]
-            name, title = (
-                ("drawn_speech", "drawn from speech") if args.speech else ("drawn_strokes", "drawn from strokes")
-            )
+            what = "strokes" if args.speech is None else "speech"
+            name, title = f"drawn_{what}", f"drawn from {what}"
         else:
             first = args.image if args.image is not None else args.start
             vector = embed_images(clip, test.images[first : first + 1])[0]  # [embed_dim]
