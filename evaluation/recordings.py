@@ -54,7 +54,7 @@ def speech_to_texts(model: CLIP, sounds: Sounds) -> Figure:
 
 
 def speech_to_drawings(model: CLIP, sounds: Sounds, generator: Generator) -> Figure:
-    """Drawn from the vectors of ten recordings, as from those of texts, each with the digit that the model sees in it."""
+    """Drawn from ten recordings, as from texts, each drawing with the digit that the model sees in it."""
     heard = one_of_each(sounds)
     device = model.logit_scale.device
     vectors = embed_here(model, heard).repeat_interleave(EACH, dim=0)
