@@ -2,7 +2,6 @@ import json
 import re
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -133,18 +132,9 @@ def test_similarity_matrix_names_its_axes_and_shows_its_values():
     assert "image" in axes.get_ylabel()
 
 
-def test_similarity_matrix_is_drawn_fast_in_large_type_with_one_strip_of_digits(tmp_path):
+def test_similarity_matrix_is_in_large_type_with_one_strip_of_digits():
     images = torch.randint(256, (10, 28, 28), dtype=torch.uint8)
-
-    def draw():
-        return save_figure(
-            similarity_matrix(torch.eye(10), DIGIT_WORDS, DIGIT_WORDS, "title", images), tmp_path / "s.png"
-        )
-
-    figure = draw()  # fonts are read
-    started = time.process_time()
-    draw()
-    assert time.process_time() - started < 1  # about 0.3 s
+    figure = similarity_matrix(torch.eye(10), DIGIT_WORDS, DIGIT_WORDS, "title", images)
     (axes,) = figure.axes
     matrix, strip = axes.images
     assert (strip.get_array() == images.reshape(280, 28).numpy()).all()
