@@ -37,7 +37,6 @@ SHOWN = {
         "free_sentences.png",
         "hardest_mistakes.png",
         "strokes_read.png",
-        "speech_to_drawings.png",
     ),
     "demo": ("demo.png",),
     "drawn": (
