@@ -62,7 +62,7 @@ def similarity_matrix(
     image_names: Sequence[str],
     title: str,
     images: Tensor | None = None,
-    rows: str = "image index (true digit)",
+    ylabel: str = "image index (true digit)",
 ) -> Figure:
     """Cosine similarity [N, T] with its values: the T texts along x, the N images along y.
 
@@ -91,7 +91,7 @@ def similarity_matrix(
     axes.set_xticks(range(columns), captions, fontsize=11, **turned)
     axes.set_yticks(range(rows), image_names, fontsize=11)
     axes.set_xlabel("text label", fontsize=12)
-    axes.set_ylabel(rows, fontsize=12)
+    axes.set_ylabel(ylabel, fontsize=12)
     axes.set_title(f"{title}\ncosine similarity", fontsize=12)
     return figure
 

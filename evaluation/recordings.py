@@ -50,7 +50,7 @@ def speech_to_texts(model: CLIP, sounds: Sounds) -> Figure:
     similarity = (embed_here(model, heard) @ digit_classifier(model).T).cpu()
     names = [name.replace("\n", " ") for name in names_of(heard)]
     title = "Spoken digits against the ten captions"
-    return similarity_matrix(similarity, DIGIT_WORDS, names, title, rows="speaker: what is said")
+    return similarity_matrix(similarity, DIGIT_WORDS, names, title, ylabel="speaker: what is said")
 
 
 def speech_to_drawings(model: CLIP, sounds: Sounds, generator: Generator) -> Figure:

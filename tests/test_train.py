@@ -429,5 +429,5 @@ def test_no_step_waits_for_the_gpu(tmp_path, data_path):
 def test_the_model_is_that_of_the_settings():
     settings, _ = read_flags(["--preset", "speed", "--loss", "sigmoid", "--width", "4"])
     model = train.build_model(settings)
-    assert model.arch == {name: getattr(settings, name, None) for name in model.arch}
+    assert model.arch == {name: getattr(settings, name, None) for name in model.arch} | {"modalities": []}
     assert train.build_model(Settings()).arch["image_encoder"] == "residual"
