@@ -1,9 +1,12 @@
+import os  # isort: skip
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # two processes on two cores, before torch counts them
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 import my_utils  # isort: skip  # noqa: F401  before torch: it says how OpenMP waits
 
 import contextlib
 import io
 import json
-import os
 import subprocess
 import sys
 import time
