@@ -146,7 +146,9 @@ class CLIP(nn.Module):
         return F.normalize(tower(tower.preprocess(inputs).to(self.logit_scale.device)).float(), dim=-1)
 
     def add_tower(self, modality: str) -> nn.Module:
-        """A new, untrained tower for one of OTHER_TOWERS, in the place of an older one."""
+        """A new, untrained tower for one of OTHER_TOWERS, replacing an older one. Raises InputError for others."""
+        if modality not in OTHER_TOWERS:
+            raise InputError(f"there is no tower for {modality!r}: choose {' or '.join(OTHER_TOWERS)}")
         self.towers[modality] = OTHER_TOWERS[modality](self.arch["embed_dim"]).to(self.logit_scale.device)
         self.arch["modalities"] = [name for name in OTHER_TOWERS if name in self.towers]
         return self.towers[modality]

@@ -47,7 +47,9 @@ class SpeechEncoder(nn.Module):
         40 bands of 64 frames: [B, 40, 64]. A tensor [B, 40, 64] is such already. Raises InputError for anything else.
         """
         if isinstance(sounds, Tensor) and sounds.shape[1:] == (MELS, FRAMES):
-            return sounds
+            if not sounds.is_floating_point() or not sounds.isfinite().all():
+                raise InputError("mel spectrograms must be finite floats")
+            return sounds.float()
         sounds = [sounds] if isinstance(sounds, Tensor) and sounds.ndim == 1 else sounds
         is_list = isinstance(sounds, list | tuple) and len(sounds) > 0
         if not is_list or not all(isinstance(x, Tensor) and x.ndim == 1 and x.is_floating_point() for x in sounds):
@@ -82,7 +84,7 @@ def mel_bands() -> Tensor:
 
 def mel_spectrogram(sound: Tensor) -> Tensor:
     """Samples [T] -> power [MELS, frames]; what is quiet before and behind is cut off."""
-    sound = F.pad(sound, (0, max(0, WINDOW - len(sound))))
+    sound = F.pad(sound / sound.abs().max(), (0, max(0, WINDOW - len(sound))))
     window = torch.hann_window(WINDOW)
     power = torch.stft(sound, WINDOW, HOP, window=window, pad_mode="constant", return_complex=True).abs() ** 2
     loud = power.sum(dim=0)

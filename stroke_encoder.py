@@ -114,7 +114,10 @@ class StrokeEncoder(nn.Module):
         x to the right, y up, in any unit: each coordinate is stretched to 0..1. A tensor [B, 8, 2] is such points
         already. Raises InputError for what is no way.
         """
+        dot = InputError("a stroke needs at least two points that differ: this is a dot")
         if isinstance(strokes, Tensor) and strokes.shape[1:] == (POINTS, 2) and strokes.isfinite().all():
+            if not (strokes != strokes[:, :1]).flatten(1).any(dim=1).all():
+                raise dot
             return fill_square(strokes.float())
         is_one = getattr(strokes, "ndim", 0) == 2
         try:
@@ -130,5 +133,5 @@ class StrokeEncoder(nn.Module):
             if not way.isfinite().all():
                 raise InputError("a stroke holds a number that is not finite (NaN or infinite): leave that point out")
             if not (way != way[:1]).any():
-                raise InputError("a stroke needs at least two points that differ: this is a dot")
+                raise dot
         return fill_square(torch.stack([resample(way) for way in ways])).float()

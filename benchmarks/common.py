@@ -215,6 +215,10 @@ def aligned(modality: str, run: Path, clip: str, device: torch.device, *flags: s
         if code == 130:  # Ctrl-C, which align.py has taken and saved
             raise KeyboardInterrupt
         copy.unlink()
+    config, wanted = json.loads((run / "config.json").read_text()), read_align_flags([modality, *flags])[0].record()
+    for setting in wanted:
+        if setting not in (*WHERE, "clip", "text_model") and config.get(setting) != wanted[setting]:
+            raise InputError(f"{run} was trained with {setting} {config.get(setting)}: remove it to run it anew")
     trained, own = CLIP.load(run / "best_model.pth", device), CLIP.load(clip, device)
     if trained.fingerprint() != own.fingerprint():
         raise InputError(f"{run} was trained on another CLIP than {clip}: remove it to run it anew")

@@ -446,14 +446,15 @@ def strokes_table() -> str:
         f"| {result['recordings']:,} test recordings | nearest caption | strokes → own drawing, recall@1 | @5"
         " | drawing → own strokes, recall@1 | @5 |",
         "|---|---|---|---|---|---|",
-        f"| drawn, through the image tower: the bound | {percent(own['drawings'])} | | | | |",
+        f"| drawn, through the image tower | {percent(own['drawings'])} | | | | |",
         f"| **stroke tower, aligned to drawings alone** | **{percent(own['emergent'])}** | {' | '.join(recalls)} |",
         f"| the same with shuffled pairs: the control | {result['control']:.2%} | {result['control_recall_at_1']:.2%}"
         " | | | |",
         f"| the same tower trained on labels, no CLIP | {result['trained_on_labels']:.2%} | | | | |",
     ]
     digits = ", ".join(f"{digit} {value:.0%}" for digit, value in enumerate(result["by_digit"]["emergent"]))
-    note = f"Emergent, by digit: {digits}. {result['clips']} CLIPs, {result['train_seconds']:.0f} s of training each;"
+    note = f"Emergent, by digit, of the first CLIP: {digits}. ± over {result['clips']} CLIPs,"
+    note += f" {result['train_seconds']:.0f} s of training each;"
     return "\n".join([*lines, "", f"{note} {about(result)}"])
 
 
@@ -478,8 +479,8 @@ def speech_table(whole: bool) -> str:
     lines.insert(-1, f"| **mean of the six voices** | **{percent(mean[0])}** | {' | '.join(map(percent, mean[1:]))} |")
     note = (
         f"{' and '.join(result['development_voices'])} are the voices that settings were chosen on; the mean of the"
-        f" other four is {percent(over['held_out_speakers_mean_not_developed_on'])}. {result['clips']} CLIPs,"
-        f" {result['train_seconds']:.0f} s of training each; {about(result)}"
+        f" other four is {percent(over['held_out_speakers_mean_not_developed_on'])}. ± over {result['clips']}"
+        f" CLIPs, {result['train_seconds']:.0f} s of training each; {about(result)}"
     )
     return "\n".join([*lines, "", note])
 

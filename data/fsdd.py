@@ -5,6 +5,7 @@
 
 import functools
 import hashlib
+import http.client
 import math
 import shutil
 import urllib.request
@@ -19,11 +20,11 @@ from torch import Tensor
 from data.fetch import TIMEOUT, obtain
 from my_utils import short
 from speech_encoder import FRAMES, LOWEST, MELS, RATE, SpeechEncoder, read_wav
+from training.settings import SPEAKERS
 
 FILE = "free-spoken-digit-dataset-1.0.10.zip"
 ADDRESS = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.zip"
 SHA256 = "45a9b976ba3397a2fd5c70a9f2e43c34f442a3a6be47392ecfc41174b678f37e"  # `digest` of it
-SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 OFFICIAL_TEST = 5  # indices below this are the official test split
 
 # The range of each change in augmentation, chosen on two voices that were left out.
@@ -37,7 +38,7 @@ MASKS, MASKED = 1, (6, 8)  # stretches that are silenced: how many, and at most 
 
 class Sounds(NamedTuple):
     """N recordings: mel spectrograms float [N, 40, 64] as `SpeechEncoder` takes them, digits int64 [N],
-    places in SPEAKERS and indices of the take int64 [N]."""
+    the speaker as an index into SPEAKERS and the number of the take, int64 [N]."""
 
     mels: Tensor
     labels: Tensor
@@ -74,7 +75,7 @@ def recordings(archive: zipfile.ZipFile) -> list[str]:
 def _is_right(path: Path) -> bool:
     try:
         return digest(path) == SHA256
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError, KeyError):
+    except Exception:  # a damaged archive leads the reader to any error
         return False
 
 
@@ -92,7 +93,7 @@ def _from_github(path: Path) -> str | None:
     try:
         with urllib.request.urlopen(ADDRESS, timeout=TIMEOUT) as answer, open(path, "wb") as file:
             shutil.copyfileobj(answer, file)
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:  # the latter where the answer is cut off
         return short(error)
 
 
@@ -106,7 +107,7 @@ def random_change(mels: Tensor) -> Tensor:
     bands, frames = torch.linspace(-1, 1, MELS, device=device)[:, None], torch.linspace(-1, 1, FRAMES, device=device)
     # One resampling does it: frequencies by `voice`, time by `speed` around the middle, and by `shift`.
     low, high = mel(LOWEST), mel(RATE / 2)
-    hertz = 700 * (10 ** ((low + (bands + 1) / 2 * (high - low)) / 2595) - 1)  # [40, 1], the bands' middles
+    hertz = 700 * (10 ** ((low + (bands + 1) / 2 * (high - low)) / 2595) - 1)  # [40, 1], about the bands' middles
     y = 2 * (2595 * torch.log10(1 + hertz * torch.exp(VOICE * voice) / 700) - low) / (high - low) - 1  # [B, 40, 1]
     x = frames * torch.exp(SPEED * speed) + 2 * SHIFT * shift  # [B, 1, 64]
     grid = torch.stack(torch.broadcast_tensors(x, y), dim=3)  # [B, 40, 64, 2]

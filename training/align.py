@@ -11,6 +11,7 @@ file of the CLIP, runs/best_model.pth, beside the others.
 
 import sys
 import time
+from pathlib import Path
 
 import my_utils
 from training.settings import AlignSettings, SpeechSettings, StrokesSettings, read_align_flags
@@ -20,6 +21,7 @@ if __name__ == "__main__":  # a wrong flag is refused before torch takes its sec
 
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -37,12 +39,12 @@ from speech_encoder import SpeechEncoder
 from stroke_encoder import StrokeEncoder
 from training.optimizers import WARMUP, warmup_cosine
 from training.run import Interrupt, Run, open_run
-from training.step import update
+from training.step import GRAD_CLIP, update
 
 COLUMNS = ("loss", "grad_norm")  # of a step
-GRAD_CLIP = 5.0  # largest norm of the gradient
 WEIGHT_DECAY = 0.05
-# Fixed and low for strokes, which are to be told apart within a digit too; that of the captions for speech.
+# Both are fixed. That of strokes is low, because recordings of one digit must be told apart too; that of speech is the
+# one that captions start from.
 STROKES_TEMPERATURE, SPEECH_TEMPERATURE = 0.03, 0.1
 IMAGES = 10_000  # training images that speech meets
 
@@ -69,7 +71,7 @@ def train(settings: AlignSettings, given: dict) -> int:
     tower = clip.add_tower(modality)
     optimizer = torch.optim.AdamW(tower.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
     mark = Mark(clip.fingerprint())
-    state = run.begin([tower, optimizer, mark], settings, device, steps, len(COLUMNS))
+    state = run.begin([mark, tower, optimizer], settings, device, steps, len(COLUMNS))
     log = SummaryWriter(run.folder, purge_step=state["epoch"] * steps)
     parameters = sum(p.numel() for p in tower.parameters())
     print(f"{run.folder}: a tower for {modality} of {parameters:,} parameters on {device.type}")
@@ -157,12 +159,14 @@ def join(settings: AlignSettings, clip: CLIP, modality: str) -> str:
     """Put the tower into the file that the CLIP came from -> what was done, in a sentence."""
     if getattr(settings, "shuffled", False) or getattr(settings, "held_out", "official") != "official":
         return f"this is a measurement: {settings.clip} stays as it is"
-    target = CLIP.load(settings.clip, "cpu", settings.text_model)  # (another tower may have joined it meanwhile)
-    if target.fingerprint() != clip.fingerprint():
-        return f"{settings.clip} has become another CLIP meanwhile: it stays as it is"
-    target.add_tower(modality).load_state_dict(clip.towers[modality].state_dict())
-    target.metrics[modality] = clip.metrics[modality]
-    target.save(settings.clip)
+    place = Path(settings.clip)
+    with FileLock(place.with_name(f".{place.name}.lock")):  # another tower may join it at the same time
+        target = CLIP.load(place, "cpu", settings.text_model)
+        if target.fingerprint() != clip.fingerprint():
+            return f"{settings.clip} has become another CLIP meanwhile: it stays as it is"
+        target.add_tower(modality).load_state_dict(clip.towers[modality].state_dict())
+        target.metrics[modality] = clip.metrics[modality]
+        target.save(place)
     return f"the tower is in {settings.clip} too: CLIP.load({settings.clip!r}).encode_{modality}(...)"
 
 

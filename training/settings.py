@@ -15,6 +15,7 @@ TEXT_MODEL = "albert-base-v2"
 # The least that training may make of the temperature: 0.01 as in the paper. Captions that describe keep a higher one,
 # so that similarities stay graded: of thick digits, too, the thicker one is closer to "thick".
 MIN_TEMPERATURE = {"digit": 0.01, "described": 0.1}
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")  # of the spoken digits
 TEXT_LR = 2e-5  # peak learning rate of a language model that trains
 PLAIN_EPOCHS = 2  # at the end of a run: images as they are, not augmented
 
@@ -203,7 +204,7 @@ class SpeechSettings(AlignSettings):
     held_out: str = option(
         "official",
         "what is not trained on: the official test split, or all that one speaker said",
-        choices=("official", "george", "jackson", "lucas", "nicolas", "theo", "yweweler"),
+        choices=("official", *SPEAKERS),
     )
 
 
