@@ -34,7 +34,11 @@ def read_flags(argv: list[str]) -> Namespace:
     parser.add_argument("--from", dest="start", help="draw the way from this test image ...", **place)
     parser.add_argument("--to", dest="end", help="... to this one", **place)
     parser.add_argument("--speech", metavar="WAV", help="draw the digit that a wav file says")
-    parser.add_argument("--strokes", metavar="FILE", help="draw what a pen wrote: x and y of a point in each line")
+    parser.add_argument(
+        "--strokes",
+        metavar="FILE",
+        help="draw what a pen wrote: a text file, in each line x and y of a point, y upwards",
+    )
     parser.add_argument("--count", type=number(int, 1, 100), default=16, metavar="N", help="images in a row")
     parser.add_argument("--seed", type=number(int, 0, 2**31), default=0, metavar="N", help="seed of the noise")
     parser.add_argument("--clip", default="runs/best_model.pth", metavar="FILE", help="the trained CLIP")
@@ -105,7 +109,9 @@ def main(args: Namespace) -> None:
             name, title = "drawn_texts", "drawn from texts"
         elif is_recording:
             vector, row = of_recording(clip, args.speech, args.strokes)
-            images = generator.draw(vector.expand(count, -1), noise)  # it lies nearer to texts than to images
+            images = generator.draw(
+                vector.expand(count, -1), noise
+            )  # (the decoder alone draws fewer as they should be)
             asked = [row]
             what = "strokes" if args.speech is None else "speech"
             name, title = f"drawn_{what}", f"drawn from {what}"

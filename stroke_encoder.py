@@ -44,7 +44,7 @@ def fill_square(points: Tensor) -> Tensor:
 
 
 def read_strokes(path: str | Path) -> Tensor:
-    """A text file with a point in each line, x and y, in the order in which the pen went -> the way [T, 2].
+    """A text file with a point in each line, x and y (upwards), in the order in which the pen went -> the way [T, 2].
 
     Raises InputError for a file that is not there or holds anything else.
     """
@@ -111,14 +111,10 @@ class StrokeEncoder(nn.Module):
     def preprocess(strokes) -> Tensor:
         """One way of the pen [T, 2], or a list of B of them -> points [B, 8, 2], as `forward` takes them.
 
-        x to the right, y up, in any unit: each coordinate is stretched to 0..1. A tensor [B, 8, 2] is such points
-        already. Raises InputError for what is no way.
+        x to the right, y up (most drawing programs count y downwards: negate it), in any unit: each coordinate is
+        stretched to 0..1. A way of eight points is taken as it is, others are resampled to eight. A way is a whole
+        digit: join its pieces in order. Raises InputError for what is no way.
         """
-        dot = InputError("a stroke needs at least two points that differ: this is a dot")
-        if isinstance(strokes, Tensor) and strokes.shape[1:] == (POINTS, 2) and strokes.isfinite().all():
-            if not (strokes != strokes[:, :1]).flatten(1).any(dim=1).all():
-                raise dot
-            return fill_square(strokes.float())
         is_one = getattr(strokes, "ndim", 0) == 2
         try:
             ways = [x.detach().cpu() if isinstance(x, Tensor) else x for x in ([strokes] if is_one else strokes)]
@@ -133,5 +129,5 @@ class StrokeEncoder(nn.Module):
             if not way.isfinite().all():
                 raise InputError("a stroke holds a number that is not finite (NaN or infinite): leave that point out")
             if not (way != way[:1]).any():
-                raise dot
-        return fill_square(torch.stack([resample(way) for way in ways])).float()
+                raise InputError("a stroke needs at least two points that differ: this is a dot")
+        return fill_square(torch.stack([way if len(way) == POINTS else resample(way) for way in ways])).float()

@@ -32,7 +32,7 @@ VOICE = 0.2  # frequencies scaled, relative, on a log scale: long and short voca
 SPEED = 0.25  # duration scaled, relative, on a log scale
 SHIFT = 0.1  # of a second
 TILT = 6.0  # dB at the lowest and the highest frequency, and as much in a curve between: microphones
-NOISE = (-45.0, -15.0)  # dB of white noise, relative to the mean power
+NOISE = (-48.0, -18.0)  # dB of white noise, relative to the mean power
 MASKS, MASKED = 1, (6, 8)  # stretches that are silenced: how many, and at most so many bands, so many frames
 
 
@@ -115,7 +115,7 @@ def random_change(mels: Tensor) -> Tensor:
     mels = mels * 10 ** (TILT / 10 * (tilt * bands + bend * (1 - 2 * bands**2)))
     low, high = NOISE
     noise = 10 ** ((low + (high - low) * torch.rand(size, 1, 1, device=device)) / 10)
-    mels = mels + noise * mels.mean(dim=(1, 2), keepdim=True) * torch.rand_like(mels)
+    mels = mels + noise * mels.mean(dim=(1, 2), keepdim=True) * 2 * torch.rand_like(mels)
     for places, most in (
         (torch.arange(MELS, device=device)[:, None], MASKED[0]),
         (torch.arange(FRAMES, device=device), MASKED[1]),

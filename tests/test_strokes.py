@@ -76,7 +76,8 @@ def test_any_unit_and_any_number_of_points_gives_the_same_recording():
     assert one.amin(dim=1).tolist() == [[0, 0]]
     assert one.amax(dim=1).tolist() == [[1, 1]]
     assert torch.allclose(one, other, atol=1e-2)
-    assert torch.equal(StrokeEncoder.preprocess(one), one)
+    for again in (one, one[0], one.numpy(), one.tolist()):  # eight points stay as they are, in any container
+        assert torch.allclose(StrokeEncoder.preprocess(again), one, atol=1e-6)
     vertical = StrokeEncoder.preprocess([[(5, 0), (5, 3)]])
     assert (vertical[0, :, 0] == 0.5).all()
 
@@ -89,6 +90,8 @@ def test_any_unit_and_any_number_of_points_gives_the_same_recording():
         ([[(1, 2), (1, 2)]], "at least two points"),
         ([[(1, 2), (3, float("nan"))]], "not finite"),
         (torch.full((2, 8, 2), torch.nan), "not finite"),
+        (torch.zeros(2, 8, 2), "at least two points"),
+        (torch.zeros(0, 8, 2), "an empty list"),
         ([[(1, 2, 3), (4, 5, 6)]], r"shape \[T, 2\]"),
         ("seven", "arrays of numbers"),
         (7, "arrays of numbers"),

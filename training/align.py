@@ -9,6 +9,7 @@ arXiv 2305.05665). Writes runs/strokes/<run>/ or runs/speech/<run>/ as train.py 
 file of the CLIP, runs/best_model.pth, beside the others.
 """
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -159,8 +160,10 @@ def join(settings: AlignSettings, clip: CLIP, modality: str) -> str:
     """Put the tower into the file that the CLIP came from -> what was done, in a sentence."""
     if getattr(settings, "shuffled", False) or getattr(settings, "held_out", "official") != "official":
         return f"this is a measurement: {settings.clip} stays as it is"
-    place = Path(settings.clip)
-    with FileLock(place.with_name(f".{place.name}.lock")):  # another tower may join it at the same time
+    place = Path(settings.clip).resolve()  # (a link stays a link)
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, NotImplementedError):  # a file system may have no locks
+            stack.enter_context(FileLock(place.with_name(f".{place.name}.lock")))  # another tower may join it too
         target = CLIP.load(place, "cpu", settings.text_model)
         if target.fingerprint() != clip.fingerprint():
             return f"{settings.clip} has become another CLIP meanwhile: it stays as it is"

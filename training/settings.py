@@ -178,7 +178,9 @@ class GeneratorSettings(Options):
 class AlignSettings(Options):
     """What training/align.py reads, for strokes as for speech."""
 
-    clip: str = option("runs/best_model.pth", "the trained CLIP; its image and text towers stay as they are")
+    clip: str = option(
+        "runs/best_model.pth", "the trained CLIP: its own two towers stay as they are, the new one is added to its file"
+    )
     text_model: str | None = same("text_model", GeneratorSettings)
     epochs: int = option(12, "passes over the recordings", low=1, high=10_000)
     batch_size: int = option(256, "recordings per step", low=2, high=3_000)
@@ -329,7 +331,7 @@ def resumed(kind: type[Options], given: dict, record: dict, run: Path):
     """The settings, of this kind, of a run that goes on: its own; only where it runs may change."""
     own = kind.from_record(record, str(run / "last.pth"))
     for name, value in given.items():
-        if name in ("device", "data_path", "clip"):
+        if name in ("device", "data_path", "clip", "text_model"):
             setattr(own, name, value)
         elif name not in WHERE and value != getattr(own, name):
             raise InputError(
