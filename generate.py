@@ -61,6 +61,8 @@ def read_flags(argv: list[str]) -> Namespace:
         raise InputError("a way has two ends: give both --from N and --to M")
     if len(args.texts) > MOST_TEXTS or any(len(text) > LONGEST for text in (*args.texts, *(args.direction or ()))):
         raise InputError(f"a sheet has room for {MOST_TEXTS} texts of {LONGEST} characters: give fewer or shorter ones")
+    if not all(map(my_utils.is_whole, (args.speech or "", args.strokes or ""))):
+        raise InputError("the recording's name holds a byte that is no UTF-8: rename the file in plain letters")
     if args.direction and args.image is None:
         raise InputError("--direction moves an image: give --image N too")
     return args

@@ -120,7 +120,7 @@ def read_wav(path: str | Path) -> Tensor:
     except wavfile.WavFileWarning:
         raise InputError(f"{path} is cut off: record or copy it again") from None
     except Exception as error:  # arbitrary bytes lead the reader to any error
-        raise InputError(f"{path} is no wav file that can be read ({short(error)}): convert it to wav") from None
+        raise InputError(f"{path} is no wav file, or is cut off ({short(error)}): convert or copy it again") from None
     try:
         return as_sound(samples, rate)
     except InputError as error:
@@ -137,6 +137,8 @@ def as_sound(samples: np.ndarray, rate: int) -> Tensor:
     samples = np.asarray(samples)
     if samples.ndim not in (1, 2) or samples.dtype.kind not in "iuf":
         raise InputError("a sound must be numbers of shape [T] or [T, channels]")
+    if samples.dtype.kind in "iu" and samples.dtype.itemsize > 4:
+        raise InputError("a sound of whole numbers must have 8, 16 or 32 bits: its loudest value is not known else")
     if not 4_000 <= rate <= 400_000:
         raise InputError(f"a sound must have 4,000 to 400,000 samples per second, not {rate}")
     if samples.dtype.kind in "iu":

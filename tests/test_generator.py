@@ -186,6 +186,7 @@ def test_generate_writes_a_sheet_and_says_what_was_drawn(saved, data_path, tmp_p
         ([], "say what to draw"),
         (["seven", "--image", "3"], "only one of these"),
         (["--speech", "a.wav", "--strokes", "b.txt"], "only one of these"),
+        (["--speech", "a\udcff.wav"], "no UTF-8"),
         (["--from", "3"], "both --from N and --to M"),
         (["seven", "--direction", "thin", "thick"], "give --image N too"),
         (["--image", "10000"], "from 0 to 9999"),
@@ -207,7 +208,7 @@ def test_a_direction_needs_two_texts(saved, data_path):
 
 @pytest.mark.parametrize(("flag", "name"), [("--speech", "way.txt"), ("--strokes", "tone.wav")])
 def test_generate_names_a_recording_of_something_else(saved, flag, name):
-    with pytest.raises(InputError, match=f"{name} (is no wav|holds something else)"):
+    with pytest.raises(InputError, match=f"{name} (is no wav file|holds something else)"):
         generate.main(generate.read_flags([flag, str(saved.folder / name), *saved.models]))
 
 
