@@ -228,7 +228,7 @@ def test_a_sound_that_cannot_be_used_is_one_sentence_without_its_place(playgroun
     hear = page.hear(playground)
     (tmp_path / "text.wav").write_text("a text, not a sound")
     for file, said in (
-        (tmp_path / "text.wav", "it is no wav file that can be read"),
+        (tmp_path / "text.wav", "it is no wav file, or is cut off"),
         (wav(tmp_path / "silence.wav", np.zeros(8000, np.int16)), "all silence"),
         (wav(tmp_path / "empty.wav", np.zeros(0, np.int16)), "empty"),
         (tmp_path / "none.wav", "no longer there"),
