@@ -477,7 +477,7 @@ def test_a_recording_and_a_file_are_heard(tab, tmp_path):
     sound.get_by_role("button", name="Upload file").click()
     (tmp_path / "text.wav").write_text("a text, not a sound")
     sound.locator("input[type=file]").set_input_files(tmp_path / "text.wav")
-    expect(heard.locator(".problem")).to_contain_text("no wav file that can be read")
+    expect(heard.locator(".problem")).to_contain_text("no wav file, or is cut off")
     sound.get_by_role("button", name="Clear").click()
     sound.locator("input[type=file]").set_input_files(wav(tmp_path / "tone.wav", a_tone()))
     expect(heard.locator(".bar")).to_have_count(look.SHOWN)
