@@ -17,7 +17,7 @@ from pathlib import Path
 
 import my_utils
 from my_utils import ArgumentParser, InputError, number
-from training.settings import Settings
+from training.settings import add_model_flags
 
 TEST_IMAGES = 10_000
 MOST_TEXTS, LONGEST = 40, 100  # what a sheet has room for
@@ -41,13 +41,7 @@ def read_flags(argv: list[str]) -> Namespace:
     )
     parser.add_argument("--count", type=number(int, 1, 100), default=16, metavar="N", help="images in a row")
     parser.add_argument("--seed", type=number(int, 0, 2**31), default=0, metavar="N", help="seed of the noise")
-    parser.add_argument("--clip", default="runs/best_model.pth", metavar="FILE", help="the trained CLIP")
-    parser.add_argument(
-        "--generator", default="runs/generator/best_model.pth", metavar="FILE", help="the generator trained with it"
-    )
-    parser.add_argument("--text-model", default=None, help="the language model's folder, where it has moved")
-    parser.add_argument("--data-path", default=Settings.data_path, help="folder of MNIST; fetched when it is not there")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_model_flags(parser)
     parser.add_argument("--pictures", default="inference_test", metavar="DIR", help="folder of the sheet")
     args = parser.parse_args(argv)
     way = args.start is not None or args.end is not None
@@ -165,8 +159,8 @@ def of_recording(clip: CLIP, speech: str | None, strokes: str | None) -> tuple[T
     """A wav file's or a pen's vector [embed_dim]; its name, its picture, and as a claim the digit of the caption that
     lies closest to it."""
     if speech is not None:
-        sound = read_wav(speech)
-        vector, picture, verb = clip.encode_speech(sound)[0], as_picture(SpeechEncoder.preprocess(sound))[0], "heard"
+        mels = SpeechEncoder.preprocess(read_wav(speech))
+        vector, picture, verb = clip.encode_speech(mels)[0], as_picture(mels)[0], "heard"
     else:
         points = StrokeEncoder.preprocess(read_strokes(strokes))
         vector, picture, verb = clip.encode_strokes(points)[0], draw(points)[0, 0], "read"

@@ -93,6 +93,13 @@ def epoch_generator(seed: int, epoch: int, device: str | torch.device = "cpu") -
     return torch.Generator(device).manual_seed(seed * 100_003 + epoch)
 
 
+def batches(size: int, batch_size: int, seed: int, epoch: int, skip: int, device) -> Iterator[tuple[int, Tensor]]:
+    """The steps of an epoch from `skip` on, each with its places [batch_size], in the order of (seed, epoch)."""
+    order = torch.randperm(size, generator=epoch_generator(seed, epoch)).to(device)
+    for step in range(skip, size // batch_size):
+        yield step, order[step * batch_size : (step + 1) * batch_size]
+
+
 class Batch(NamedTuple):
     """B pairs; with several processes this process's share of a batch of `size` pairs."""
 

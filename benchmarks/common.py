@@ -24,7 +24,7 @@ from training import align
 from training.ema import Ema
 from training.optimizers import WARMUP, make_optimizers, warmup_cosine
 from training.run import git_commit
-from training.settings import WHERE, Settings, read_align_flags, read_flags
+from training.settings import WHERE, Options, Settings, read_align_flags, read_flags
 from training.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -179,7 +179,7 @@ def finished_run(run: Path, flags: list[str], quiet: bool = False) -> dict:
 
     A process of its own as a person starts it; `quiet`: in this process, without a word. `flags` without folders.
     """
-    check_same(run, flags)
+    check_same(run, read_flags(flags)[0])
     if not (run / "metrics.json").exists():
         place = ["--resume", str(run)]
         if not (run / "last.pth").exists():
@@ -203,6 +203,7 @@ def aligned(modality: str, run: Path, clip: str, device: torch.device, *flags: s
     One that has finished is taken as it is. The file `clip` stays as it is. Raises InputError for a run of another
     CLIP, or one that was stopped.
     """
+    check_same(run, read_align_flags([modality, *flags])[0])
     if not (run / "metrics.json").exists():
         copy = run.parent / f"{run.name}-clip.pth"
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -215,24 +216,20 @@ def aligned(modality: str, run: Path, clip: str, device: torch.device, *flags: s
         if code == 130:  # Ctrl-C, which align.py has taken and saved
             raise KeyboardInterrupt
         copy.unlink()
-    config, wanted = json.loads((run / "config.json").read_text()), read_align_flags([modality, *flags])[0].record()
-    for setting in wanted:
-        if setting not in (*WHERE, "clip", "text_model") and config.get(setting) != wanted[setting]:
-            raise InputError(f"{run} was trained with {setting} {config.get(setting)}: remove it to run it anew")
     trained, own = CLIP.load(run / "best_model.pth", device), CLIP.load(clip, device)
     if trained.fingerprint() != own.fingerprint():
         raise InputError(f"{run} was trained on another CLIP than {clip}: remove it to run it anew")
     return trained
 
 
-def check_same(run: Path, flags: list[str]) -> None:
-    """Raises InputError for a run that is there already but of other settings than `flags`, or of another version."""
+def check_same(run: Path, settings: Options) -> None:
+    """Raises InputError for a run that is there already but of other settings, or of another version."""
     if not (run / "config.json").exists():
         return
-    config, wanted = json.loads((run / "config.json").read_text()), read_flags(flags)[0].record()
+    config, wanted = json.loads((run / "config.json").read_text()), settings.record()
     for setting in wanted | config:
         is_there, is_wanted = (one.get(setting, "(nothing)") for one in (config, wanted))
-        if setting not in WHERE and is_there != is_wanted:
+        if setting not in (*WHERE, "clip") and is_there != is_wanted:
             raise InputError(f"{run} was trained with {setting} {is_there}, not {is_wanted}: remove it to run it anew")
     if (run / "metrics.json").exists():
         CLIP.load(run / "best_model.pth")

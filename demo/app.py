@@ -18,7 +18,7 @@ from argparse import Namespace
 
 import my_utils
 from my_utils import ArgumentParser, InputError, number
-from training.settings import Settings
+from training.settings import add_model_flags
 
 HOST = "127.0.0.1"
 
@@ -30,13 +30,7 @@ def read_flags(argv: list[str]) -> Namespace:
         "--port", type=number(int, 1024, 65535), default=7860, metavar="N", help="of the page's address"
     )
     parser.add_argument("--no-browser", action="store_true", help="only say where the page is")
-    parser.add_argument("--clip", default="runs/best_model.pth", metavar="FILE", help="the trained CLIP")
-    parser.add_argument(
-        "--generator", default="runs/generator/best_model.pth", metavar="FILE", help="the generator trained with it"
-    )
-    parser.add_argument("--text-model", default=None, help="the language model's folder, where it has moved")
-    parser.add_argument("--data-path", default=Settings.data_path, help="folder of MNIST; fetched when it is not there")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add_model_flags(parser)
     return parser.parse_args(argv)
 
 

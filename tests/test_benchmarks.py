@@ -101,26 +101,26 @@ def test_open_clips_model_around_our_towers_learns_and_leaves_ours_alone(data_pa
 
 def test_a_run_counts_as_done_only_with_the_same_settings_and_version(tmp_path):
     run = tmp_path / "run"
-    check_same(run, FLAGS)  # nothing is there yet
+    check_same(run, read_flags(FLAGS)[0])  # nothing is there yet
     settings, _ = read_flags([*FLAGS, "--runs-dir", str(tmp_path), "--run-name", "run"])
     record = settings.record()
     run.mkdir()
     (run / "config.json").write_text(json.dumps(record))
-    check_same(run, FLAGS)
+    check_same(run, read_flags(FLAGS)[0])
     with pytest.raises(InputError, match="seed 3, not 4: remove it"):
-        check_same(run, ["--preset", "speed", "--seed", "4"])
+        check_same(run, read_flags(["--preset", "speed", "--seed", "4"])[0])
     (run / "config.json").write_text(json.dumps({k: v for k, v in record.items() if k != "width"}))
     with pytest.raises(InputError, match="width"):
-        check_same(run, FLAGS)
+        check_same(run, read_flags(FLAGS)[0])
     (run / "config.json").write_text(json.dumps(record | {"margin": 4}))  # of an older version
     with pytest.raises(InputError, match="margin"):
-        check_same(run, FLAGS)
+        check_same(run, read_flags(FLAGS)[0])
 
     (run / "config.json").write_text(json.dumps(record))
     (run / "metrics.json").write_text("{}")
     torch.save({"format": "minist-clip-1"}, run / "best_model.pth")
     with pytest.raises(InputError, match="not a model of this"):
-        check_same(run, FLAGS)
+        check_same(run, read_flags(FLAGS)[0])
 
 
 def test_a_run_is_trained_once_and_then_read(tmp_path, monkeypatch):

@@ -34,7 +34,7 @@ from data.pendigits import draw, load_pendigits, random_strokes
 from evaluation.metrics import caption_accuracy, digit_classifier, embed, embed_images
 from evaluation.retrieval import recall_at_k
 from losses import pick_loss
-from my_dataset import epoch_generator, load_mnist
+from my_dataset import batches, load_mnist
 from my_utils import InputError, device_name, enough_memory, exit_on_input_error, pick_device, seed_everything
 from speech_encoder import SpeechEncoder
 from stroke_encoder import StrokeEncoder
@@ -86,11 +86,11 @@ def train(settings: AlignSettings, given: dict) -> int:
             epoch, skip, history = state["epoch"], state["step"], state["history"]
             tower.train()
             started = time.perf_counter()
-            order = torch.randperm(material.size, generator=epoch_generator(settings.seed, epoch)).to(device)
-            for step in tqdm(
-                range(skip, steps), total=steps, initial=skip, desc=f"epoch {epoch + 1}", leave=False, disable=None
-            ):
-                loss = material.loss(tower, order[step * batch_size : (step + 1) * batch_size])
+            for step, rows in tqdm(
+                batches(material.size, batch_size, settings.seed, epoch, skip, device), total=steps,
+                initial=skip, desc=f"epoch {epoch + 1}", leave=False, disable=None,
+            ):  # fmt: skip
+                loss = material.loss(tower, rows)
                 lr = settings.lr * warmup_cosine(epoch * steps + step, total, round(WARMUP * total))
                 history[step] = torch.stack([loss.detach(), update(optimizer, loss, lr, GRAD_CLIP)])
                 if interrupt.requested:

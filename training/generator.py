@@ -16,7 +16,6 @@ from training.settings import GeneratorSettings, read_generator_flags
 if __name__ == "__main__":  # a wrong flag is refused before torch takes its seconds to load
     FLAGS = my_utils.read_early(read_generator_flags)
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -31,7 +30,7 @@ from data.mnist import provision
 from evaluation.generation import by_caption, drawn_facts, share_as_asked
 from evaluation.metrics import embed_images
 from generator import Generator
-from my_dataset import Split, epoch_generator, load_mnist
+from my_dataset import Split, batches, load_mnist
 from my_utils import device_name, enough_memory, exit_on_input_error, pick_device, seed_everything
 from training.ema import Ema
 from training.optimizers import WARMUP, warmup_cosine
@@ -196,13 +195,6 @@ def draw_texts(clip: CLIP, material: Material, rows: Tensor) -> tuple[Tensor, Te
     things = things_of(digits, material.thickness[rows], material.slant[rows]) if clip.captions.described else digits
     texts, claims = clip.captions.draw(things)
     return material.text_embeds[texts.index], claims
-
-
-def batches(size: int, batch_size: int, seed: int, epoch: int, skip: int, device) -> Iterator[tuple[int, Tensor]]:
-    """The steps of an epoch from `skip` on, each with its places [batch_size], in the order of (seed, epoch)."""
-    order = torch.randperm(size, generator=epoch_generator(seed, epoch)).to(device)
-    for step in range(skip, size // batch_size):
-        yield step, order[step * batch_size : (step + 1) * batch_size]
 
 
 def flow_losses(generator: Generator, clip: CLIP, material: Material, latents: Tensor, rows: Tensor):

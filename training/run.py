@@ -21,13 +21,13 @@ from torch import Tensor
 from clip import load_checkpoint, save_checkpoint
 from my_utils import InputError, atomic_write, clear_temporary, short
 from training import distributed
-from training.settings import GeneratorSettings, Options, Settings, resumed
+from training.settings import Options, resumed
 
 STALE_SECONDS = 3600  # older temporary files in the folder of all runs are those of killed runs, and are removed
 STATE = {"epoch": int, "step": int, "seconds": float, "best": float, "epochs": list, "commit": str, "history": Tensor}
 
 
-def open_run(settings: Settings | GeneratorSettings, given: dict, label: str) -> tuple[Options, "Run"]:
+def open_run(settings: Options, given: dict, label: str) -> tuple[Options, "Run"]:
     """The run's settings and folder: a new one, which is not made yet, or one to resume, locked and read.
 
     `label` stands in a new folder's name beside the time and the seed.

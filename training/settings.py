@@ -340,3 +340,14 @@ def resumed(kind: type[Options], given: dict, record: dict, run: Path):
             )
     own.runs_dir, own.run_name, own.resume = str(run.parent), run.name, None
     return own
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of scripts that use trained models: which ones, and where."""
+    parser.add_argument("--clip", default="runs/best_model.pth", metavar="FILE", help="the trained CLIP")
+    parser.add_argument(
+        "--generator", default="runs/generator/best_model.pth", metavar="FILE", help="the generator trained with it"
+    )
+    parser.add_argument("--text-model", default=None, help="the language model's folder, where it has moved")
+    parser.add_argument("--data-path", default=Settings.data_path, help="folder of MNIST; fetched when it is not there")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
