@@ -200,22 +200,25 @@ class Truth(NamedTuple):
     """What is true of B images, and what B texts claim of them: sets of statements, int32 [B] each.
 
     Text j is true of image i when all its claims are among i's facts, and false when one of them is neither a fact of i
-    nor `unknown` there (see `unknown_claims`).
+    nor `unknown` there (see `unknown_claims`). Where `unknown` is None, every text is true or false.
     """
 
     facts: Tensor
-    unknown: Tensor
     claims: Tensor
+    unknown: Tensor | None = None
 
-    def true(self, images: Tensor | slice = slice(None), texts: Tensor | slice = slice(None)) -> Tensor:
-        """For these of the images and these of the texts: bool [images, texts]."""
-        return holds(self.claims[texts], self.facts[images][:, None])
+    def decide(
+        self, images: Tensor | slice = slice(None), texts: Tensor | slice = slice(None)
+    ) -> tuple[Tensor, Tensor | None]:
+        """Of these images and these texts, which pairs are true, and which are neither true nor false.
 
-    def undecided(self, images: Tensor | slice = slice(None), texts: Tensor | slice = slice(None)) -> Tensor:
-        """Neither true nor false: what is not a fact of what they claim is unknown. bool [images, texts]."""
-        facts, unknown, claims = self.facts[images][:, None], self.unknown[images][:, None], self.claims[texts]
-        missing = claims & ~facts
-        return (missing != 0) & ((missing & ~unknown) == 0)
+        bool [images, texts] each; the second is None where none is undecided.
+        """
+        missing = self.claims[texts] & ~self.facts[images][:, None]  # [images, texts]
+        true = missing == 0
+        if self.unknown is None:
+            return true, None
+        return true, ~true & ((missing & ~self.unknown[images][:, None]) == 0)
 
 
 @functools.cache

@@ -29,7 +29,11 @@ class Strip(NamedTuple):
     others: Tensor  # [B, embed_dim], of the other side
     rows: Tensor  # int64 [R], these rows' places in the batch: item r belongs to item rows[r] of the other side
     positives: Tensor  # bool [R, B], which of the other side is true of each row, or is what it is true of
-    undecided: Tensor  # bool [R, B], which pairs are neither true nor false, and so do not count
+    undecided: Tensor | None  # bool [R, B], which pairs are neither true nor false, and so do not count; None: none
+
+    def counted(self, values: Tensor, instead: float) -> Tensor:
+        """Values [R, B] of the pairs, with `instead` for those that do not count."""
+        return values if self.undecided is None else values.masked_fill(self.undecided, instead)
 
 
 # ---- the losses: nats, summed over a strip's rows ----
@@ -48,8 +52,9 @@ def multi_positive(strip: Strip) -> Tensor:
 
     UniCL (Yang et al., 2022, arXiv 2204.03610), the "out" form of SupCon (Khosla et al., 2020, arXiv 2004.11362).
     """
-    mean_positive = strip.logits.masked_fill(~strip.positives, 0).sum(dim=1) / strip.positives.sum(dim=1)
-    return (strip.logits.masked_fill(strip.undecided, -torch.inf).logsumexp(dim=1) - mean_positive).sum()
+    positives = strip.positives.to(strip.logits.dtype)
+    mean_positive = torch.linalg.vecdot(strip.logits, positives) / positives.sum(dim=1)  # [R]
+    return (strip.counted(strip.logits, -torch.inf).logsumexp(dim=1) - mean_positive).sum()
 
 
 def infonce_distinct(strip: Strip) -> Tensor:
@@ -68,7 +73,7 @@ def sigmoid(strip: Strip) -> Tensor:
     SigLIP (Zhai et al., 2023, arXiv 2303.15343), whose positives are the diagonal; here, all that are true.
     """
     signs = 2 * strip.positives.to(strip.logits.dtype) - 1  # +1 for a true pair, -1 for another
-    return -F.logsigmoid(signs * strip.logits).masked_fill(strip.undecided, 0).sum()
+    return -strip.counted(F.logsigmoid(signs * strip.logits), 0).sum()
 
 
 # ---- their floors: the lowest value that a model can reach, in nats, summed over the rows' images and texts ----
@@ -76,7 +81,7 @@ def sigmoid(strip: Strip) -> Tensor:
 
 def log_positives(truth: Truth, rows: Tensor) -> Tensor:
     """multi_positive: with equal targets for n right answers each gets a probability of 1/n at best: ln n."""
-    of_images, of_texts = truth.true(images=rows).sum(dim=1), truth.true(texts=rows).sum(dim=0)
+    of_images, of_texts = truth.decide(images=rows)[0].sum(dim=1), truth.decide(texts=rows)[0].sum(dim=0)
     return of_images.log().sum() + of_texts.log().sum()
 
 
@@ -127,13 +132,16 @@ class Loss:
     def of_strip(self, rows: Tensor, truth: Truth, per_image: tuple, per_text: tuple) -> Tensor:
         """The share of the batch's loss that R rows have: the strips of all rows add up to `__call__`.
 
-        rows [R]; `per_image` and `per_text` are (logits [R, B], embeds [R, D], others [B, D]).
+        rows [R], ascending; `per_image` and `per_text` are (logits [R, B], embeds [R, D], others [B, D]).
         """
-        total = self.of_rows(Strip(*per_image, rows, truth.true(images=rows), truth.undecided(images=rows)))
+        true, undecided = truth.decide(images=rows)  # [R, B]
+        total = self.of_rows(Strip(*per_image, rows, true, undecided))
         if self.both_directions:
-            # A text's images are not an image's texts: the matrix is not symmetric.
-            of_texts = truth.true(texts=rows).T, truth.undecided(texts=rows).T
-            total = (total + self.of_rows(Strip(*per_text, rows, *of_texts))) / 2
+            # A text's images are not an image's texts, for the matrix is not symmetric. Of all rows it is the same one.
+            if len(rows) < len(truth.claims):
+                true, undecided = truth.decide(texts=rows)  # [B, R]
+            of_texts = Strip(*per_text, rows, true.T, None if undecided is None else undecided.T)
+            total = (total + self.of_rows(of_texts)) / 2
         return total / len(truth.claims)
 
     def floor(self, truth: Truth, height: int = 1024) -> Tensor:
@@ -162,5 +170,6 @@ def sigmoid_bias(truth: Truth) -> float:
 
     SigLIP starts at -10, which fits one positive in ten thousand; here it is one in eight at B = 32.
     """
-    rate = float(truth.true().sum() / (~truth.undecided()).sum())
+    true, undecided = truth.decide()
+    rate = float(true.sum() / (true.numel() if undecided is None else (~undecided).sum()))
     return math.log(rate / (1 - rate)) if rate < 1 else 10.0

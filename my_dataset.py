@@ -110,7 +110,7 @@ class Batch(NamedTuple):
 
     def readable(self) -> list[str]:
         """A line for each pair, as a person would read it."""
-        lines, true = [], self.truth.true()
+        lines, (true, _) = [], self.truth.decide()
         for i, text in enumerate(self.texts.strings()):
             same = [str(j) for j in true[:, i].nonzero().flatten().tolist() if j != i]
             also = f"true also of {', '.join(same)}" if same else "true of no other"
@@ -183,9 +183,8 @@ class MNISTPairs(Dataset):
                 images, texts, truth = self._described(candidates, len(own), others)
             else:
                 images, digits = self._images(order[start + own.to(order.device)])
-                facts = (1 << digits).int()
                 texts, claims = self.captions.draw(digits)
-                truth = Truth(facts, torch.zeros_like(facts), claims)
+                truth = Truth((1 << digits).int(), claims)
             yield Batch(images, texts, truth, batch_size)
 
     def _no_digits(self, order: Tensor, seed: int, epoch: int) -> NoDigits:
@@ -212,7 +211,7 @@ class MNISTPairs(Dataset):
         facts = torch.where(is_none, others.facts[drawn], facts[chosen])
         unknown = torch.where(is_none, 0, self.unknown[cells[chosen]])
         texts, claims = self.captions.draw(torch.where(is_none, others.things[drawn], things[chosen]))
-        return images, texts, Truth(facts, unknown, claims)
+        return images, texts, Truth(facts, claims, unknown)
 
     def _images(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Places [B] -> their images, float [B, 1, 28, 28] in [0, 1], warped with `augment`, and their digits [B]."""

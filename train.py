@@ -34,10 +34,10 @@ from my_dataset import MNISTPairs, Split, load_mnist
 from my_utils import InputError, device_name, enough_memory, exit_on_input_error, pick_device, seed_everything
 from training import distributed
 from training.ema import Ema
-from training.log import PICTURE_EVERY, Log
+from training.log import CURVES, EVERY, PICTURE_EVERY, Log
 from training.optimizers import WARMUP, make_optimizers, warmup_cosine
 from training.run import Interrupt, Run, open_run
-from training.step import COLUMNS, TrainingStep
+from training.step import TrainingStep
 
 # What the best epoch is chosen by. Cells that are never trained have no part in it.
 SCORES = {"digit": "val_digit_accuracy", "described": "val_seen_accuracy"}
@@ -82,7 +82,7 @@ def train(settings: Settings, given: dict) -> int:
 
     # ---- the run's folder; a resumed run is brought to where it was ----
     parts = [model, *optimizers] + ([ema] if ema else [])
-    state = run.begin(parts, settings, device, steps, len(COLUMNS))
+    state = run.begin(parts, settings, device, steps, len(CURVES))
     with distributed.share_errors():
         log = Log(run.folder, purge_step=state["epoch"] * steps) if is_main else None  # drops what comes after
     if is_main:
@@ -107,7 +107,9 @@ def train(settings: Settings, given: dict) -> int:
             ) as step_bar:  # fmt: skip
                 for step, batch in enumerate(step_bar, start=skip):
                     values = training_step(batch, warmup_cosine(epoch * steps + step, total_steps, warmup))
-                    history[step] = values
+                    history[step, :-1] = values
+                    if step % EVERY == 0:
+                        history[step, -1] = training_step.excess(values[0])
                     if device.type == "cpu":  # on a GPU, reading a value would wait for it
                         if not values[0].isfinite():
                             break
@@ -116,7 +118,7 @@ def train(settings: Settings, given: dict) -> int:
                     if interrupt.requested and world_size == 1:  # several stop together, at the epoch's end
                         break
             done = step + 1
-            run.stop_if_not_finite(history[skip:done], COLUMNS, skip)  # reads the history, and so waits for the device
+            run.stop_if_not_finite(history[skip:done], CURVES, skip)  # reads the history, and so waits for the device
             seconds = time.perf_counter() - started
             state["seconds"] += seconds
             if done < steps:  # Ctrl-C: keep this very step, so that --resume goes on after it
@@ -126,7 +128,8 @@ def train(settings: Settings, given: dict) -> int:
 
             # ---- the end of an epoch: measure on validation, keep the best, save ----
             val = {f"val_{name}": value for name, value in evaluate(measured, val_split).items()}
-            record = {"epoch": epoch + 1, **dict(zip(COLUMNS, history.mean(dim=0).tolist(), strict=True))}
+            record = {"epoch": epoch + 1, **dict(zip(CURVES, history.mean(dim=0).tolist(), strict=True))}
+            record["excess_loss"] = float(history[::EVERY, -1].mean())
             record |= {"images_per_second": (done - skip) * settings.batch_size / seconds} | val
             with distributed.share_errors():
                 # Of two equal epochs the later one: it has trained longer.

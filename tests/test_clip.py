@@ -53,7 +53,7 @@ def test_the_model_computes_its_loss_of_a_batch(loss):
     model = CLIP(8, width=2, loss=loss, init_logit_bias=-2.0 if loss == "sigmoid" else None)
     captions = torch.tensor([3, 3, 7, 1])
     facts = (1 << captions).int()
-    truth = Truth(facts, torch.zeros_like(facts), facts)
+    truth = Truth(facts, facts)
     batch = Batch(digits(4)[:, None] / 255, Texts(DIGIT_WORDS, captions), truth, 4)
     value = model.loss(batch)
     assert value.shape == ()

@@ -155,7 +155,7 @@ def test_sentences_of_another_hand_have_a_word_that_no_caption_has():
 
 def test_heads_by_hand():
     facts, _ = facts_of(torch.tensor([3, 0]), torch.tensor([9.0, 2.5]), torch.tensor([-0.5, 0.1]))
-    truth = Truth(facts, torch.zeros_like(facts), facts)
+    truth = Truth(facts, facts, torch.zeros_like(facts))
     for sizes, share in (((90,), 90), ((10, 3, 3), 90)):  # the softmaxes multiply
         loss = HeadsLoss(sizes, masked=False)
         assert loss(torch.zeros(2, sum(sizes)), truth).item() == pytest.approx(math.log(share))
@@ -167,7 +167,7 @@ def test_heads_by_hand():
     # An image of no digit does not count; what is unknown has no part in its softmax.
     empty = torch.tensor([1 << FIRST_KIND], dtype=torch.int32)
     hidden = torch.tensor([1 << FIRST_THICKNESS, 0, 0], dtype=torch.int32)
-    three = Truth(torch.cat([facts, empty]), hidden, torch.cat([facts, empty]))
+    three = Truth(torch.cat([facts, empty]), torch.cat([facts, empty]), hidden)
     loss = HeadsLoss((10, 3, 3), masked=True)(torch.zeros(3, 16), three).item()
     assert loss == pytest.approx((math.log(60) + math.log(90)) / 2)
 

@@ -194,7 +194,7 @@ class Strokes:
         embeds = F.normalize(tower(points), dim=-1)
         # Each recording is true of its own drawing alone: infonce looks at nothing else.
         nothing = torch.zeros(len(rows), dtype=torch.int32, device=rows.device)
-        return self.loss_function(compare(images, embeds, STROKES_TEMPERATURE), Truth(nothing, nothing, nothing))
+        return self.loss_function(compare(images, embeds, STROKES_TEMPERATURE), Truth(nothing, nothing))
 
     def measure(self) -> dict[str, float]:
         """On validation: the nearest of ten captions, of strokes and of their drawings; and each one's own drawing."""
@@ -227,7 +227,7 @@ class Speech:
         images = self.images[self.first[digits] + drawn.long()]  # [B, embed_dim], an image of each digit at random
         embeds = F.normalize(tower(random_change(self.train.mels[rows])), dim=-1)
         facts = (1 << digits).int()
-        truth = Truth(facts, torch.zeros_like(facts), facts)
+        truth = Truth(facts, facts)
         return self.loss_function(compare(images, embeds, SPEECH_TEMPERATURE), truth)
 
     def measure(self) -> dict[str, float]:

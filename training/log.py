@@ -14,6 +14,7 @@ from training.settings import WHERE, Settings
 from training.step import COLUMNS
 
 EVERY = 10  # steps between two points of a curve
+CURVES = (*COLUMNS, "excess_loss")  # columns of a run's history; the last one is measured at these points alone
 PICTURE_EVERY = 5  # epochs between two similarity pictures
 PROJECTOR_IMAGES = 1000  # validation images in the embedding projector
 FIRST = (
@@ -39,7 +40,7 @@ class Log(SummaryWriter):
         steps = len(history)
         first, total = (record["epoch"] - 1) * steps, settings.epochs * steps
         for step in range(0, steps, EVERY):
-            for name, value in zip(COLUMNS, history[step].tolist(), strict=True):
+            for name, value in zip(CURVES, history[step].tolist(), strict=True):
                 self.add_scalar(f"step/{name}", value, first + step)
             self.add_scalar("step/lr", settings.lr * warmup_cosine(first + step, total, warmup), first + step)
         for name, value in record.items():

@@ -19,14 +19,15 @@ from training import distributed
 from training.ema import Ema
 
 GRAD_CLIP = 5.0  # largest norm of the gradient
-COLUMNS = ("loss", "excess_loss", "grad_norm", "temperature")  # what a step returns
+COLUMNS = ("loss", "grad_norm", "temperature")  # what a step returns
 
 
 class TrainingStep:
     """`step(batch, lr_factor)` trains `model` by one batch and returns `COLUMNS`, a tensor [4] on its device.
 
     `optimizers` have a "peak_lr" in each group, which the step's `lr_factor` scales. `bf16` runs the towers in it.
-    `chunk_size` images go through the CNN at a time; None: the whole batch. `ema` follows the weights.
+    `chunk_size` images go through the CNN at a time; None: the whole batch. `ema` follows the weights. `truth` is then
+    what is true of the whole batch, of which a process of several has a share.
     """
 
     def __init__(
@@ -46,39 +47,40 @@ class TrainingStep:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = group["peak_lr"] * lr_factor
         self.model.zero_grad()
-        loss, truth = self._cached(batch) if self.chunk_size else self._plain(batch)
+        self.truth = whole_truth(batch)
+        loss = self._cached(batch) if self.chunk_size else self._plain(batch)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRAD_CLIP)
         for optimizer in self.optimizers:
             optimizer.step()
         self.model.clamp_logit_scale()
         if self.ema:
             self.ema.update()
-        excess = loss.detach() - self.model.loss_function.floor(truth)
         # Not read here: that would make the CPU wait for the GPU.
-        return torch.stack([loss.detach(), excess, grad_norm, 1 / self.model.logit_scale.detach().exp()])
+        return torch.stack([loss.detach(), grad_norm, 1 / self.model.logit_scale.detach().exp()])
+
+    def excess(self, loss: Tensor) -> Tensor:
+        """What a step's loss has above the lowest value that it could have on that step's batch, in nats."""
+        return loss - self.model.loss_function.floor(self.truth)
 
     def _autocast(self):
         # (In chunks the CNN runs twice, and the second time must not reuse the first one's casts.)
         device = self.model.logit_scale.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.bf16, cache_enabled=not self.chunk_size)
 
-    def _plain(self, batch: Batch) -> tuple[Tensor, Truth]:
-        """The loss, and what is true of the whole batch."""
+    def _plain(self, batch: Batch) -> Tensor:
         with self._autocast():
             output = self.net(batch.images, batch.texts)
-        truth = batch.truth
         if distributed.world_size() > 1:  # each process has embedded its share; the loss stands over the whole batch
             shares = (output.image_embeds, output.text_embeds)
             output = self.model.compare(*(distributed.gather(share, batch.size) for share in shares))
-            truth = Truth(*distributed.gather(torch.stack(truth, dim=1), batch.size).unbind(dim=1))
-        loss = self.model.loss_function(output, truth)
+        loss = self.model.loss_function(output, self.truth)
         loss.backward()
-        return loss, truth
+        return loss
 
-    def _cached(self, batch: Batch) -> tuple[Tensor, Truth]:
+    def _cached(self, batch: Batch) -> Tensor:
         """Equal to `_plain`, up to rounding, where the image tower treats each image by itself. Batch norm in training
         does not: its statistics are those of a chunk."""
-        model, truth = self.model, batch.truth
+        model = self.model
         chunks = batch.images.split(self.chunk_size)
         with self._autocast():
             with torch.no_grad(), statistics_untouched(model):
@@ -96,7 +98,7 @@ class TrainingStep:
             per_text = per_image
             if model.loss_function.both_directions:
                 per_text = (model.compare(images, texts[rows]).logits_per_text, texts[rows], images)
-            part = model.loss_function.of_strip(rows, truth, per_image, per_text)
+            part = model.loss_function.of_strip(rows, self.truth, per_image, per_text)
             part.backward()
             loss += part.detach()
 
@@ -106,7 +108,15 @@ class TrainingStep:
                 embeds = model.encode_image(chunk)
             embeds.backward(gradient)
         text_embeds.backward(texts.grad)
-        return loss, truth
+        return loss
+
+
+def whole_truth(batch: Batch) -> Truth:
+    """What is true of the whole batch, of which each of several processes has a share."""
+    if distributed.world_size() == 1:
+        return batch.truth
+    parts = torch.stack([part for part in batch.truth if part is not None], dim=1)
+    return Truth(*distributed.gather(parts, batch.size).unbind(dim=1))
 
 
 @contextlib.contextmanager
