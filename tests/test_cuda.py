@@ -32,8 +32,8 @@ from training.step import TrainingStep
 CPU = torch.device("cpu")
 SMALL = ["--width", "4", "--embed-dim", "16", "--batch-size", "64", "--precision", "fp32"]
 DIGIT = [*SMALL, "--captions", "digit", "--image-encoder", "fast", "--muon-lr", "0"]
-# Between two orders of summing in float32 a ReLU may flip at zero, which moved one bias's gradient by 2% here, on a CPU.
-# bf16 moves some by 20%.
+# With another order of summing in float32 a ReLU may flip at zero, which moved one bias's gradient by 2% between two
+# memory formats on a CPU; bf16 moves some by 20%.
 ROUNDING = 0.05
 KINDS = pytest.mark.parametrize("flags", [SMALL, DIGIT], ids=["described", "digit"])
 
