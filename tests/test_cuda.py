@@ -121,6 +121,7 @@ def test_bf16_on_the_gpu_is_close_to_float32_and_learns(flags, device, data_path
 def test_a_run_on_the_gpu_goes_on_where_it_was_cut_off(captions, device, tmp_path, small_mnist, monkeypatch):
     """Batches are drawn on the device: the same ones come, and the weights go on from those that were saved."""
     flags = [*TINY, "--captions", captions, "--device", device, "--ema-decay", 0.9, "--runs-dir", tmp_path]
+    flags += ["--epochs", 4]  # two with warps, which are drawn at random, and two without
     call, seen, begun = TrainingStep.__call__, [], []
     stop_at = 0
 
@@ -135,12 +136,12 @@ def test_a_run_on_the_gpu_goes_on_where_it_was_cut_off(captions, device, tmp_pat
 
     monkeypatch.setattr(TrainingStep, "__call__", watched)
     assert train_here(*flags, "--run-name", "whole").returncode == 0
-    whole, seen, stop_at = seen, [], 30  # of 63 steps: in the second epoch
+    whole, seen, stop_at = seen, [], 30  # of 84 steps: in the second epoch
     assert train_here(*flags, "--run-name", "cut").returncode == 130
     saved = tensors(torch.load(tmp_path / "cut" / "last.pth", weights_only=True, map_location="cpu")["parts"])
     begun, stop_at = [], 0
     assert train_here("--resume", "cut", "--runs-dir", tmp_path).returncode == 0
-    assert len(seen) == len(whole) == 63
+    assert len(seen) == len(whole) == 84
     for step, (one, other) in enumerate(zip(whole, seen, strict=True)):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True)), f"other pairs in step {step}"
     assert len(saved) == len(begun) > 50, "weights, moments and averages"
