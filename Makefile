@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train generator strokes speech demo evaluate test lint format tensorboard notebook pictures benchmark clean
+.PHONY: train generator strokes speech demo evaluate test lint format tensorboard notebook pictures benchmark gpu clean
 
 train: .venv/use
 	$(BIN)/python train.py $(ARGS)
@@ -51,6 +51,10 @@ pictures: .venv/dev
 benchmark: .venv/dev
 	$(BIN)/python -m benchmarks.speed $(ARGS)
 	$(BIN)/python -m benchmarks.tables
+
+# All that needs an NVIDIA GPU, in at most 25 minutes: its tests, then every row of the tables that lacks.
+gpu: .venv/dev
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 # The data, the runs and the pictures stay.
 clean:

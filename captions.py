@@ -264,12 +264,16 @@ class Captions:
     def __init__(self, sentences: Sequence[str], claims: Sequence[int], described: bool):
         self.sentences, self.described = tuple(sentences), described
         self.claims = torch.tensor(claims, dtype=torch.int32)
+        self._claims_on: dict[torch.device, Tensor] = {}  # copied to a device once: a copy waits for it
         self.phrasings = len(self.sentences) // len(self.claims)
 
     def draw(self, things: Tensor) -> tuple[Texts, Tensor]:
         """For each of B things a phrasing at random -> the texts and their claims [B]."""
-        drawn = torch.randint(self.phrasings, things.shape, device=things.device) if self.phrasings > 1 else 0
-        return Texts(self.sentences, things * self.phrasings + drawn), self.claims.to(things.device)[things]
+        device = things.device
+        drawn = torch.randint(self.phrasings, things.shape, device=device) if self.phrasings > 1 else 0
+        if device not in self._claims_on:
+            self._claims_on[device] = self.claims.to(device)
+        return Texts(self.sentences, things * self.phrasings + drawn), self._claims_on[device][things]
 
     def all_of(self, things: Tensor) -> Texts:
         """Every phrasing of T things, one thing after the other: T * phrasings texts."""

@@ -176,13 +176,13 @@ class MNISTPairs(Dataset):
         order = self.epoch_order(seed, epoch)
         others = self._no_digits(order, seed, epoch) if self.captions.described else None
         for start in range(skip * batch_size, len(order) - batch_size + 1, batch_size):
-            own = torch.arange(batch_size).tensor_split(share[1])[share[0]]
+            own = torch.arange(batch_size, device=order.device).tensor_split(share[1])[share[0]]
             if self.captions.described:
                 window = start + torch.arange(round(CANDIDATES * batch_size), device=order.device)
                 candidates = order[window % len(order)].tensor_split(share[1])[share[0]]
                 images, texts, truth = self._described(candidates, len(own), others)
             else:
-                images, digits = self._images(order[start + own.to(order.device)])
+                images, digits = self._images(order[start + own])
                 texts, claims = self.captions.draw(digits)
                 truth = Truth((1 << digits).int(), claims)
             yield Batch(images, texts, truth, batch_size)

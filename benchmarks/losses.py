@@ -8,8 +8,8 @@ validation. `multi_positive` is what the others are set against: with the same s
 so that the difference is taken seed by seed, with its 95% interval (Student's t). (`infonce_distinct` has an order of
 its own, groups of ten distinct digits, and for its batch the multiple of ten below.)
 
-Every flag but --seeds goes to train.py. Runs stay in runs/losses-<encoder>/; one that has finished is not run again, one
-that was cut off is resumed. Writes benchmarks/results/losses-<encoder>.json and benchmarks/losses-<encoder>.png.
+Every flag but --seeds goes to train.py. Runs stay in runs/losses-<encoder>/; one that has finished is not run again,
+one that was cut off is resumed. Writes benchmarks/results/losses-<encoder>.json and benchmarks/losses-<encoder>.png.
 """
 
 import math
@@ -64,8 +64,7 @@ def main() -> None:
     rows = []
     for batch in BATCH_SIZES:
         best = {
-            loss: max(LRS_AT_256, key=lambda lr: measured[batch, loss, lr]["digit_accuracy"]["mean"])  # noqa: B023
-            for loss in LOSSES
+            loss: max(LRS_AT_256, key=lambda lr: measured[batch, loss, lr]["digit_accuracy"]["mean"]) for loss in LOSSES
         }
         for loss, lr in best.items():
             row = measured[batch, loss, lr]

@@ -21,8 +21,18 @@ def percent(row: dict) -> str:
     return f"{row['mean']:.2%}" + (f" ± {100 * row['std']:.2f}" if row["std"] is not None else "")
 
 
+def places(value: float, usual: int) -> int:
+    """Digits behind the point: two more than usual where a value would have one digit or none, as a GPU's times do."""
+    return usual + 2 * (value < 10 ** (1 - usual))
+
+
+def fixed(value: float, usual: int) -> str:
+    return f"{value:.{places(value, usual)}f}"
+
+
 def seconds(row: dict) -> str:
-    return f"{row['mean']:.0f} s" + (f" ± {row['std']:.0f}" if row["std"] is not None else "")
+    digits = places(row["mean"], 0)
+    return f"{row['mean']:.{digits}f} s" + (f" ± {row['std']:.{digits}f}" if row["std"] is not None else "")
 
 
 def about(result: dict) -> str:
@@ -35,14 +45,13 @@ def about(result: dict) -> str:
     return ", ".join([*told, f"torch {result['torch_version']}", f"commit {result['commit']}", result["date"]])
 
 
-def results_of(script: str):
+def results_of(name: str, command: str):
     """The result files of a script that is run on a CPU and on a GPU, or the line that stands where one lacks."""
-    name = {"profile_step": "profile"}.get(script, script)
-    for path, title in ((RESULTS / f"{name}.json", "CPU"), (RESULTS / f"{name}-cuda.json", "CUDA")):
-        if path.exists():
-            yield json.loads(path.read_text()), ""
-        else:
-            yield None, f"{title}: {NOT_MEASURED} (`python -m benchmarks.{script}` on such a machine fills this in).\n"
+    for path, lacks in (
+        (RESULTS / f"{name}.json", f"CPU: {NOT_MEASURED} (`{command}` fills this in).\n"),
+        (RESULTS / f"{name}-cuda.json", f"CUDA: {NOT_MEASURED} (`make gpu` fills this in).\n"),
+    ):
+        yield (json.loads(path.read_text()), "") if path.exists() else (None, lacks)
 
 
 def seed_table(*names: str) -> str:
@@ -67,6 +76,9 @@ def seed_table(*names: str) -> str:
         )
     return "\n".join(lines)
 
+
+# Of the three presets on a GPU, and of 50 epochs there.
+PRESETS_CUDA = ("preset-default-cuda", "preset-speed-cuda", "preset-accuracy-cuda", "accuracy-cuda")
 
 SENTENCE_ROWS = {
     "ensemble_accuracy": "accuracy, ensemble of the training templates",
@@ -105,31 +117,31 @@ def sentence_table(name: str) -> str:
 
 
 def text_encoder_table() -> str:
-    """What text_encoders.py has measured."""
-    path = RESULTS / "text-encoders.json"
-    if not path.exists():
-        return NOT_MEASURED
-    result = json.loads(path.read_text())
-    return "\n".join(
-        [
+    """What text_encoders.py has measured, here and, where there was one, on a GPU."""
+    lines = []
+    for result, missing in results_of("text-encoders", "python -m benchmarks.text_encoders"):
+        if missing:
+            lines.append(missing)
+            continue
+        lines += [
             f"| training step, batch {result['batch_size']} | {result['device']}, {result['threads']} threads |",
             "|---|---|",
-            f"| table | {result['table_ms']:.0f} ms |",
-            f"| `plus`, frozen ALBERT-base | {result['frozen_plus_ms']:.0f} ms,"
+            f"| table | {fixed(result['table_ms'], 0)} ms |",
+            f"| `plus`, frozen ALBERT-base | {fixed(result['frozen_plus_ms'], 0)} ms,"
             f" {result['frozen_plus_to_table']:.2f} times the table |",
             f"| `plus`, ALBERT-base trained too (random weights; one step, after one to warm up) |"
-            f" {result['albert_base_step_seconds']:.1f} s,"
-            f" {result['albert_base_peak_gib']:.1f} GiB at most for the process |",
-            "",
-            f"The first two as medians of {result['steps']} steps taken in turn; {about(result)}",
+            f" {fixed(result['albert_base_step_seconds'], 1)} s,"
+            f" {result['albert_base_peak_gib']:.1f} GiB at most |",
+            f"\nThe first two as medians of {result['steps']} steps taken in turn; memory is the process's, on a GPU"
+            f" what torch allocated; {about(result)}\n",
         ]
-    )
+    return "\n".join(lines).rstrip()
 
 
-def speed_table(name: str = "speed") -> str:
+def speed_table(kind: str = "") -> str:
     """What speed.py has measured, here and, where there was one, on a GPU."""
     lines = []
-    for result, missing in results_of(name):
+    for result, missing in results_of(f"speed{kind}", f"python -m benchmarks.speed{kind and ' -'}{kind}"):
         if missing:
             lines.append(missing)
             continue
@@ -138,7 +150,8 @@ def speed_table(name: str = "speed") -> str:
         for row in result["recipes"]:
             spread = f" ± {100 * row['accuracy_std']:.2f}" if row["accuracy_std"] is not None else ""
             lines.append(
-                f"| {row['recipe']} | {row['seconds']:.1f} ({row['seconds_min']:.1f} to {row['seconds_max']:.1f})"
+                f"| {row['recipe']} | {fixed(row['seconds'], 1)} ({fixed(row['seconds_min'], 1)} to"
+                f" {fixed(row['seconds_max'], 1)})"
                 f" | {row['ratio_to_ours']:.2f} | {row['accuracy_mean']:.2%}{spread} | {row['seeds']} | {row['note']} |"
             )
         if "roofline" in result:
@@ -189,7 +202,7 @@ def tried_table() -> str:
 def cost_table() -> str:
     """What cost.py has measured, here and, where there was one, on a GPU."""
     lines = []
-    for result, missing in results_of("cost"):
+    for result, missing in results_of("cost", "python -m benchmarks.cost"):
         if missing:
             lines.append(missing)
             continue
@@ -207,14 +220,17 @@ def cost_table() -> str:
 def profile_table() -> str:
     """What profile_step.py has measured, here and, where there was one, on a GPU."""
     lines = []
-    for result, missing in results_of("profile_step"):
+    pictures = ("", "![Shares of a training step's time on a GPU](profile-cuda.png)\n")  # the first stands above
+    both = results_of("profile", "python -m benchmarks.profile_step")
+    for (result, missing), picture in zip(both, pictures, strict=True):
         if missing:
             lines.append(missing)
             continue
+        lines += [picture] if picture else []
         lines.append("| a training step | batch | median | the first three steps together |\n|---|---|---|---|")
         for row in result["variants"]:
             lines.append(
-                f"| {row['variant']} | {row['batch_size']} | {row['ms']:.1f} ms | {row['first_seconds']:.1f} s |"
+                f"| {row['variant']} | {row['batch_size']} | {fixed(row['ms'], 1)} ms | {row['first_seconds']:.1f} s |"
             )
         extra = result["measures"]
         lines.append(
@@ -515,7 +531,7 @@ def versions_table() -> str:
 BLOCKS = {
     "evaluation": evaluation_table,
     "speed": speed_table,
-    "speed-slow": lambda: speed_table("speed-slow"),
+    "speed-slow": lambda: speed_table("-slow"),
     "described": described_table,
     "named-attributes": named_attributes_table,
     "generation": lambda: generation_table(whole=False),
@@ -526,7 +542,7 @@ BLOCKS = {
     "reached": reached_table,
     "results": lambda: seed_table("default", "digit", "plus", "accuracy"),
     "versions": versions_table,
-    "accuracy-cuda": lambda: seed_table("accuracy-cuda"),
+    "presets-cuda": lambda: seed_table(*PRESETS_CUDA),
     "tried": tried_table,
     "cost": cost_table,
     "profile": profile_table,

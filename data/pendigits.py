@@ -133,7 +133,8 @@ def draw(points: Tensor) -> Tensor:
 
 
 def _draw(points: Tensor) -> Tensor:
-    way = curve(points) * torch.tensor([ASPECT, -1.0], device=points.device)  # [B, P, 2], y down
+    x, y = curve(points).unbind(dim=2)
+    way = torch.stack([ASPECT * x, -y], dim=2)  # [B, P, 2], y down
     low, high = way.amin(dim=1, keepdim=True), way.amax(dim=1, keepdim=True)
     way = (way - low) / (high - low).amax(dim=2, keepdim=True).clamp(min=1e-6) * (BOX - THICKNESS)  # pixels
     start, step = way[:, :-1], way.diff(dim=1)  # [B, P - 1, 2]

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import train
-from benchmarks import tables
+from benchmarks import gpu, tables
 from benchmarks.common import Training, check_same, finished_run, same_origin, spread
 from benchmarks.described import HEADLINES, row_of
 from benchmarks.recipes import OpenClip, plain_classifier, pytorch_example, toy_clip
-from benchmarks.tables import BLOCKS, NOT_MEASURED, RESULTS
+from benchmarks.tables import BLOCKS, NOT_MEASURED, PRESETS_CUDA, RESULTS
 from benchmarks.versions import compare
 from clip import CLIP
 from my_dataset import Split, load_mnist
@@ -209,6 +209,105 @@ def test_the_table_of_descriptions_has_a_row_for_each_kind_of_model(tmp_path, mo
     assert "seen 80.00% to 90.00%" in lines[-1]
     assert "letters 0.900" in lines[-1]
     assert "A CPU, 2 threads, torch 2, commit abc, 2026-01-01" in lines[-1]
+
+
+class Asked:
+    """A folder of results that remembers which files were looked for."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.names = folder, set()
+
+    def __truediv__(self, name: str) -> Path:
+        self.names.add(name)
+        return self.folder / name
+
+    def glob(self, pattern: str):
+        return self.folder.glob(pattern)
+
+
+def test_make_gpu_measures_what_the_tables_lack_and_they_show_it(tmp_path, monkeypatch):
+    results = Asked(tmp_path)
+    monkeypatch.setattr(tables, "RESULTS", results)
+    for path in RESULTS.glob("*.json"):
+        (tmp_path / path.name).write_text(path.read_text())
+    on_gpu = {"speed": "speed", "speed-slow": "speed-slow", "cost": "cost", "profile": "profile"}
+    on_gpu |= {"text-encoders": "text-encoders"} | {name.removesuffix("-cuda"): "default" for name in PRESETS_CUDA}
+    blocks = ("speed", "speed-slow", "cost", "profile", "text-encoders", "presets-cuda")
+    for block in blocks:
+        assert "not measured" in BLOCKS[block]()
+    asked = {name.removesuffix(".json") for name in results.names if "-cuda" in name}
+    assert asked == set(gpu.STEPS) - {"tests"} == {f"{name}-cuda" for name in on_gpu}
+
+    def quick(x):
+        """The same result, a hundred times faster and made on a GPU."""
+        if isinstance(x, list):
+            return [quick(one) for one in x]
+        if not isinstance(x, dict):
+            return x
+        fast = {key: quick(value) for key, value in x.items()}
+        fast |= {k: x[k] / 100 for k in ("ms", "seconds", "seconds_min", "seconds_max", "table_ms") if k in x}
+        return fast | ({"device": "A GPU"} if "device" in x else {})
+
+    for name, like in on_gpu.items():
+        result = quick(json.loads((RESULTS / f"{like}.json").read_text()))
+        (tmp_path / f"{name}-cuda.json").write_text(json.dumps(result))
+    for block in blocks:
+        text = BLOCKS[block]()
+        assert "not measured" not in text, block
+        assert "A GPU" in text, block
+    assert "| --preset speed | 448 | 0.205 ms |" in BLOCKS["profile"]()
+    assert "| ours, --preset speed | 0.050 (0.037 to 0.187) |" in BLOCKS["speed"]()
+    assert "| table | 0.43 ms |" in BLOCKS["text-encoders"]()
+    assert tables.seconds({"mean": 0.376, "std": 0.0213}) == "0.38 s ± 0.02"
+    assert tables.seconds({"mean": 188.4, "std": 12.2}) == "188 s ± 12"
+
+
+def test_the_commands_of_make_gpu_can_be_read():
+    for command in gpu.STEPS.values():
+        module, *flags = command.split()
+        assert "tests/test_cuda.py" in flags or (ROOT / f"{module.replace('.', '/')}.py").exists()
+        if "--" in flags:
+            read_flags(flags[flags.index("--") + 1 :])
+        name = flags[flags.index("--name") + 1] if "--name" in flags else None
+        assert name is None or gpu.STEPS[name] == command
+
+
+@pytest.mark.parametrize(
+    ("minutes", "steps", "told"),
+    [
+        (
+            "25",
+            {"tests": "no_such_module", "first": "no_such_module", "second": "json.tool --help"},
+            [
+                "tests: failed, see its message above; trust no figure before that is clear",
+                "first: failed, see its message above",
+            ],
+        ),
+        (
+            "0.005",
+            {"long": "timeit -n 1 -s 'import time' 'time.sleep(600)'", "next": "json.tool --help"},
+            ["long: not measured, for the time was over", "next: not measured, for the time was over"],
+        ),
+        ("25", {"first": "json.tool --help"}, ["everything was measured, and the tables are written"]),
+    ],
+)
+def test_make_gpu_tells_in_the_end_what_lacks(minutes, steps, told, monkeypatch, capfd):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("sys.argv", ["gpu", "--minutes", minutes])
+    monkeypatch.setattr(gpu, "STEPS", steps)
+    monkeypatch.setattr(gpu, "TABLES", "json.tool --help")
+    assert gpu.main() == (len(steps) > 1)
+    assert capfd.readouterr().out.split("\n\n")[-1].splitlines() == told
+
+
+def test_make_gpu_without_a_gpu_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    with pytest.raises(InputError, match=r"^no GPU that torch can use is on this machine.*nothing was measured.*$"):
+        gpu.main()
+    monkeypatch.setattr("sys.argv", ["gpu", "--dry-run"])
+    assert gpu.main() == 0
+    assert capsys.readouterr().out.count("python -m ") == len(gpu.STEPS) + 1
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("[!_]*.py")), ids=lambda path: path.stem)

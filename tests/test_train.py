@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -408,22 +407,6 @@ def test_what_does_not_fit_is_one_sentence(error, where, tmp_path, small_mnist, 
         train_here(*TINY, "--runs-dir", tmp_path)
     with pytest.raises(InputError, match=r"out of memory: .* lower --chunk-size$"):
         train_here(*TINY, "--chunk-size", "64", "--runs-dir", tmp_path, "--run-name", "in-chunks")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="is about waiting for a GPU")
-def test_no_step_waits_for_the_gpu(tmp_path, data_path):
-    def waits(batch_size: int) -> int:
-        flags = [*TINY, "--epochs", 1, "--device", "cuda", "--ema-decay", 0.9, "--batch-size", batch_size]
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            with warnings.catch_warnings(record=True) as seen:
-                warnings.simplefilter("always")
-                train_here(*flags, "--runs-dir", tmp_path, "--run-name", f"run-{batch_size}")
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        return sum("synchronizing" in str(warning.message) for warning in seen)
-
-    assert 0 < waits(256) == waits(512), "as many in 214 steps as in 107"
 
 
 def test_the_model_is_that_of_the_settings():
