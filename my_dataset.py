@@ -72,8 +72,8 @@ def load_mnist(split: str, data_path: str | Path = DATA_PATH, device: str | torc
         if split == "val":
             images, labels = images[val], labels[val]
         else:
-            keep = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, val, False)
-            images, labels = images[keep], labels[keep]
+            keep = torch.ones(len(labels), dtype=torch.bool).index_fill_(0, val, False).nonzero()[:, 0]
+            images, labels = images.index_select(0, keep), labels[keep]  # (much faster than images[keep])
     return Split(images.to(device), labels.to(device))
 
 

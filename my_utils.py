@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import gc
 import math
 import os
 import platform
@@ -46,8 +47,10 @@ def is_whole(text: str) -> bool:
 def read_early(read, interrupted: str = "nothing was started yet"):
     """`read(sys.argv[1:])` before torch is imported, which takes seconds: a wrong flag is refused at once.
 
-    From here on Ctrl-C is one line, also while the imports that follow are at work.
+    From here on Ctrl-C is one line, also while the imports that follow are at work. These make objects that stay, so
+    that Python's search for garbage pauses until `exit_on_input_error`.
     """
+    gc.disable()
 
     def stop(signum, frame):
         os.write(2, f"\ninterrupted: {interrupted}\n".encode())
@@ -66,6 +69,8 @@ def exit_on_input_error(interrupted: str = "no file is half-written", interrupts
     """
     if interrupts:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        gc.freeze()  # what the imports made is no garbage: no search looks at it
+        gc.enable()
     try:
         yield
     except InputError as error:
@@ -79,6 +84,9 @@ def exit_on_input_error(interrupted: str = "no file is half-written", interrupts
     except KeyboardInterrupt:
         print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         sys.exit(130)
+    finally:
+        if interrupts:
+            gc.freeze()  # nor does the one at the exit look at what else there is: all of it ends with the process
 
 
 class ArgumentParser(argparse.ArgumentParser):

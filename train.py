@@ -168,7 +168,7 @@ def train(settings: Settings, given: dict) -> int:
 
 def finish(settings: Settings, run: Run, log: Log, val_split: Split, device: torch.device, world_size: int) -> None:
     """The one look at the test split, with the model that validation chose; then the run counts as finished."""
-    best = CLIP.load(run.folder / "best_model.pth", device)
+    best = CLIP.load(run.folder / "best_model.pth", device).to(memory_format=torch.channels_last)  # as it was trained
     test = evaluate(best, load_mnist("test", settings.data_path, device))
     best.metrics |= {f"test_{name}": value for name, value in test.items()}
     best.metrics |= {

@@ -1,9 +1,12 @@
+import copy
 import itertools
 
 import pytest
 import torch
 
 from clip import CLIP
+from conftest import tensors
+from training.eager import AdamW
 from training.muon import Muon
 from training.optimizers import make_optimizers, warmup_cosine
 from training.settings import read_flags
@@ -31,7 +34,7 @@ def test_muon_has_the_cnns_kernels_and_matrices_and_adamw_the_rest():
 
 def test_without_muon_adamw_has_all():
     kinds, groups = groups_of("--muon-lr", "0", "--lr", "0.5")
-    assert set(kinds.values()) == {torch.optim.AdamW}
+    assert set(kinds.values()) == {AdamW}
     assert {group["peak_lr"] for group in groups.values()} == {0.5}
 
 
@@ -51,3 +54,24 @@ def test_schedule_warms_up_and_ends_near_zero():
     assert factors[-1] < 1e-3
     assert all(a >= b for a, b in itertools.pairwise(factors[9:]))
     assert warmup_cosine(0, 1, 0) == 1.0
+
+
+def test_our_adamw_is_torchs_to_the_bit():
+    torch.manual_seed(0)
+    start, gradients = torch.randn(5, 3), torch.randn(3, 5, 3)
+    results = []
+    for kind in (AdamW, torch.optim.AdamW):
+        p = torch.nn.Parameter(start.clone())
+        optimizer = kind([p], lr=0.1, fused=True)
+        for gradient in gradients:
+            p.grad = gradient.clone()
+            optimizer.step()
+            state = copy.deepcopy(optimizer.state_dict())
+            optimizer = kind([p], lr=1.0)
+            optimizer.load_state_dict(state)
+        results.append((p, state))
+    (ours, our_state), (theirs, their_state) = results
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, start)
+    assert our_state.pop("param_groups") == their_state.pop("param_groups")
+    assert all(torch.equal(a, b) for a, b in zip(tensors(our_state), tensors(their_state), strict=True))

@@ -1,5 +1,7 @@
+import gc
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from clip import CLIP
 from conftest import ROOT, TINY, first_tenth, run_train, start_train, tensors, train_here, wait_for
 from evaluation.metrics import evaluate
 from my_dataset import MNISTPairs, load_mnist
-from my_utils import InputError
+from my_utils import InputError, exit_on_input_error, read_early
 from training import run as run_module
 from training.run import Run, open_run
 from training.settings import Settings, read_flags
@@ -197,7 +199,13 @@ def test_ctrl_c_and_kill_do_not_change_a_bit_of_the_result(tmp_path, data_path):
     job.kill()
     job.wait()
 
-    assert train_here("--resume", run).returncode == 0
+    # The last start goes on to the end, and tells all that it imports. Each of these takes up to seconds, for nothing.
+    done = run_train("--resume", run, env=os.environ | {"PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.returncode == 0, done.stderr
+    imported = set(re.findall(r"^import time: .* ([\w.]+)$", done.stderr, re.MULTILINE))
+    assert {"torch", "tensorboard", "matplotlib.figure"} <= imported
+    heavy = {"torch._dynamo", "torch._inductor", "sympy", "triton", "torchvision", "transformers", "sklearn", "scipy"}
+    assert not heavy & imported
     same_result(tmp_path / "a" / "run", run)
     assert not list(run.glob(".*.tmp"))
     with pytest.raises(InputError, match="finished"):
@@ -270,6 +278,21 @@ def test_a_wrong_flag_is_refused_before_torch_is_imported():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "2 False\n"
     assert done.stderr == "error: argument --epochs: '0' is not a whole number from 1 to 100000 (see --help)\n"
+
+
+def test_imports_stay_out_of_the_search_for_garbage(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["train.py", "--epochs", "3"])
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert read_early(len) == 2
+        assert not gc.isenabled()
+        with exit_on_input_error():
+            assert gc.isenabled()
+            assert gc.get_freeze_count() > 10_000
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        gc.unfreeze()
+        gc.enable()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for CUDA where there is none")

@@ -7,11 +7,13 @@ A gradient's few large directions then no longer drown the many small ones, and 
 import torch
 from torch import Tensor
 
+from training.eager import Eager
+
 # A polynomial that lifts every singular value towards 1 when it is applied again and again (from the same source).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Eager):
     """Parameters of shape [out, ...], each taken as a matrix [out, the rest]; `lr` is the step's spectral norm.
 
     Nesterov momentum, decoupled weight decay. As published, a matrix taller than wide steps further, by the root of

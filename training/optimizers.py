@@ -5,6 +5,7 @@ import math
 import torch
 
 from clip import CLIP
+from training.eager import AdamW
 from training.muon import Muon
 from training.settings import TEXT_LR, Settings
 
@@ -33,7 +34,7 @@ def make_optimizers(model: CLIP, settings: Settings) -> list[torch.optim.Optimiz
         decay = WEIGHT_DECAY if parameter.ndim > 1 and id(parameter) not in table else 0.0
         groups.setdefault((peak, decay), []).append(parameter)
     groups = [{"params": p, "lr": peak, "peak_lr": peak, "weight_decay": decay} for (peak, decay), p in groups.items()]
-    optimizers = [torch.optim.AdamW(groups, fused=True)]
+    optimizers = [AdamW(groups, fused=True)]
     if muon:
         group = {"params": muon, "peak_lr": settings.muon_lr, "weight_decay": WEIGHT_DECAY}
         optimizers.append(Muon([group], momentum=settings.muon_momentum))
