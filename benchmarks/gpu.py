@@ -31,6 +31,7 @@ STEPS = {
     "profile-cuda": "benchmarks.profile_step --device cuda",
     "accuracy-cuda": f"{SEEDS} accuracy-cuda --seeds 0 1 2 3 4 -- --preset accuracy --epochs 50 --device cuda",
     "cost-cuda": "benchmarks.cost --device cuda",
+    "inference-cuda": "benchmarks.inference --device cuda",
     "text-encoders-cuda": "benchmarks.text_encoders --device cuda",
     "preset-accuracy-cuda": f"{SEEDS} preset-accuracy-cuda --seeds 0 1 2 -- --preset accuracy --device cuda",
     "speed-slow-cuda": "benchmarks.speed --slow --device cuda",

@@ -170,6 +170,30 @@ def speed_table(kind: str = "") -> str:
     return "\n".join(lines).rstrip()
 
 
+def inference_table() -> str:
+    """What inference.py has measured."""
+    lines = []
+    for result, missing in results_of("inference", "python -m benchmarks.inference"):
+        if missing:
+            lines.append(missing)
+            continue
+        lines.append(
+            "| `encode_image` of | MFLOP an image | images/s | time to that of a matrix product of its FLOPs |"
+        )
+        lines.append("|---|---|---|---|")
+        for row in result["rows"]:
+            name = row["encoder"]
+            title = name if " " in name else f"`--preset {name}`"
+            lines.append(
+                f"| {title} | {row['mflop_an_image']:.2f} | {row['images_per_second']:,.0f}"
+                f" | {row['times_the_product']:.1f} |"
+            )
+        found = ", ".join(f"`{row['text']}` {row['milliseconds']:.2f} ms" for row in result["find"])
+        lines.append(f"\nFrom a text to the ten nearest of 10,000 images whose vectors are there: {found}.")
+        lines.append(f"\n{about(result)}\n")
+    return "\n".join(lines).rstrip()
+
+
 # What was weighed for --preset accuracy: short runs, chosen between by validation alone.
 TRIED = {
     "tried-adamw": "AdamW, width 16",
@@ -252,12 +276,15 @@ def losses_table(encoder: str) -> str:
 
     result = json.loads(path.read_text())
     lines = [
-        "| batch | loss | test accuracy | test mAP, text → image | final excess loss | temperature | modality gap |",
-        "|---|---|---|---|---|---|---|",
+        f"| batch | loss | best learning rate | validation accuracy | less that of `{result['set_against']}`, points"
+        " (95% interval) | mAP, text → image | final excess loss | temperature | modality gap |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in result["rows"]:
+        mean, low, high = (100 * x for x in (row["difference"]["mean"], *row["difference"]["interval"]))
+        less = "" if row["loss"] == result["set_against"] else f"{mean:+.2f} ({low:+.2f} to {high:+.2f})"
         lines.append(
-            f"| {row['batch_size']:,} | `{row['loss']}` | {percent(row['digit_accuracy'])}"
+            f"| {row['batch_size']:,} | `{row['loss']}` | {row['lr']} | {percent(row['digit_accuracy'])} | {less}"
             f" | {percent(row['mean_average_precision'])} | {plain(row['excess_loss'])} | {plain(row['temperature'])}"
             f" | {plain(row['modality_gap'])} |"
         )
@@ -532,6 +559,7 @@ BLOCKS = {
     "evaluation": evaluation_table,
     "speed": speed_table,
     "speed-slow": lambda: speed_table("-slow"),
+    "inference": inference_table,
     "described": described_table,
     "named-attributes": named_attributes_table,
     "generation": lambda: generation_table(whole=False),

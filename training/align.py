@@ -9,7 +9,6 @@ arXiv 2305.05665). Writes runs/strokes/<run>/ or runs/speech/<run>/ as train.py 
 file of the CLIP, runs/best_model.pth, beside the others.
 """
 
-import contextlib
 import sys
 import time
 from pathlib import Path
@@ -22,7 +21,6 @@ if __name__ == "__main__":  # a wrong flag is refused before torch takes its sec
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -38,8 +36,9 @@ from my_dataset import batches, load_mnist
 from my_utils import InputError, device_name, enough_memory, exit_on_input_error, pick_device, seed_everything
 from speech_encoder import SpeechEncoder
 from stroke_encoder import StrokeEncoder
+from training.eager import AdamW
 from training.optimizers import WARMUP, warmup_cosine
-from training.run import Interrupt, Run, open_run
+from training.run import Interrupt, Run, locked, open_run
 from training.step import GRAD_CLIP, update
 
 COLUMNS = ("loss", "grad_norm")  # of a step
@@ -64,13 +63,17 @@ def train(settings: AlignSettings, given: dict) -> int:
     clip = CLIP.load(settings.clip, device, settings.text_model).requires_grad_(False)
     seed_everything(settings.seed)
     material = (Strokes if modality == "strokes" else Speech)(settings, clip, device)
-    batch_size = min(settings.batch_size, material.size)
+    batch_size = settings.batch_size
+    if batch_size > material.size:
+        raise InputError(
+            f"--batch-size {batch_size} is larger than the {material.size:,} recordings of an epoch: make it smaller"
+        )
     steps = material.size // batch_size
     total = settings.epochs * steps
 
     # ---- the tower, its optimizer, the run's folder ----
     tower = clip.add_tower(modality)
-    optimizer = torch.optim.AdamW(tower.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
+    optimizer = AdamW(tower.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
     mark = Mark(clip.fingerprint())
     state = run.begin([mark, tower, optimizer], settings, device, steps, len(COLUMNS))
     log = SummaryWriter(run.folder, purge_step=state["epoch"] * steps)
@@ -161,9 +164,7 @@ def join(settings: AlignSettings, clip: CLIP, modality: str) -> str:
     if getattr(settings, "shuffled", False) or getattr(settings, "held_out", "official") != "official":
         return f"this is a measurement: {settings.clip} stays as it is"
     place = Path(settings.clip).resolve()  # (a link stays a link)
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, NotImplementedError):  # a file system may have no locks
-            stack.enter_context(FileLock(place.with_name(f".{place.name}.lock")))  # another tower may join it too
+    with locked(place):
         target = CLIP.load(place, "cpu", settings.text_model)
         if target.fingerprint() != clip.fingerprint():
             return f"{settings.clip} has become another CLIP meanwhile: it stays as it is"

@@ -32,6 +32,7 @@ from evaluation.metrics import embed_images
 from generator import Generator
 from my_dataset import Split, batches, load_mnist
 from my_utils import device_name, enough_memory, exit_on_input_error, pick_device, seed_everything
+from training.eager import AdamW
 from training.ema import Ema
 from training.optimizers import WARMUP, warmup_cosine
 from training.run import Interrupt, Run, open_run
@@ -81,7 +82,7 @@ def train(settings: GeneratorSettings, given: dict) -> int:
     ema = Ema(generator, settings.ema_decay)
     flows = [*generator.decoder.parameters(), *generator.prior.parameters()]
     optimizers = [
-        torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+        AdamW(parameters, lr=settings.lr, weight_decay=0.01, betas=(0.9, 0.99), fused=True)
         for parameters in (list(generator.autoencoder.parameters()), flows)
     ]
     state = run.begin([generator, ema, *optimizers], settings, device, steps, len(COLUMNS))

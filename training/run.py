@@ -4,6 +4,7 @@ Any training script uses it so: `open_run` says which folder and settings; `run.
 restores the parts; `run.save()` keeps all that a resumed run needs; `run.publish()` hands on the best model at the end.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -220,8 +221,18 @@ class Run:
                     told += f"the replaced {target} was better on validation: {old[score]:.2%}, run {old['run']}{back}"
             except (InputError, KeyError, TypeError):  # another version's: nothing to compare with
                 pass
-        atomic_write(target, best.read_bytes())
+        with locked(target):
+            atomic_write(target, best.read_bytes())
         return told.removesuffix("; ")
+
+
+@contextlib.contextmanager
+def locked(file: Path):
+    """Within its `with` block no other run changes this file, which several may do at their end."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, NotImplementedError):  # a file system may have no locks
+            stack.enter_context(FileLock(file.with_name(f".{file.name}.lock")))
+        yield
 
 
 class Interrupt:
