@@ -1,5 +1,6 @@
 import importlib
 import json
+import math
 import subprocess
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 
 import train
-from benchmarks import gpu, tables
+from benchmarks import gpu, inference, tables
 from benchmarks.common import Training, check_same, finished_run, same_origin, spread
 from benchmarks.described import HEADLINES, row_of
+from benchmarks.losses import paired
 from benchmarks.recipes import OpenClip, plain_classifier, pytorch_example, toy_clip
 from benchmarks.tables import BLOCKS, NOT_MEASURED, PRESETS_CUDA, RESULTS
 from benchmarks.versions import compare
@@ -231,8 +233,9 @@ def test_make_gpu_measures_what_the_tables_lack_and_they_show_it(tmp_path, monke
     for path in RESULTS.glob("*.json"):
         (tmp_path / path.name).write_text(path.read_text())
     on_gpu = {"speed": "speed", "speed-slow": "speed-slow", "cost": "cost", "profile": "profile"}
-    on_gpu |= {"text-encoders": "text-encoders"} | {name.removesuffix("-cuda"): "default" for name in PRESETS_CUDA}
-    blocks = ("speed", "speed-slow", "cost", "profile", "text-encoders", "presets-cuda")
+    on_gpu |= {"inference": "inference", "text-encoders": "text-encoders"}
+    on_gpu |= {name.removesuffix("-cuda"): "default" for name in PRESETS_CUDA}
+    blocks = ("speed", "speed-slow", "cost", "profile", "inference", "text-encoders", "presets-cuda")
     for block in blocks:
         assert "not measured" in BLOCKS[block]()
     asked = {name.removesuffix(".json") for name in results.names if "-cuda" in name}
@@ -324,3 +327,16 @@ def test_there_is_one_training_step():
     assert "train.py" in files
     backward = {file for file in files if ".backward(" in (ROOT / file).read_text(encoding="utf-8")}
     assert backward == {"training/step.py", "benchmarks/recipes.py"}
+
+
+def test_a_paired_difference_by_hand():
+    """Differences of 1, 2 and 3 points: mean 2, standard error 1 / sqrt(3), t of two degrees of freedom 4.303."""
+    found = paired([0.91, 0.92, 0.93], [0.90, 0.90, 0.90])
+    half = 4.3027 / math.sqrt(3)
+    assert [100 * x for x in (found["mean"], *found["interval"])] == pytest.approx([2, 2 - half, 2 + half], abs=1e-3)
+    assert paired([0.5], [0.4])["interval"] == [-math.inf, math.inf], "one seed tells no spread"
+
+
+def test_a_square_matrix_product_has_the_flops_that_were_asked_for():
+    x = inference.square(2 * 64**3, CPU)
+    assert inference.flops_of(lambda y: y @ x, x) == 2 * 64**3

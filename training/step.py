@@ -23,11 +23,11 @@ COLUMNS = ("loss", "grad_norm", "temperature")  # what a step returns
 
 
 class TrainingStep:
-    """`step(batch, lr_factor)` trains `model` by one batch and returns `COLUMNS`, a tensor [4] on its device.
+    """`step(batch, lr_factor)` trains `model` by one batch and returns `COLUMNS`, a tensor [3] on its device.
 
     `optimizers` have a "peak_lr" in each group, which the step's `lr_factor` scales. `bf16` runs the towers in it.
-    `chunk_size` images go through the CNN at a time; None: the whole batch. `ema` follows the weights. `truth` is then
-    what is true of the whole batch, of which a process of several has a share.
+    `chunk_size` images go through the CNN at a time; None: the whole batch. `ema` follows the weights.
+    Afterwards `truth` says what was true of the whole batch, where one of several processes had a share of it.
     """
 
     def __init__(
