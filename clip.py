@@ -227,8 +227,10 @@ class CLIP(nn.Module):
         images = images.to(dtype) / 255 if is_bytes else images.to(dtype)
         if self.training and images.is_cuda:
             return images  # looking at the values would wait for the GPU
-        if not is_bytes and not ((images >= 0) & (images <= 1)).all():
-            raise InputError("float images must lie in [0, 1]: divide by 255, or pass uint8")
+        if not is_bytes and images.numel():
+            low, high = images.aminmax()  # (one look at each pixel; of a NaN both are NaN)
+            if not (low >= 0 and high <= 1):
+                raise InputError("float images must lie in [0, 1]: divide by 255, or pass uint8")
         if not self.training and ((images > 0.5).float().mean(dim=(1, 2, 3)) > 0.5).any():
             warnings.warn(
                 "most of an image is bright, but digits are bright on black here: pass 1 - image, or 255 - bytes",

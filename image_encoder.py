@@ -11,10 +11,10 @@ PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081
 class ResidualBlock(nn.Module):
     """3x3 convolutions around a skip connection (He et al., 2016, arXiv 1512.03385)."""
 
-    def __init__(self, channels: int, convs: int = 2):
+    def __init__(self, channels: int):
         super().__init__()
         layers = []
-        for _ in range(convs):
+        for _ in range(2):
             layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
         self.branch = nn.Sequential(*layers[:-1])  # the last ReLU comes after the sum
 
@@ -57,28 +57,29 @@ class ImageEncoder(nn.Module):
 
 
 class FastImageEncoder(nn.Module):
-    """The same contract with little work at full resolution, for seconds of training.
+    """The same contract for seconds of training: one convolution, and one hidden layer on its whole map.
 
-    Four border pixels on each side are cut off, for MNIST's ink lies in the middle. The first map is pooled before its
-    norm, which then has a quarter of the work, and the last one is taken whole.
+    Rows and columns 3 to 23 are read, for MNIST's ink lies in the middle. The map is pooled before its norm, which then
+    has a fifth of the work.
     """
 
     def __init__(self, embed_dim: int, width: int):
         super().__init__()
-        conv, *norm = halve(1, width, kernel=5)
-        self.stages = nn.Sequential(
-            conv,  # [B, width, 10, 10]
-            nn.MaxPool2d(2),
-            *norm,
-            ResidualBlock(width, convs=1),
-            *halve(width, 2 * width),
+        hidden = 8 * width
+        self.map = nn.Sequential(
+            nn.Conv2d(1, width, 5, stride=2, bias=False),  # [B, width, 9, 9]
+            nn.MaxPool2d(3, stride=2),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
         )
-        self.projection = nn.Linear(2 * width * 3 * 3, embed_dim)
+        self.hidden = nn.Sequential(nn.Linear(width * 4 * 4, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU())
+        self.projection = nn.Linear(hidden, embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.stages((images[:, :, 4:24, 4:24] - PIXEL_MEAN) / PIXEL_STD)  # [B, 2 * width, 3, 3]
+        x = self.map((images[:, :, 3:24, 3:24] - PIXEL_MEAN) / PIXEL_STD)  # [B, width, 4, 4]
         # Channels last, as the map lies in memory: its gradient then comes back in that order too.
-        return self.projection(x.permute(0, 2, 3, 1).flatten(1))  # [B, embed_dim]
+        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # [B, 8 * width]
+        return self.projection(x)  # [B, embed_dim]
 
 
 IMAGE_ENCODERS = {"residual": ImageEncoder, "fast": FastImageEncoder}

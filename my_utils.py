@@ -260,6 +260,19 @@ def use_precision(name: str, device) -> bool:
     return name == "bf16" or (name == "auto" and bf16_by_default(device))
 
 
+@contextlib.contextmanager
+def cpu_threads(count: int | None = None):
+    """Within its `with` block torch works with so many threads (None: with as many as before); then as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def cpu_name() -> str:
     """The processor's name as the operating system tells it, and the vector instructions that torch uses there."""
     import torch

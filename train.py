@@ -57,6 +57,7 @@ def train(settings: Settings, given: dict) -> int:
     with distributed.share_errors():
         device = pick_device(distributed.own_device(settings.device))
     bf16 = my_utils.use_precision(settings.precision, device)
+    torch.set_num_threads(settings.threads or torch.get_num_threads())
     is_main, world_size = distributed.is_main(), distributed.world_size()
     seed_everything(settings.seed)
 

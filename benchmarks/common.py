@@ -19,7 +19,7 @@ import torch
 import train
 from clip import CLIP
 from my_dataset import DATA_PATH, Batch, MNISTPairs
-from my_utils import ArgumentParser, InputError, atomic_write, device_name, use_precision
+from my_utils import ArgumentParser, InputError, atomic_write, cpu_threads, device_name, use_precision
 from training import align
 from training.ema import Ema
 from training.optimizers import WARMUP, make_optimizers, warmup_cosine
@@ -151,7 +151,8 @@ class Training:
         self.batches = itertools.chain.from_iterable(epochs)
 
     def __call__(self) -> torch.Tensor:
-        return self.step(next(self.batches))
+        with cpu_threads(self.settings.threads):
+            return self.step(next(self.batches))
 
 
 def steps_of(
@@ -186,7 +187,8 @@ def finished_run(run: Path, flags: list[str], quiet: bool = False) -> dict:
             place = ["--runs-dir", str(run.parent), "--run-name", run.name, *flags]
         command = ["--data-path", str(DATA), *place]
         if quiet:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            quietly = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
+            with quietly[0], quietly[1], cpu_threads():  # a run may choose the number of threads
                 code = train.main(*read_flags(command))
         else:
             code = subprocess.run([sys.executable, "train.py", *command], cwd=ROOT).returncode

@@ -96,7 +96,7 @@ def test_the_step_in_chunks_is_the_plain_one_on_the_gpu(loss, device, data_path,
     training = Training([*SMALL, "--loss", loss, "--batch-size", "60", *captions], device)
     model, batch = training.model, next(training.batches)
     for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm2d):
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
             norm.eval()  # its statistics would be those of a chunk
     plain = TrainingStep(model, [])(batch)
     expected = gradients(model)

@@ -42,7 +42,7 @@ def gradients(case):
     model = CLIP(**case["arch"])
     model.load_state_dict(case["model"])
     for module in model.train().modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             module.eval()  # a batch norm's own statistics are of one process's share
     rank, world_size = distributed.rank(), distributed.world_size()
     whole = (case["images"], case["texts"], *(part for part in case["truth"] if part is not None))
@@ -110,7 +110,7 @@ def pairs(size: int, loss: str, captions: str = "digit", **text) -> tuple[CLIP, 
 
 def freeze_statistics(model: CLIP) -> None:
     for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             module.eval()
 
 

@@ -122,7 +122,7 @@ def whole_truth(batch: Batch) -> Truth:
 @contextlib.contextmanager
 def statistics_untouched(model: nn.Module):
     """Batch norm uses each batch's statistics, as in training, but leaves its running ones for the second pass."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
     for norm in norms:
         norm.track_running_stats = not norm.training  # in eval mode the running ones are what is used
     try:
