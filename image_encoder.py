@@ -59,16 +59,16 @@ class ImageEncoder(nn.Module):
 class FastImageEncoder(nn.Module):
     """The same contract for seconds of training: one convolution, and one hidden layer on its whole map.
 
-    Rows and columns 3 to 23 are read, for MNIST's ink lies in the middle. The map is pooled before its norm, which then
-    has a fifth of the work.
+    Four border pixels on each side are cut off, for MNIST's ink lies in the middle. The map is pooled before its norm,
+    which then has a quarter of the work.
     """
 
     def __init__(self, embed_dim: int, width: int):
         super().__init__()
-        hidden = 8 * width
+        hidden = 4 * width
         self.map = nn.Sequential(
-            nn.Conv2d(1, width, 5, stride=2, bias=False),  # [B, width, 9, 9]
-            nn.MaxPool2d(3, stride=2),
+            nn.Conv2d(1, width, 6, stride=2, bias=False),  # [B, width, 8, 8]
+            nn.MaxPool2d(2),
             nn.BatchNorm2d(width),
             nn.ReLU(),
         )
@@ -76,9 +76,9 @@ class FastImageEncoder(nn.Module):
         self.projection = nn.Linear(hidden, embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.map((images[:, :, 3:24, 3:24] - PIXEL_MEAN) / PIXEL_STD)  # [B, width, 4, 4]
+        x = self.map((images[:, :, 4:24, 4:24] - PIXEL_MEAN) / PIXEL_STD)  # [B, width, 4, 4]
         # Channels last, as the map lies in memory: its gradient then comes back in that order too.
-        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # [B, 8 * width]
+        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # [B, 4 * width]
         return self.projection(x)  # [B, embed_dim]
 
 

@@ -141,7 +141,7 @@ PRESETS = {
         "captions": "digit",
         "image_encoder": "fast",
         "embed_dim": 32,
-        "width": 24,
+        "width": 32,
         "init_temperature": 0.2,
         "epochs": 1,
         "batch_size": 448,
