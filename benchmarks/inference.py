@@ -24,7 +24,7 @@ from my_dataset import load_mnist
 from my_utils import exit_on_input_error, pick_device
 from training.settings import PRESETS, read_flags
 
-BATCH, ROUNDS, NEAREST = 250, 15, 10
+BATCH, ROUNDS, NEAREST = 250, 7, 10
 TEXTS = ("7", "a thick seven leaning left")
 
 
