@@ -130,6 +130,7 @@ def test_a_run_is_trained_once_and_then_read(tmp_path, monkeypatch):
 
     def trained(settings, given):
         calls.append((settings.run_name, settings.resume))
+        torch.set_num_threads(7)  # a run may choose them
         run = tmp_path / "run"
         run.mkdir(exist_ok=True)
         (run / "config.json").write_text(json.dumps(read_flags(FLAGS)[0].record()))
@@ -141,8 +142,10 @@ def test_a_run_is_trained_once_and_then_read(tmp_path, monkeypatch):
         return 130
 
     monkeypatch.setattr(train, "main", trained)
+    threads = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
         finished_run(tmp_path / "run", FLAGS, quiet=True)
+    assert torch.get_num_threads() == threads != 7, "what is timed behind it has its own threads"
     assert finished_run(tmp_path / "run", FLAGS, quiet=True) == {"epochs": 1}
     assert finished_run(tmp_path / "run", FLAGS, quiet=True) == {"epochs": 1}
     assert calls == [("run", None), (None, str(tmp_path / "run"))]

@@ -18,7 +18,7 @@ from clip import CLIP
 from conftest import ROOT, TINY, first_tenth, run_train, start_train, tensors, train_here, wait_for
 from evaluation.metrics import evaluate
 from my_dataset import MNISTPairs, load_mnist
-from my_utils import InputError, exit_on_input_error, read_early
+from my_utils import InputError, cpu_threads, exit_on_input_error, read_early
 from training import run as run_module
 from training.run import Run, open_run
 from training.settings import Settings, read_flags
@@ -278,6 +278,17 @@ def test_a_wrong_flag_is_refused_before_torch_is_imported():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "2 False\n"
     assert done.stderr == "error: argument --epochs: '0' is not a whole number from 1 to 100000 (see --help)\n"
+
+
+def test_the_fast_encoder_trains_on_one_thread_and_the_other_on_all(tmp_path, small_mnist, monkeypatch):
+    seen = []
+    call = TrainingStep.__call__
+    monkeypatch.setattr(TrainingStep, "__call__", lambda *a: seen.append(torch.get_num_threads()) or call(*a))
+    for encoder in ("residual", "fast"):
+        with cpu_threads(2):
+            flags = [*TINY, "--epochs", 1, "--image-encoder", encoder, "--runs-dir", tmp_path, "--run-name", encoder]
+            assert train_here(*flags).returncode == 0
+    assert seen == [2] * 21 + [1] * 21
 
 
 def test_imports_stay_out_of_the_search_for_garbage(monkeypatch):
