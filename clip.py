@@ -126,9 +126,9 @@ class CLIP(nn.Module):
         return F.normalize(self.towers["text"](self.tokenize(texts)).float(), dim=-1)
 
     def encode_strokes(self, strokes) -> Tensor:
-        """One way of the pen [T, 2], x to the right and y up, or a list of B of them -> unit vectors [B, embed_dim].
+        """One stroke of the pen [T, 2], x to the right and y up, or a list of B of them -> unit vectors [B, embed_dim].
 
-        Raises InputError for what is no way of a pen, or when the model has no tower for strokes.
+        Raises InputError for what is no stroke of a pen, or when the model has no tower for strokes.
         """
         return self._encode_other("strokes", strokes)
 

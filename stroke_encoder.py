@@ -9,31 +9,31 @@ from torch import Tensor, nn
 
 from my_utils import InputError
 
-POINTS = 8  # of a recording, at equal steps along the pen's way, as UCI's pendigits have them
+POINTS = 8  # of a recording, at equal steps along the stroke, as UCI's pendigits have them
 BETWEEN = 4  # pieces of the curve from one point to the next
 
 
 def curve(points: Tensor) -> Tensor:
-    """Points [B, P, 2] -> a smooth way through them: [B, (P - 1) * BETWEEN + 1, 2].
+    """Points [B, P, 2] -> a smooth stroke through them: [B, (P - 1) * BETWEEN + 1, 2].
 
-    Catmull-Rom splines (1974): at each point the way runs in parallel to the line between its two neighbours.
+    Catmull-Rom splines (1974): at each point it runs in parallel to the line between its two neighbours.
     """
     before, after = 2 * points[:, :1] - points[:, 1:2], 2 * points[:, -1:] - points[:, -2:-1]
     p = torch.cat([before, points, after], dim=1)  # [B, P + 2, 2]
     p0, p1, p2, p3 = (p[:, i : i + points.shape[1] - 1, None] for i in range(4))  # [B, P - 1, 1, 2] each
     t = (torch.arange(BETWEEN, device=points.device) / BETWEEN)[:, None]  # [BETWEEN, 1]
-    way = p1 + t / 2 * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))
-    return torch.cat([way.flatten(1, 2), points[:, -1:]], dim=1)
+    stroke = p1 + t / 2 * (p2 - p0 + t * (2 * p0 - 5 * p1 + 4 * p2 - p3 + t * (3 * (p1 - p2) + p3 - p0)))
+    return torch.cat([stroke.flatten(1, 2), points[:, -1:]], dim=1)
 
 
-def resample(way: Tensor, count: int = POINTS) -> Tensor:
-    """A way [T, 2] -> `count` points at equal steps along it, [count, 2]."""
-    lengths = way.diff(dim=0).norm(dim=1).cumsum(dim=0)
+def resample(stroke: Tensor, count: int = POINTS) -> Tensor:
+    """A stroke [T, 2] -> `count` points at equal steps along it, [count, 2]."""
+    lengths = stroke.diff(dim=0).norm(dim=1).cumsum(dim=0)
     lengths = torch.cat([lengths.new_zeros(1), lengths])  # [T], from the start
-    at = torch.linspace(0, 1, count, dtype=way.dtype) * lengths[-1]
-    i = torch.searchsorted(lengths, at, right=True).clamp(1, len(way) - 1)
+    at = torch.linspace(0, 1, count, dtype=stroke.dtype) * lengths[-1]
+    i = torch.searchsorted(lengths, at, right=True).clamp(1, len(stroke) - 1)
     share = (at - lengths[i - 1]) / (lengths[i] - lengths[i - 1]).clamp(min=1e-12)
-    return torch.lerp(way[i - 1], way[i], share.clamp(0, 1)[:, None])
+    return torch.lerp(stroke[i - 1], stroke[i], share.clamp(0, 1)[:, None])
 
 
 def fill_square(points: Tensor) -> Tensor:
@@ -44,22 +44,22 @@ def fill_square(points: Tensor) -> Tensor:
 
 
 def read_strokes(path: str | Path) -> Tensor:
-    """A text file with a point in each line, x and y (upwards), in the order in which the pen went -> the way [T, 2].
+    """A text file with a point in each line, x and y (upwards), in the order of writing -> the stroke [T, 2].
 
     Raises InputError for a file that is not there or holds anything else.
     """
     try:
         lines = Path(path).read_text().replace(",", " ").split("\n")
-        way = np.loadtxt(lines, ndmin=2) if any(map(str.strip, lines)) else np.zeros((0, 0))
+        stroke = np.loadtxt(lines, ndmin=2) if any(map(str.strip, lines)) else np.zeros((0, 0))
     except FileNotFoundError:
         raise InputError(f"there is no file {path}: name a text file with x and y of a point in each line") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError:
-        way = np.zeros((0, 0))
-    if way.shape[1] != 2:
+        stroke = np.zeros((0, 0))
+    if stroke.shape[1] != 2:
         raise InputError(f"{path} holds something else than two numbers, x and y, in each line")
-    return torch.from_numpy(way)
+    return torch.from_numpy(stroke)
 
 
 class StrokeBlock(nn.Module):
@@ -96,38 +96,41 @@ class StrokeEncoder(nn.Module):
             nn.Conv1d(2 * width, 4 * width, 4, stride=2, padding=1, bias=False),  # [B, 4 * width, 7]
             nn.BatchNorm1d(4 * width),
             nn.ReLU(),
-            nn.Flatten(),  # (not pooled: where on the way something happens tells a digit)
+            nn.Flatten(),  # (not pooled: where along it something happens tells a digit)
             nn.Linear(4 * width * 7, 4 * width),
             nn.ReLU(),
         )
         self.projection = nn.Linear(4 * width, embed_dim)
 
     def forward(self, points: Tensor) -> Tensor:
-        way = curve(points - 0.5)  # [B, 29, 2]
-        x = torch.cat([way[:, :-1], way.diff(dim=1) * BETWEEN * POINTS / 2], dim=2)  # [B, 28, 4]: place and direction
+        stroke = curve(points - 0.5)  # [B, 29, 2]
+        x = torch.cat(
+            [stroke[:, :-1], stroke.diff(dim=1) * BETWEEN * POINTS / 2], dim=2
+        )  # [B, 28, 4]: place and direction
         return self.projection(self.stages(x.transpose(1, 2)))
 
     @staticmethod
     def preprocess(strokes) -> Tensor:
-        """One way of the pen [T, 2], or a list of B of them -> points [B, 8, 2], as `forward` takes them.
+        """One stroke of the pen [T, 2], or a list of B of them -> points [B, 8, 2], as `forward` takes them.
 
         x to the right, y up (most drawing programs count y downwards: negate it), in any unit: each coordinate is
-        stretched to 0..1. A way of eight points is taken as it is, others are resampled to eight. A way is a whole
-        digit: join its pieces in order. Raises InputError for what is no way.
+        stretched to 0..1. A stroke of eight points is taken as it is, others are resampled to eight. A stroke is a
+        whole digit: join its pieces in order. Raises InputError for what is no stroke.
         """
         is_one = getattr(strokes, "ndim", 0) == 2
         try:
-            ways = [x.detach().cpu() if isinstance(x, Tensor) else x for x in ([strokes] if is_one else strokes)]
-            ways = [torch.as_tensor(np.asarray(way, dtype=np.float64)) for way in ways]
+            strokes = [x.detach().cpu() if isinstance(x, Tensor) else x for x in ([strokes] if is_one else strokes)]
+            strokes = [torch.as_tensor(np.asarray(stroke, dtype=np.float64)) for stroke in strokes]
         except (TypeError, ValueError, RuntimeError):
             raise InputError("strokes must be arrays of numbers of shape [T, 2], or a list of such") from None
-        if not ways:
+        if not strokes:
             raise InputError("strokes is an empty list: give at least one")
-        for way in ways:
-            if way.ndim != 2 or way.shape[1] != 2:
-                raise InputError(f"a stroke must have the shape [T, 2], its points' x and y, not {list(way.shape)}")
-            if not way.isfinite().all():
+        for stroke in strokes:
+            if stroke.ndim != 2 or stroke.shape[1] != 2:
+                raise InputError(f"a stroke must have the shape [T, 2], its points' x and y, not {list(stroke.shape)}")
+            if not stroke.isfinite().all():
                 raise InputError("a stroke holds a number that is not finite (NaN or infinite): leave that point out")
-            if not (way != way[:1]).any():
+            if not (stroke != stroke[:1]).any():
                 raise InputError("a stroke needs at least two points that differ: this is a dot")
-        return fill_square(torch.stack([way if len(way) == POINTS else resample(way) for way in ways])).float()
+        points = [stroke if len(stroke) == POINTS else resample(stroke) for stroke in strokes]
+        return fill_square(torch.stack(points)).float()

@@ -468,7 +468,7 @@ def reached_table() -> str:
         ("the same, clear cases", percent(seeds["unseen_clear"]), described),
         ("a text drawn: the digit is as asked, says a judge", percent(drawn["over_seeds"]["digit_agreement"]), drawn),
         ("the same: thickness and slant", percent(drawn["over_seeds"]["attribute_agreement"]), drawn),
-        ("pen strokes by captions they never met", percent(clips["emergent"]), strokes),
+        ("pen strokes by captions, trained with drawings alone", percent(clips["emergent"]), strokes),
         ("speech, a voice never heard", percent(speech["over_clips"]["held_out_speakers_mean"]), speech),
     )
     lines = ["| on the test split | right | commit |", "|---|---|---|"]
@@ -496,7 +496,7 @@ def strokes_table() -> str:
         f"| the same tower trained on labels, no CLIP | {result['trained_on_labels']:.2%} | | | | |",
     ]
     digits = ", ".join(f"{digit} {value:.0%}" for digit, value in enumerate(result["by_digit"]["emergent"]))
-    note = f"Emergent, by digit, of the first CLIP: {digits}. ± over {result['clips']} CLIPs,"
+    note = f"The stroke tower of the first CLIP, by digit: {digits}. ± over {result['clips']} CLIPs,"
     note += f" {result['train_seconds']:.0f} s of training each;"
     return "\n".join([*lines, "", f"{note} {about(result)}"])
 

@@ -1,6 +1,6 @@
 """Digits as pen strokes: UCI's pendigits (Alpaydin & Alimoglu, 1998; CC BY 4.0), and the same strokes drawn.
 
-10,992 digits that 44 people wrote on a tablet. A recording is eight points (x, y), at equal steps along the pen's way,
+10,992 digits that 44 people wrote on a tablet. A recording is eight points (x, y), at equal steps along the pen's path,
 x to the right and y up, both stretched to 0..100: the true aspect is lost, and so is where the pen was lifted. UCI's
 order of the writers is lost too in the sources that can be had, so the split is at random, not by writer.
 """
@@ -134,10 +134,10 @@ def draw(points: Tensor) -> Tensor:
 
 def _draw(points: Tensor) -> Tensor:
     x, y = curve(points).unbind(dim=2)
-    way = torch.stack([ASPECT * x, -y], dim=2)  # [B, P, 2], y down
-    low, high = way.amin(dim=1, keepdim=True), way.amax(dim=1, keepdim=True)
-    way = (way - low) / (high - low).amax(dim=2, keepdim=True).clamp(min=1e-6) * (BOX - THICKNESS)  # pixels
-    start, step = way[:, :-1], way.diff(dim=1)  # [B, P - 1, 2]
+    stroke = torch.stack([ASPECT * x, -y], dim=2)  # [B, P, 2], y down
+    low, high = stroke.amin(dim=1, keepdim=True), stroke.amax(dim=1, keepdim=True)
+    stroke = (stroke - low) / (high - low).amax(dim=2, keepdim=True).clamp(min=1e-6) * (BOX - THICKNESS)  # pixels
+    start, step = stroke[:, :-1], stroke.diff(dim=1)  # [B, P - 1, 2]
     length = step.norm(dim=2, keepdim=True)  # [B, P - 1, 1]
     # The centre of mass of the line, each piece with its length.
     centre = ((start + step / 2) * length).sum(dim=1, keepdim=True) / length.sum(dim=1, keepdim=True).clamp(min=1e-6)

@@ -4,8 +4,8 @@
     make speech                                      spoken digits: each recording beside images of its digit
     python -m training.align strokes --resume        go on with the newest unfinished run
 
-The new tower meets images alone; that it then fits the texts is what ImageBind calls emergent (Girdhar et al., 2023,
-arXiv 2305.05665). Writes runs/strokes/<run>/ or runs/speech/<run>/ as train.py does. In the end the tower goes into the
+The new tower is trained with images alone; that it then agrees with the texts is what ImageBind calls emergent (Girdhar
+et al., 2023, arXiv 2305.05665). Writes runs/strokes/<run>/ or runs/speech/<run>/ as train.py does. In the end the tower goes into the
 file of the CLIP, runs/best_model.pth, beside the others.
 """
 
@@ -46,7 +46,7 @@ WEIGHT_DECAY = 0.05
 # Both are fixed. That of strokes is low, because recordings of one digit must be told apart too; that of speech is the
 # one that captions start from.
 STROKES_TEMPERATURE, SPEECH_TEMPERATURE = 0.03, 0.1
-IMAGES = 10_000  # training images that speech meets
+IMAGES = 10_000  # training images that speech is paired with
 
 
 def main(settings: AlignSettings, given: dict) -> int:
