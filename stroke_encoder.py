@@ -104,9 +104,8 @@ class StrokeEncoder(nn.Module):
 
     def forward(self, points: Tensor) -> Tensor:
         stroke = curve(points - 0.5)  # [B, 29, 2]
-        x = torch.cat(
-            [stroke[:, :-1], stroke.diff(dim=1) * BETWEEN * POINTS / 2], dim=2
-        )  # [B, 28, 4]: place and direction
+        direction = stroke.diff(dim=1) * BETWEEN * POINTS / 2
+        x = torch.cat([stroke[:, :-1], direction], dim=2)  # [B, 28, 4]
         return self.projection(self.stages(x.transpose(1, 2)))
 
     @staticmethod

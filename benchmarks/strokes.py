@@ -1,4 +1,4 @@
-"""Pen strokes in the space of images and texts: are they understood by captions that they never met?
+"""Pen strokes in the space of images and texts: are they understood by captions, though training had none?
 
     python -m benchmarks.strokes --clips runs/best_model.pth          six minutes on 2 CPU cores for the first CLIP
     python -m benchmarks.strokes --clips A.pth B.pth C.pth            two more minutes for each other one

@@ -1,4 +1,4 @@
-"""What captions that describe reach, in cells (digit, thickness, slant) that training met and in those it never met.
+"""What captions that describe reach, in cells (digit, thickness, slant) that were trained and in those that never were.
 
 Features are unit vectors [N, embed_dim] on the CPU. Cells are places in a flat [10, 3, 3].
 """

@@ -45,7 +45,7 @@ def speech_to_images(model: CLIP, sounds: Sounds, split: Split, features: Tensor
 
 
 def speech_to_texts(model: CLIP, sounds: Sounds) -> Figure:
-    """Ten recordings against the ten captions, which the speech tower never met."""
+    """Ten recordings against the ten captions, which the speech tower was never trained with."""
     heard = one_of_each(sounds)
     similarity = (embed_here(model, heard) @ digit_classifier(model).T).cpu()
     names = [name.replace("\n", " ") for name in names_of(heard)]

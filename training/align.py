@@ -5,8 +5,8 @@
     python -m training.align strokes --resume        go on with the newest unfinished run
 
 The new tower is trained with images alone; that it then agrees with the texts is what ImageBind calls emergent (Girdhar
-et al., 2023, arXiv 2305.05665). Writes runs/strokes/<run>/ or runs/speech/<run>/ as train.py does. In the end the tower goes into the
-file of the CLIP, runs/best_model.pth, beside the others.
+et al., 2023, arXiv 2305.05665). Writes runs/strokes/<run>/ or runs/speech/<run>/ as train.py does. In the end the tower
+goes into the file of the CLIP, runs/best_model.pth, beside the others.
 """
 
 import sys
