@@ -52,7 +52,7 @@ benchmark: .venv/dev
 	$(BIN)/python -m benchmarks.speed $(ARGS)
 	$(BIN)/python -m benchmarks.tables
 
-# All that needs an NVIDIA GPU, in at most 25 minutes: its tests, then every row of the tables that lacks.
+# All that needs an NVIDIA GPU, in at most 25 minutes: its tests, then every row of the tables that is missing.
 gpu: .venv/dev
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 

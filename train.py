@@ -37,7 +37,7 @@ from training.ema import Ema
 from training.log import CURVES, EVERY, PICTURE_EVERY, Log
 from training.optimizers import WARMUP, make_optimizers, warmup_cosine
 from training.run import Interrupt, Run, open_run
-from training.step import TrainingStep
+from training.step import COLUMNS, TrainingStep
 
 # What the best epoch is chosen by. Cells that are never trained have no part in it.
 SCORES = {"digit": "val_digit_accuracy", "described": "val_seen_accuracy"}
@@ -57,7 +57,8 @@ def train(settings: Settings, given: dict) -> int:
     with distributed.share_errors():
         device = pick_device(distributed.own_device(settings.device))
     bf16 = my_utils.use_precision(settings.precision, device)
-    torch.set_num_threads(settings.threads or torch.get_num_threads())
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     is_main, world_size = distributed.is_main(), distributed.world_size()
     seed_everything(settings.seed)
 
@@ -108,18 +109,19 @@ def train(settings: Settings, given: dict) -> int:
             ) as step_bar:  # fmt: skip
                 for step, batch in enumerate(step_bar, start=skip):
                     values = training_step(batch, warmup_cosine(epoch * steps + step, total_steps, warmup))
-                    history[step, :-1] = values
+                    history[step, 0], history[step, 2:] = values[0], values[1:]
                     if step % EVERY == 0:
-                        history[step, -1] = training_step.excess(values[0])
+                        history[step, 1] = training_step.excess(values[0])
                     if device.type == "cpu":  # on a GPU, reading a value would wait for it
                         if not values[0].isfinite():
                             break
-                        if step % 10 == 0:
+                        if step % EVERY == 0:
                             step_bar.set_postfix(loss=f"{values[0]:.3f}", refresh=False)
                     if interrupt.requested and world_size == 1:  # several stop together, at the epoch's end
                         break
             done = step + 1
-            run.stop_if_not_finite(history[skip:done], CURVES, skip)  # reads the history, and so waits for the device
+            # This reads the history, and so waits for the device. (The excess loss tells nothing more.)
+            run.stop_if_not_finite(history[skip:done, [0, 2, 3]], COLUMNS, skip)
             seconds = time.perf_counter() - started
             state["seconds"] += seconds
             if done < steps:  # Ctrl-C: keep this very step, so that --resume goes on after it
@@ -130,7 +132,7 @@ def train(settings: Settings, given: dict) -> int:
             # ---- the end of an epoch: measure on validation, keep the best, save ----
             val = {f"val_{name}": value for name, value in evaluate(measured, val_split).items()}
             record = {"epoch": epoch + 1, **dict(zip(CURVES, history.mean(dim=0).tolist(), strict=True))}
-            record["excess_loss"] = float(history[::EVERY, -1].mean())
+            record["excess_loss"] = float(history[::EVERY, 1].mean())  # where it was measured
             record |= {"images_per_second": (done - skip) * settings.batch_size / seconds} | val
             with distributed.share_errors():
                 # Of two equal epochs the later one: it has trained longer.

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from benchmarks.common import ROOT, finished_run, machine, parser_of, same_origin, spread, write_result
 from evaluation.pictures import save_figure
 from losses import GROUP, LOSSES
-from my_utils import exit_on_input_error, number
+from my_utils import InputError, exit_on_input_error, number
 from training.settings import read_flags
 
 BATCH_SIZES = (32, 256)
@@ -46,6 +46,8 @@ def main() -> None:
     parser = parser_of(__doc__, device=False)
     parser.add_argument("--seeds", type=number(int, 0), nargs="+", default=[0, 1, 2, 3, 4], help="training seeds")
     args, flags = parser.parse_known_args()
+    if len(args.seeds) < 2:
+        raise InputError("one seed tells no spread: name two or more with --seeds")
     settings, _ = read_flags([*BUDGET, *flags])
     encoder = settings.text_encoder
     runs = ROOT / "runs" / f"losses-{encoder}"
@@ -109,8 +111,6 @@ def paired(values: list[float], others: list[float]) -> dict:
     """The mean difference of two lists of runs with the same seeds, and the bounds of its 95% interval."""
     differences = [value - other for value, other in zip(values, others, strict=True)]
     mean, n = statistics.mean(differences), len(differences)
-    if n < 2:
-        return {"mean": mean, "interval": [-math.inf, math.inf]}  # one pair says nothing of its spread
     half = float(student_t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     return {"mean": mean, "interval": [mean - half, mean + half]}
 

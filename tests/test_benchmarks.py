@@ -234,7 +234,8 @@ def test_make_gpu_measures_what_the_tables_lack_and_they_show_it(tmp_path, monke
     results = Asked(tmp_path)
     monkeypatch.setattr(tables, "RESULTS", results)
     for path in RESULTS.glob("*.json"):
-        (tmp_path / path.name).write_text(path.read_text())
+        if not path.stem.endswith("-cuda"):
+            (tmp_path / path.name).write_text(path.read_text())
     on_gpu = {"speed": "speed", "speed-slow": "speed-slow", "cost": "cost", "profile": "profile"}
     on_gpu |= {"inference": "inference", "text-encoders": "text-encoders"}
     on_gpu |= {name.removesuffix("-cuda"): "default" for name in PRESETS_CUDA}
@@ -261,11 +262,10 @@ def test_make_gpu_measures_what_the_tables_lack_and_they_show_it(tmp_path, monke
         text = BLOCKS[block]()
         assert "not measured" not in text, block
         assert "A GPU" in text, block
-    assert "| --preset speed | 448 | 0.205 ms |" in BLOCKS["profile"]()
     ours = json.loads((RESULTS / "speed.json").read_text())["recipes"][0]
     seconds, least, most = (f"{ours[key] / 100:.3f}" for key in ("seconds", "seconds_min", "seconds_max"))
     assert f"| ours, --preset speed | {seconds} ({least} to {most}) |" in BLOCKS["speed"]()
-    assert "| table | 0.43 ms |" in BLOCKS["text-encoders"]()
+    assert (tables.fixed(0.20479, 1), tables.fixed(20.479, 1)) == ("0.205", "20.5")
     assert tables.seconds({"mean": 0.376, "std": 0.0213}) == "0.38 s ± 0.02"
     assert tables.seconds({"mean": 188.4, "std": 12.2}) == "188 s ± 12"
 
@@ -339,7 +339,6 @@ def test_a_paired_difference_by_hand():
     found = paired([0.91, 0.92, 0.93], [0.90, 0.90, 0.90])
     half = 4.3027 / math.sqrt(3)
     assert [100 * x for x in (found["mean"], *found["interval"])] == pytest.approx([2, 2 - half, 2 + half], abs=1e-3)
-    assert paired([0.5], [0.4])["interval"] == [-math.inf, math.inf], "one seed tells no spread"
 
 
 def test_a_square_matrix_product_has_the_flops_that_were_asked_for():

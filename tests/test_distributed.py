@@ -133,7 +133,7 @@ def test_two_processes_have_the_loss_and_gradient_of_one_and_end_together(tmp_pa
         pairs(24, "multi_positive"),
         pairs(24, "sigmoid", "described"),
         pairs(25, "multi_positive", "described"),  # shares of 13 and 12
-        pairs(25, "infonce", "described"),
+        pairs(25, "infonce", "described", image_encoder="fast"),
         pairs(25, "multi_positive", **plus),
     ]
     for model, batch in made:
@@ -201,8 +201,9 @@ def test_cached_gradients_in_bf16_equal_those_of_the_plain_step_in_bf16():
         assert difference < 0.01, name
 
 
-def test_chunks_move_the_running_statistics_once():
-    model, batch = pairs(24, "multi_positive")
+@pytest.mark.parametrize("image_encoder", ["residual", "fast"])
+def test_chunks_move_the_running_statistics_once(image_encoder):
+    model, batch = pairs(24, "multi_positive", image_encoder=image_encoder)
     before = copy.deepcopy(model.state_dict())
     for chunk in batch.images.split(8):
         model.encode_image(chunk)

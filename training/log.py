@@ -14,7 +14,8 @@ from training.settings import WHERE, Settings
 from training.step import COLUMNS
 
 EVERY = 10  # steps between two points of a curve
-CURVES = (*COLUMNS, "excess_loss")  # columns of a run's history; the last one is measured at these points alone
+# Columns of a run's history: a step's, and second the excess loss, which is measured at these points alone.
+CURVES = (COLUMNS[0], "excess_loss", *COLUMNS[1:])
 PICTURE_EVERY = 5  # epochs between two similarity pictures
 PROJECTOR_IMAGES = 1000  # validation images in the embedding projector
 FIRST = (

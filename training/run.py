@@ -207,23 +207,26 @@ class Run:
     def publish(self, score: str) -> str:
         """Copy best_model.pth to the folder of all runs. Returns a note when `score` was better in what it replaces."""
         best, target = self.folder / "best_model.pth", self.folder.parent / "best_model.pth"
-        told = ""
-        if target.is_file():
-            try:
-                files = [load_checkpoint(path) for path in (target, best)]
-                old, new = (file.get("metrics", {}) for file in files)
-                clips = {file.get("arch", {}).get("fingerprint") for file in files}  # of a generator, or None
-                if towers := files[0].get("arch", {}).get("modalities"):
-                    told = f"the towers for {' and '.join(towers)} were those of the replaced model: train them anew; "
-                if old[score] > new[score] and len(clips) == 1:
-                    earlier = self.folder.parent / str(old["run"]) / "best_model.pth"
-                    back = f"; to go back: cp {earlier} {target}" if earlier.is_file() else ""
-                    told += f"the replaced {target} was better on validation: {old[score]:.2%}, run {old['run']}{back}"
-            except (InputError, KeyError, TypeError):  # another version's: nothing to compare with
-                pass
         with locked(target):
+            told = self._compare(target, best, score) if target.is_file() else ""
             atomic_write(target, best.read_bytes())
         return told.removesuffix("; ")
+
+    def _compare(self, target: Path, best: Path, score: str) -> str:
+        told = ""
+        try:
+            files = [load_checkpoint(path) for path in (target, best)]
+            old, new = (file.get("metrics", {}) for file in files)
+            clips = {file.get("arch", {}).get("fingerprint") for file in files}  # of a generator, or None
+            if towers := files[0].get("arch", {}).get("modalities"):
+                told = f"the towers for {' and '.join(towers)} were those of the replaced model: train them anew; "
+            if old[score] > new[score] and len(clips) == 1:
+                earlier = self.folder.parent / str(old["run"]) / "best_model.pth"
+                back = f"; to go back: cp {earlier} {target}" if earlier.is_file() else ""
+                told += f"the replaced {target} was better on validation: {old[score]:.2%}, run {old['run']}{back}"
+        except (InputError, KeyError, TypeError):  # another version's: nothing to compare with
+            pass
+        return told
 
 
 @contextlib.contextmanager

@@ -117,8 +117,8 @@ class Settings(Options):
     @property
     def threads(self) -> int | None:
         """Of training on a CPU; None: as many as torch takes. The fast encoder's work is too small to be shared: to
-        wake another thread takes longer."""
-        return 1 if self.image_encoder == "fast" else None
+        wake another thread takes longer. (A language model that trains has enough.)"""
+        return 1 if self.image_encoder == "fast" and (self.text_encoder == "table" or self.freeze_text) else None
 
     def augments(self, epoch: int) -> bool:
         """Whether the images of this epoch, counted from 0, are augmented."""

@@ -27,7 +27,7 @@ class TrainingStep:
 
     `optimizers` have a "peak_lr" in each group, which the step's `lr_factor` scales. `bf16` runs the towers in it.
     `chunk_size` images go through the CNN at a time; None: the whole batch. `ema` follows the weights.
-    Afterwards `truth` says what was true of the whole batch, where one of several processes had a share of it.
+    After a step `truth` is that of the whole batch, also where several processes share it.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TrainingStep:
         return torch.stack([loss.detach(), grad_norm, 1 / self.model.logit_scale.detach().exp()])
 
     def excess(self, loss: Tensor) -> Tensor:
-        """What a step's loss has above the lowest value that it could have on that step's batch, in nats."""
+        """What the loss of the latest step has above the lowest value that it could have on its batch, in nats."""
         return loss - self.model.loss_function.floor(self.truth)
 
     def _autocast(self):
