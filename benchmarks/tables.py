@@ -9,6 +9,7 @@ A block stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` and is re
 import json
 import re
 import sys
+from collections.abc import Callable
 
 from benchmarks.common import RESULTS, ROOT, machine, parser_of
 from my_utils import InputError, atomic_write, exit_on_input_error
@@ -45,13 +46,22 @@ def about(result: dict) -> str:
     return ", ".join([*told, f"torch {result['torch_version']}", f"commit {result['commit']}", result["date"]])
 
 
-def results_of(name: str, command: str):
-    """The result files of a script that is run on a CPU and on a GPU, or the line that stands where one lacks."""
-    for path, lacks in (
-        (RESULTS / f"{name}.json", f"CPU: {NOT_MEASURED} (`{command}` fills this in).\n"),
-        (RESULTS / f"{name}-cuda.json", f"CUDA: {NOT_MEASURED} (`make gpu` fills this in).\n"),
+def of_devices(name: str, command: str, lines_of: Callable[[dict], list[str]], gpu_picture: str = "") -> str:
+    """What a script has measured on a CPU and on a GPU, each as `lines_of` its result tells it.
+
+    Where one is missing, a line says what fills it in. `gpu_picture` stands before the GPU's.
+    """
+    blocks = []
+    for path, device, filled_by, picture in (
+        (RESULTS / f"{name}.json", "CPU", command, ""),
+        (RESULTS / f"{name}-cuda.json", "CUDA", "make gpu", gpu_picture),
     ):
-        yield (json.loads(path.read_text()), "") if path.exists() else (None, lacks)
+        if not path.exists():
+            blocks.append(f"{device}: {NOT_MEASURED} (`{filled_by}` fills this in).")
+            continue
+        blocks += [picture] if picture else []
+        blocks.append("\n".join(lines_of(json.loads(path.read_text()))))
+    return "\n\n".join(blocks)
 
 
 def seed_table(*names: str) -> str:
@@ -116,82 +126,62 @@ def sentence_table(name: str) -> str:
     return "\n".join(lines)
 
 
-def text_encoder_table() -> str:
-    """What text_encoders.py has measured, here and, where there was one, on a GPU."""
-    lines = []
-    for result, missing in results_of("text-encoders", "python -m benchmarks.text_encoders"):
-        if missing:
-            lines.append(missing)
-            continue
-        lines += [
-            f"| training step, batch {result['batch_size']} | {result['device']}, {result['threads']} threads |",
-            "|---|---|",
-            f"| table | {fixed(result['table_ms'], 0)} ms |",
-            f"| `plus`, frozen ALBERT-base | {fixed(result['frozen_plus_ms'], 0)} ms,"
-            f" {result['frozen_plus_to_table']:.2f} times the table |",
-            f"| `plus`, ALBERT-base trained too (random weights; one step, after one to warm up) |"
-            f" {fixed(result['albert_base_step_seconds'], 1)} s,"
-            f" {result['albert_base_peak_gib']:.1f} GiB at most |",
-            f"\nThe first two as medians of {result['steps']} steps taken in turn; memory is the process's, on a GPU"
-            f" what torch allocated; {about(result)}\n",
-        ]
-    return "\n".join(lines).rstrip()
+def text_encoder_lines(result: dict) -> list[str]:
+    """What text_encoders.py has measured."""
+    return [
+        f"| training step, batch {result['batch_size']} | {result['device']}, {result['threads']} threads |",
+        "|---|---|",
+        f"| table | {fixed(result['table_ms'], 0)} ms |",
+        f"| `plus`, frozen ALBERT-base | {fixed(result['frozen_plus_ms'], 0)} ms,"
+        f" {result['frozen_plus_to_table']:.2f} times the table |",
+        f"| `plus`, ALBERT-base trained too (random weights; one step, after one to warm up) |"
+        f" {fixed(result['albert_base_step_seconds'], 1)} s,"
+        f" {result['albert_base_peak_gib']:.1f} GiB at most |",
+        f"\nThe first two as medians of {result['steps']} steps taken in turn; memory is the process's, on a GPU"
+        f" what torch allocated; {about(result)}",
+    ]
 
 
-def speed_table(kind: str = "") -> str:
-    """What speed.py has measured, here and, where there was one, on a GPU."""
-    lines = []
-    for result, missing in results_of(f"speed{kind}", f"python -m benchmarks.speed{kind and ' -'}{kind}"):
-        if missing:
-            lines.append(missing)
-            continue
-        lines.append("| recipe | median seconds (min to max) | times ours | test accuracy | seeds | note |")
-        lines.append("|---|---|---|---|---|---|")
-        for row in result["recipes"]:
-            spread = f" ± {100 * row['accuracy_std']:.2f}" if row["accuracy_std"] is not None else ""
-            lines.append(
-                f"| {row['recipe']} | {fixed(row['seconds'], 1)} ({fixed(row['seconds_min'], 1)} to"
-                f" {fixed(row['seconds_max'], 1)})"
-                f" | {row['ratio_to_ours']:.2f} | {row['accuracy_mean']:.2%}{spread} | {row['seeds']} | {row['note']} |"
-            )
-        if "roofline" in result:
-            step, roof = result["open_clip_step"], result["roofline"]
-            lines.append("")
-            lines.append(
-                f"Whole training steps at batch {step['batch_size']} with the same two towers: ours"
-                f" {step['images_per_second']['ours']:,.0f} images/s, in open_clip's model with its ClipLoss"
-                f" {step['images_per_second']['open_clip']:,.0f}, {step['ours_to_open_clip']:.2f} times."
-                " The step of the default with AdamW:"
-                f" {roof['step_gflop']:.1f} GFLOP at {roof['step_gflop_per_second']:.0f} GFLOP/s,"
-                f" {roof['share_of_matrix_product']:.0%} of a large {roof['dtype']} matrix product in the same process"
-                f" ({roof['matrix_product_gflop_per_second']:.0f} GFLOP/s)."
-            )
-        lines.append(f"\n{about(result)}\n")
-    return "\n".join(lines).rstrip()
-
-
-def inference_table() -> str:
-    """What inference.py has measured."""
-    lines = []
-    for result, missing in results_of("inference", "python -m benchmarks.inference"):
-        if missing:
-            lines.append(missing)
-            continue
+def speed_lines(result: dict) -> list[str]:
+    """What speed.py has measured."""
+    lines = ["| recipe | median seconds (min to max) | times ours | test accuracy | seeds | note |"]
+    lines.append("|---|---|---|---|---|---|")
+    for row in result["recipes"]:
+        spread = f" ± {100 * row['accuracy_std']:.2f}" if row["accuracy_std"] is not None else ""
         lines.append(
-            "| `encode_image` of | MFLOP an image | images/s | time to that of a matrix product of its FLOPs |"
+            f"| {row['recipe']} | {fixed(row['seconds'], 1)} ({fixed(row['seconds_min'], 1)} to"
+            f" {fixed(row['seconds_max'], 1)})"
+            f" | {row['ratio_to_ours']:.2f} | {row['accuracy_mean']:.2%}{spread} | {row['seeds']} | {row['note']} |"
         )
-        lines.append("|---|---|---|---|")
-        for row in result["rows"]:
-            name = row["encoder"]
-            title = name if " " in name else f"`--preset {name}`"
-            lines.append(
-                f"| {title} | {row['mflop_an_image']:.2f} | {row['images_per_second']:,.0f}"
-                f" | {row['times_the_product']:.1f} |"
-            )
-        found = ", ".join(f"`{row['text']}` {row['milliseconds']:.2f} ms" for row in result["find"])
-        lines.append(f"\nFrom a text to the ten nearest of 10,000 images whose vectors are there: {found}.")
-        lines.append(f"\n{about(result)}\n")
-    return "\n".join(lines).rstrip()
+    if "roofline" in result:
+        step, roof = result["open_clip_step"], result["roofline"]
+        lines.append("")
+        lines.append(
+            f"Whole training steps at batch {step['batch_size']} with the same two towers: ours"
+            f" {step['images_per_second']['ours']:,.0f} images/s, in open_clip's model with its ClipLoss"
+            f" {step['images_per_second']['open_clip']:,.0f}, {step['ours_to_open_clip']:.2f} times."
+            " The step of the default with AdamW:"
+            f" {roof['step_gflop']:.1f} GFLOP at {roof['step_gflop_per_second']:.0f} GFLOP/s,"
+            f" {roof['share_of_matrix_product']:.0%} of a large {roof['dtype']} matrix product in the same process"
+            f" ({roof['matrix_product_gflop_per_second']:.0f} GFLOP/s)."
+        )
+    return [*lines, f"\n{about(result)}"]
+
+
+def inference_lines(result: dict) -> list[str]:
+    """What inference.py has measured."""
+    lines = ["| `encode_image` of | MFLOP an image | images/s | time to that of a matrix product of its FLOPs |"]
+    lines.append("|---|---|---|---|")
+    for row in result["rows"]:
+        name = row["encoder"]
+        title = name if " " in name else f"`--preset {name}`"
+        lines.append(
+            f"| {title} | {row['mflop_an_image']:.2f} | {row['images_per_second']:,.0f}"
+            f" | {row['times_the_product']:.1f} |"
+        )
+    found = ", ".join(f"`{row['text']}` {row['milliseconds']:.2f} ms" for row in result["find"])
+    lines.append(f"\nFrom a text to the ten nearest of 10,000 images whose vectors are there: {found}.")
+    return [*lines, f"\n{about(result)}"]
 
 
 # What was weighed for --preset accuracy: short runs, chosen between by validation alone.
@@ -223,46 +213,34 @@ def tried_table() -> str:
     return "\n".join(lines)
 
 
-def cost_table() -> str:
-    """What cost.py has measured, here and, where there was one, on a GPU."""
-    lines = []
-    for result, missing in results_of("cost", "python -m benchmarks.cost"):
-        if missing:
-            lines.append(missing)
-            continue
-        lines.append("| batch size | `embed_dim` | chunk size | images/s | memory of a step |\n|---|---|---|---|---|")
-        for row in result["rows"]:
-            chunk = f"{row['chunk_size']:,}" if row["chunk_size"] else "the batch"
-            lines.append(
-                f"| {row['batch_size']:,} | {row['embed_dim']} | {chunk} | {row['images_per_second']:,.0f}"
-                f" | {row['step_mib']:,.0f} MiB |"
-            )
-        lines.append(f"\n{about(result)}\n")
-    return "\n".join(lines).rstrip()
-
-
-def profile_table() -> str:
-    """What profile_step.py has measured, here and, where there was one, on a GPU."""
-    lines = []
-    pictures = ("", "![Shares of a training step's time on a GPU](profile-cuda.png)\n")  # the first stands above
-    both = results_of("profile", "python -m benchmarks.profile_step")
-    for (result, missing), picture in zip(both, pictures, strict=True):
-        if missing:
-            lines.append(missing)
-            continue
-        lines += [picture] if picture else []
-        lines.append("| a training step | batch | median | the first three steps together |\n|---|---|---|---|")
-        for row in result["variants"]:
-            lines.append(
-                f"| {row['variant']} | {row['batch_size']} | {fixed(row['ms'], 1)} ms | {row['first_seconds']:.1f} s |"
-            )
-        extra = result["measures"]
+def cost_lines(result: dict) -> list[str]:
+    """What cost.py has measured."""
+    lines = ["| batch size | `embed_dim` | chunk size | images/s | memory of a step |\n|---|---|---|---|---|"]
+    for row in result["rows"]:
+        chunk = f"{row['chunk_size']:,}" if row["chunk_size"] else "the batch"
         lines.append(
-            f"\nThe measures of an epoch beside accuracy (mAP, R-precision, ECE, modality gap, effective rank, each"
-            f" digit's accuracy) take {extra['extra_ms']:.0f} ms, {extra['share_of_epoch']:.2%} of a default epoch."
+            f"| {row['batch_size']:,} | {row['embed_dim']} | {chunk} | {row['images_per_second']:,.0f}"
+            f" | {row['step_mib']:,.0f} MiB |"
         )
-        lines.append(f"\n{about(result)}\n")
-    return "\n".join(lines).rstrip()
+    return [*lines, f"\n{about(result)}"]
+
+
+def profile_lines(result: dict) -> list[str]:
+    """What profile_step.py has measured."""
+    lines = ["| a training step | batch | median | the first three steps together |\n|---|---|---|---|"]
+    for row in result["variants"]:
+        lines.append(
+            f"| {row['variant']} | {row['batch_size']} | {fixed(row['ms'], 1)} ms | {row['first_seconds']:.1f} s |"
+        )
+    extra = result["measures"]
+    lines.append(
+        f"\nThe measures of an epoch beside accuracy (mAP, R-precision, ECE, modality gap, effective rank, each"
+        f" digit's accuracy) take {extra['extra_ms']:.0f} ms, {extra['share_of_epoch']:.2%} of a default epoch."
+    )
+    return [*lines, f"\n{about(result)}"]
+
+
+PROFILE_OF_GPU = "![Shares of a training step's time on a GPU](profile-cuda.png)"  # that of the CPU stands above
 
 
 def losses_table(encoder: str) -> str:
@@ -557,9 +535,9 @@ def versions_table() -> str:
 
 BLOCKS = {
     "evaluation": evaluation_table,
-    "speed": speed_table,
-    "speed-slow": lambda: speed_table("-slow"),
-    "inference": inference_table,
+    "speed": lambda: of_devices("speed", "python -m benchmarks.speed", speed_lines),
+    "speed-slow": lambda: of_devices("speed-slow", "python -m benchmarks.speed --slow", speed_lines),
+    "inference": lambda: of_devices("inference", "python -m benchmarks.inference", inference_lines),
     "described": described_table,
     "named-attributes": named_attributes_table,
     "generation": lambda: generation_table(whole=False),
@@ -572,11 +550,11 @@ BLOCKS = {
     "versions": versions_table,
     "presets-cuda": lambda: seed_table(*PRESETS_CUDA),
     "tried": tried_table,
-    "cost": cost_table,
-    "profile": profile_table,
+    "cost": lambda: of_devices("cost", "python -m benchmarks.cost", cost_lines),
+    "profile": lambda: of_devices("profile", "python -m benchmarks.profile_step", profile_lines, PROFILE_OF_GPU),
     "losses-plus": lambda: losses_table("plus"),
     "sentences": lambda: sentence_table("plus-sentences"),
-    "text-encoders": text_encoder_table,
+    "text-encoders": lambda: of_devices("text-encoders", "python -m benchmarks.text_encoders", text_encoder_lines),
 }
 
 
