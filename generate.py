@@ -105,9 +105,7 @@ def main(args: Namespace) -> None:
             name, title = "drawn_texts", "drawn from texts"
         elif is_recording:
             vector, row = of_recording(clip, args.speech, args.strokes)
-            images = generator.draw(
-                vector.expand(count, -1), noise
-            )  # (the decoder alone draws fewer as they should be)
+            images = generator.draw(vector.expand(count, -1), noise)  # (the decoder alone draws fewer as asked)
             asked = [row]
             what = "strokes" if args.speech is None else "speech"
             name, title = f"drawn_{what}", f"drawn from {what}"

@@ -262,11 +262,12 @@ def use_precision(name: str, device) -> bool:
 
 @contextlib.contextmanager
 def cpu_threads(count: int | None = None):
-    """Within its `with` block torch works with so many threads (None: with as many as before); then as before."""
+    """Within its `with` block torch works with so many threads (None: as before); then as before, whatever changed."""
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
+    if count:
+        torch.set_num_threads(count)
     try:
         yield
     finally:

@@ -46,7 +46,7 @@ SCORES = {"digit": "val_digit_accuracy", "described": "val_seen_accuracy"}
 def main(settings: Settings, given: dict) -> int:
     """A whole run -> 0, or 130 when it was interrupted and saved. Raises InputError for what a person must change."""
     smaller = "--chunk-size" if settings.chunk_size else "--batch-size, or train in parts with --chunk-size"
-    with enough_memory(f"start a new run with a lower {smaller}"):
+    with enough_memory(f"start a new run with a lower {smaller}"), my_utils.cpu_threads():  # afterwards as before
         return train(settings, given)
 
 

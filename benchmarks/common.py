@@ -15,6 +15,7 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from clip import CLIP
@@ -111,6 +112,13 @@ def timed(device: torch.device, work) -> float:
     return watch.seconds
 
 
+def flops_of(work: Callable[[], object]) -> int:
+    """Of one call, as torch counts them: those of convolutions and matrix products."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
 # ---- a training step ----
 
 
@@ -187,8 +195,7 @@ def finished_run(run: Path, flags: list[str], quiet: bool = False) -> dict:
             place = ["--runs-dir", str(run.parent), "--run-name", run.name, *flags]
         command = ["--data-path", str(DATA), *place]
         if quiet:
-            quietly = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
-            with quietly[0], quietly[1], cpu_threads():  # a run may choose the number of threads
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
                 code = train.main(*read_flags(command))
         else:
             code = subprocess.run([sys.executable, "train.py", *command], cwd=ROOT).returncode

@@ -13,33 +13,33 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 import train
-from benchmarks.common import DATA, about, parser_of, suffix, timed, write_result
-from benchmarks.recipes import PIXEL_MEAN, PIXEL_STD, plain_net
+from benchmarks.common import DATA, about, flops_of, parser_of, suffix, timed, write_result
+from benchmarks.recipes import pixels, plain_net
 from evaluation.metrics import embed_images
 from my_dataset import load_mnist
 from my_utils import exit_on_input_error, pick_device
 from training.settings import PRESETS, read_flags
 
 BATCH, ROUNDS, NEAREST = 250, 7, 10
+REPEATS = 20  # texts at a time: one alone is too short for a clock
 TEXTS = ("7", "a thick seven leaning left")
 
 
 def main() -> None:
     device = pick_device(parser_of(__doc__).parse_args().device)
     images = load_mnist("test", DATA, device).images
-    towers: dict[str, Callable] = {}
-    for preset in PRESETS:
-        model = train.build_model(read_flags(["--preset", preset])[0]).eval()
-        towers[preset] = model.to(device, memory_format=torch.channels_last).encode_image
+    models = {preset: train.build_model(read_flags(["--preset", preset])[0]).eval() for preset in PRESETS}
+    towers: dict[str, Callable] = {
+        name: model.to(device, memory_format=torch.channels_last).encode_image for name, model in models.items()
+    }
     plain = plain_net().to(device).eval()
-    towers["plain classifier"] = lambda x: plain((x[:, None].float() / 255 - PIXEL_MEAN) / PIXEL_STD)
-    model = towers["default"].__self__  # its captions describe: any text goes in
+    towers["plain classifier"] = lambda x: plain(pixels(x))
+    model = models["default"]  # its captions describe: any text goes in
 
-    flops = {name: flops_of(tower, images[:BATCH]) for name, tower in towers.items()}
+    flops = {name: flops_of(lambda tower=tower: tower(images[:BATCH])) for name, tower in towers.items()}
     products = {name: square(count, device) for name, count in flops.items()}
     vectors = embed_images(model, images)
 
@@ -48,8 +48,9 @@ def main() -> None:
         return (vectors @ model.encode_text(text)[0]).topk(NEAREST).indices
 
     work = {f"images, {name}": lambda tower=tower: all_of(tower, images) for name, tower in towers.items()}
-    work |= {f"product, {name}": lambda x=x: repeat(x, len(images) // BATCH) for name, x in products.items()}
-    work |= {f"find, {text}": lambda text=text: repeat_find(find, text) for text in TEXTS}
+    times = len(images) // BATCH
+    work |= {f"product, {name}": lambda x=x: repeat(lambda: x @ x, times) for name, x in products.items()}
+    work |= {f"find, {text}": lambda text=text: repeat(lambda: find(text), REPEATS) for text in TEXTS}
     seconds = {name: [] for name in work}
     with torch.inference_mode():
         for turn in tqdm(range(ROUNDS + 1), desc="in turn"):
@@ -78,29 +79,14 @@ def main() -> None:
         print(f"{row['text']!r}: the {NEAREST} nearest of {len(images):,} images in {row['milliseconds']:.2f} ms")
 
 
-REPEATS = 20  # texts at a time: one alone is too short for a clock
-
-
-def repeat_find(find: Callable, text: str) -> None:
-    for _ in range(REPEATS):
-        find(text)
-
-
 def all_of(tower: Callable, images: Tensor) -> None:
     for batch in images.split(BATCH):
         tower(batch)
 
 
-def repeat(x: Tensor, times: int) -> None:
+def repeat(work: Callable[[], object], times: int) -> None:
     for _ in range(times):
-        x @ x
-
-
-def flops_of(tower: Callable, images: Tensor) -> int:
-    """Of one batch, as torch counts them: products and sums of convolutions and matrix products."""
-    with FlopCounterMode(display=False) as counter:
-        tower(images)
-    return counter.get_total_flops()
+        work()
 
 
 def square(flops: int, device: torch.device) -> Tensor:

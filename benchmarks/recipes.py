@@ -40,8 +40,9 @@ def accuracy(classify, images: Tensor, labels: Tensor) -> float:
     return float(torch.stack(right).sum()) / len(labels)
 
 
-def pixels(split: Split) -> Tensor:
-    return (split.images[:, None].float() / 255 - PIXEL_MEAN) / PIXEL_STD  # [N, 1, 28, 28]
+def pixels(images: Tensor) -> Tensor:
+    """uint8 [N, 28, 28] -> floats [N, 1, 28, 28] of mean 0 and standard deviation 1."""
+    return (images[:, None].float() / 255 - PIXEL_MEAN) / PIXEL_STD
 
 
 # ---- tuomaso/train_mnist_fast: a plain classifier, one epoch ----
@@ -72,7 +73,7 @@ def plain_classifier(train: Split, test: Split, seed: int) -> Run:
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.7, 0.9))
     steps = -(-len(train.labels) // 256)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps, cycle_momentum=False)
-    x_train, watch = pixels(train), Stopwatch(device)
+    x_train, watch = pixels(train.images), Stopwatch(device)
     with watch:
         for x, y in zip(x_train.split(256), train.labels.split(256), strict=True):
             loss = F.cross_entropy(net(x), y)
@@ -80,7 +81,7 @@ def plain_classifier(train: Split, test: Split, seed: int) -> Run:
             loss.backward()
             optimizer.step()
             schedule.step()
-    return Run(watch.seconds, accuracy(net.eval(), pixels(test), test.labels), "one epoch")
+    return Run(watch.seconds, accuracy(net.eval(), pixels(test.images), test.labels), "one epoch")
 
 
 # ---- PyTorch's own MNIST example ----
@@ -106,7 +107,7 @@ def pytorch_example(train: Split, test: Split, seed: int, target: float = 0.99, 
     ).to(device)
     optimizer = torch.optim.Adadelta(net.parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
-    x_train, x_test, watch = pixels(train), pixels(test), Stopwatch(device)
+    x_train, x_test, watch = pixels(train.images), pixels(test.images), Stopwatch(device)
     epochs, reached = 0, 0.0
     while reached < target and epochs < limit:
         epochs += 1

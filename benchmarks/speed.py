@@ -16,10 +16,9 @@ import tempfile
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from benchmarks.common import DATA, Training, about, finished_run, parser_of, suffix, timed, write_result
+from benchmarks.common import DATA, Training, about, finished_run, flops_of, parser_of, suffix, timed, write_result
 from benchmarks.recipes import OpenClip, Run, plain_classifier, pytorch_example, toy_clip
 from my_dataset import Split, load_mnist
 from my_utils import bf16_by_default, exit_on_input_error, number, pick_device
@@ -125,19 +124,18 @@ def open_clip_step(device: torch.device, steps: int = 40) -> dict:
 def roofline(device: torch.device, steps: int = 30) -> dict:
     """FLOPs of the default training step over its time, against a large matrix product of its dtype, in turn."""
     training = Training([], device)
-    with FlopCounterMode(display=False) as counter:
-        training()
+    flops = flops_of(training)
     dtype = torch.bfloat16 if training.step.bf16 else torch.float32
     a, b = torch.randn(2, 2048, 2048, device=device, dtype=dtype)
     step_seconds, product_seconds = [], []
     for _ in range(steps):
         step_seconds.append(timed(device, training))
         product_seconds.append(timed(device, lambda: a @ b))
-    rate = counter.get_total_flops() / statistics.median(step_seconds)
+    rate = flops / statistics.median(step_seconds)
     peak = 2 * 2048**3 / statistics.median(product_seconds)
     return {
         "dtype": str(dtype).removeprefix("torch."),
-        "step_gflop": counter.get_total_flops() / 1e9,
+        "step_gflop": flops / 1e9,
         "step_gflop_per_second": rate / 1e9,
         "matrix_product_gflop_per_second": peak / 1e9,
         "share_of_matrix_product": rate / peak,

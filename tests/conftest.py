@@ -117,6 +117,13 @@ def read_only():
     return make
 
 
+def freeze_statistics(model: torch.nn.Module) -> None:
+    """Batch norm's own statistics are of one chunk, or of one process's share: take the running ones."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            module.eval()
+
+
 def tensors(x) -> list[torch.Tensor]:
     """Every tensor of a nest of dicts and lists, in order."""
     if isinstance(x, torch.Tensor):

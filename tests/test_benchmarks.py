@@ -9,7 +9,7 @@ import torch
 
 import train
 from benchmarks import gpu, inference, tables
-from benchmarks.common import Training, check_same, finished_run, same_origin, spread
+from benchmarks.common import Training, check_same, finished_run, flops_of, same_origin, spread
 from benchmarks.described import HEADLINES, row_of
 from benchmarks.losses import paired
 from benchmarks.recipes import OpenClip, plain_classifier, pytorch_example, toy_clip
@@ -130,7 +130,6 @@ def test_a_run_is_trained_once_and_then_read(tmp_path, monkeypatch):
 
     def trained(settings, given):
         calls.append((settings.run_name, settings.resume))
-        torch.set_num_threads(7)  # a run may choose them
         run = tmp_path / "run"
         run.mkdir(exist_ok=True)
         (run / "config.json").write_text(json.dumps(read_flags(FLAGS)[0].record()))
@@ -142,10 +141,8 @@ def test_a_run_is_trained_once_and_then_read(tmp_path, monkeypatch):
         return 130
 
     monkeypatch.setattr(train, "main", trained)
-    threads = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
         finished_run(tmp_path / "run", FLAGS, quiet=True)
-    assert torch.get_num_threads() == threads != 7, "what is timed behind it has its own threads"
     assert finished_run(tmp_path / "run", FLAGS, quiet=True) == {"epochs": 1}
     assert finished_run(tmp_path / "run", FLAGS, quiet=True) == {"epochs": 1}
     assert calls == [("run", None), (None, str(tmp_path / "run"))]
@@ -265,6 +262,11 @@ def test_make_gpu_measures_what_the_tables_lack_and_they_show_it(tmp_path, monke
     ours = json.loads((RESULTS / "speed.json").read_text())["recipes"][0]
     seconds, least, most = (f"{ours[key] / 100:.3f}" for key in ("seconds", "seconds_min", "seconds_max"))
     assert f"| ours, --preset speed | {seconds} ({least} to {most}) |" in BLOCKS["speed"]()
+    step = json.loads((RESULTS / "profile.json").read_text())["variants"][-2]
+    assert step["ms"] < 100, "or a hundredth of it would need no more places"
+    assert f"| {step['variant']} | {step['batch_size']} | {step['ms'] / 100:.3f} ms |" in BLOCKS["profile"]()
+    table = json.loads((RESULTS / "text-encoders.json").read_text())["table_ms"]
+    assert f"| table | {table / 100:.2f} ms |" in BLOCKS["text-encoders"]()
     assert (tables.fixed(0.20479, 1), tables.fixed(20.479, 1)) == ("0.205", "20.5")
     assert tables.seconds({"mean": 0.376, "std": 0.0213}) == "0.38 s ± 0.02"
     assert tables.seconds({"mean": 188.4, "std": 12.2}) == "188 s ± 12"
@@ -343,4 +345,4 @@ def test_a_paired_difference_by_hand():
 
 def test_a_square_matrix_product_has_the_flops_that_were_asked_for():
     x = inference.square(2 * 64**3, CPU)
-    assert inference.flops_of(lambda y: y @ x, x) == 2 * 64**3
+    assert flops_of(lambda: x @ x) == 2 * 64**3

@@ -7,7 +7,6 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -16,7 +15,7 @@ from attributes import measure
 from benchmarks.common import Training
 from captions import Captions, Texts, Truth, captions_of
 from clip import CLIP
-from conftest import TINY, tensors, train_here
+from conftest import TINY, freeze_statistics, tensors, train_here
 from data.fsdd import random_change
 from data.not_digits import NoDigits
 from data.pendigits import draw, random_strokes
@@ -95,9 +94,7 @@ def test_the_step_in_chunks_is_the_plain_one_on_the_gpu(loss, device, data_path,
     captions = ["--captions", "digit"] * (loss == "infonce_distinct")
     training = Training([*SMALL, "--loss", loss, "--batch-size", "60", *captions], device)
     model, batch = training.model, next(training.batches)
-    for norm in model.modules():
-        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
-            norm.eval()  # its statistics would be those of a chunk
+    freeze_statistics(model)
     plain = TrainingStep(model, [])(batch)
     expected = gradients(model)
     torch.testing.assert_close(TrainingStep(model, [], chunk_size=25)(batch), plain, rtol=2e-3, atol=1e-4)

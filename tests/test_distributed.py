@@ -12,7 +12,7 @@ import torch
 from attributes import SLANT_BOUNDS, THICKNESS_BOUNDS, unseen_cells
 from captions import Truth, facts_of, things_of, unknown_claims
 from clip import CLIP
-from conftest import ROOT, TINY, train_here, wait_for
+from conftest import ROOT, TINY, freeze_statistics, train_here, wait_for
 from losses import LOSSES
 from my_dataset import Batch
 from my_utils import InputError
@@ -106,12 +106,6 @@ def pairs(size: int, loss: str, captions: str = "digit", **text) -> tuple[CLIP, 
         facts, unknown = (1 << digits).int(), None
     texts, claims = model.captions.draw(things_of(digits, *look) if captions == "described" else digits)
     return model, Batch(images, texts, Truth(facts, claims, unknown), size)
-
-
-def freeze_statistics(model: CLIP) -> None:
-    for module in model.modules():
-        if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
-            module.eval()
 
 
 def step_of(model: CLIP, batch: Batch, **options) -> tuple[torch.Tensor, dict]:

@@ -288,6 +288,7 @@ def test_the_fast_encoder_trains_on_one_thread_and_the_other_on_all(tmp_path, sm
         with cpu_threads(2):
             flags = [*TINY, "--epochs", 1, "--image-encoder", encoder, "--runs-dir", tmp_path, "--run-name", encoder]
             assert train_here(*flags).returncode == 0
+            assert torch.get_num_threads() == 2, "what comes behind it in this process has its own threads"
     assert seen == [2] * 21 + [1] * 21
 
 
