@@ -267,6 +267,11 @@ class Captions:
         self._claims_on: dict[torch.device, Tensor] = {}  # copied to a device once: a copy waits for it
         self.phrasings = len(self.sentences) // len(self.claims)
 
+    @property
+    def one_each(self) -> bool:
+        """Whether of all sentences one alone is true of an image."""
+        return not self.described and self.phrasings == 1
+
     def draw(self, things: Tensor) -> tuple[Texts, Tensor]:
         """For each of B things a phrasing at random -> the texts and their claims [B]."""
         device = things.device

@@ -76,6 +76,20 @@ def sigmoid(strip: Strip) -> Tensor:
     return -strip.counted(F.logsigmoid(signs * strip.logits), 0).sum()
 
 
+def of_shared_texts(logits: Tensor, own: Tensor) -> Tensor:
+    """infonce and multi_positive where T texts do for B images, each image has one of them, and no other is true of it.
+
+    logits [B, T]; own int64 [B], each image's text. A text that goes with n images stands n times among the B of a
+    batch: here it is one column that counts n times. The two losses are then equal, and of the same value as by the
+    [B, B] logits. Summed over all B pairs and both directions.
+    """
+    is_own = own[:, None] == torch.arange(logits.shape[1], device=own.device)  # [B, T]
+    counts = is_own.sum(dim=0).to(logits.dtype)  # (bincount would wait for a GPU)
+    of_images = (logits + counts.log()).logsumexp(dim=1).sum()  # a text of no image in this batch adds exp(-inf) = 0
+    of_texts = counts @ logits.logsumexp(dim=0)
+    return of_images + of_texts - 2 * logits.gather(1, own[:, None]).sum()
+
+
 # ---- their floors: the lowest value that a model can reach, in nats, summed over the rows' images and texts ----
 
 
@@ -114,11 +128,13 @@ def zero(truth: Truth, rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Loss:
-    """A loss with all its parts. `both_directions` is False where one sum already covers image -> text and back."""
+    """A loss with all its parts. `both_directions` is False where one sum already covers image -> text and back.
+    `of_shared` gives its sum where few texts do for many images; None: only all B texts will do."""
 
     of_rows: Callable[[Strip], Tensor]
     floor_of_rows: Callable[[Truth, Tensor], Tensor]
     both_directions: bool = True
+    of_shared: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(self, output, truth: Truth) -> Tensor:
         """A `CLIPOutput` of B pairs and what is true of them -> the batch's loss, a scalar in nats."""
@@ -151,8 +167,8 @@ class Loss:
 
 
 LOSSES = {
-    "multi_positive": Loss(multi_positive, log_positives),
-    "infonce": Loss(infonce, log_copies),
+    "multi_positive": Loss(multi_positive, log_positives, of_shared=of_shared_texts),
+    "infonce": Loss(infonce, log_copies, of_shared=of_shared_texts),
     "infonce_distinct": Loss(infonce_distinct, log_copies_in_groups),
     "sigmoid": Loss(sigmoid, zero, both_directions=False),
 }

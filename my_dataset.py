@@ -45,6 +45,7 @@ ROTATE = 15.0  # degrees
 SHIFT = 2.0  # pixels
 SCALE = 0.12  # relative, on a log scale, for width and height apart
 SHEAR = 0.15  # horizontal pixels per vertical pixel
+BEND, BENDS = 0.7, 4  # pixels, the standard deviation at each of 4 x 4 places; between them it passes over smoothly
 
 
 class Split(NamedTuple):
@@ -122,8 +123,9 @@ class MNISTPairs(Dataset):
     """A split as pairs: each image with a text that is true of it.
 
     `captions` are all texts that can be drawn; None: those that describe. An image is described as it goes into
-    training: warped first, with `augment`, then measured. In `epoch` those that then lie in one of the `unseen` cells
-    (bool [10, 3, 3]; None: `attributes.unseen_cells()`) take no part, and each twelfth pair shows no digit.
+    training: first warped, as `augment` says ("none", "affine" or "elastic"), then measured. In `epoch` those that then
+    lie in one of the `unseen` cells (bool [10, 3, 3]; None: `attributes.unseen_cells()`) take no part, and each twelfth
+    pair shows no digit.
     `distinct` draws batches in groups of ten pairs, the digits 0 to 9. Raises InputError as `load_mnist`.
     """
 
@@ -134,7 +136,7 @@ class MNISTPairs(Dataset):
         device: str | torch.device = "cpu",
         captions: Captions | None = None,
         unseen: Tensor | None = None,
-        augment: bool = False,
+        augment: str = "none",
         distinct: bool = False,
     ):
         self.images, self.labels = load_mnist(split, data_path, device)
@@ -214,18 +216,22 @@ class MNISTPairs(Dataset):
         return images, texts, Truth(facts, claims, unknown)
 
     def _images(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Places [B] -> their images, float [B, 1, 28, 28] in [0, 1], warped with `augment`, and their digits [B]."""
+        """Places [B] -> their images, float [B, 1, 28, 28] in [0, 1], warped or not, and their digits [B]."""
         images, digits = self.images.index_select(0, index), self.labels[index]  # (much faster than images[index])
-        if self.augment:
-            return torch.cat([random_warp(part) for part in images.split(WARPED_AT_ONCE)]), digits
+        if self.augment != "none":
+            bent = self.augment == "elastic"
+            return torch.cat([random_warp(part, bent) for part in images.split(WARPED_AT_ONCE)]), digits
         return images[:, None].float() / 255, digits
 
 
 # ---- augmentation: a whole batch at once, one random warp for each image, sampled once ----
 
 
-def random_warp(images: Tensor) -> Tensor:
-    """uint8 [B, 28, 28] -> float [B, 1, 28, 28] in [0, 1], each rotated, sheared, scaled and shifted at random."""
+def random_warp(images: Tensor, bent: bool = False) -> Tensor:
+    """uint8 [B, 28, 28] -> float [B, 1, 28, 28] in [0, 1], each rotated, sheared, scaled and shifted at random.
+
+    `bent`: elastic distortion too (Simard et al., 2003, ICDAR).
+    """
     x = images[:, None].float() / 255  # [B, 1, 28, 28]
     rotate, shear, scale_x, scale_y, shift_x, shift_y = torch.rand(6, len(x), device=x.device) * 2 - 1
     cos, sin = torch.cos(rotate * math.radians(ROTATE)), torch.sin(rotate * math.radians(ROTATE))
@@ -238,4 +244,7 @@ def random_warp(images: Tensor) -> Tensor:
         torch.stack([sin * scale_x, (sin * shear + cos) * scale_y, shift_y * SHIFT / half], dim=1),
     ]
     grid = F.affine_grid(torch.stack(rows, dim=1), x.shape, align_corners=False)  # [B, 28, 28, 2]
+    if bent:
+        field = torch.randn(len(x), 2, BENDS, BENDS, device=x.device) * (BEND / half)
+        grid = grid + F.interpolate(field, x.shape[-2:], mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
     return F.grid_sample(x, grid, align_corners=False)

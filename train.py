@@ -98,7 +98,7 @@ def train(settings: Settings, given: dict) -> int:
     ):
         while state["epoch"] < settings.epochs:
             epoch, skip, history = state["epoch"], state["step"], state["history"]
-            pairs.augment = settings.augments(epoch)
+            pairs.augment = settings.augment_of(epoch)
             batches = pairs.epoch(
                 settings.batch_size, settings.seed, epoch, skip, share=(distributed.rank(), world_size)
             )

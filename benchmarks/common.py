@@ -141,7 +141,7 @@ class Training:
         settings = self.settings
         torch.manual_seed(settings.seed)
         self.pairs = pairs = train.build_pairs(settings, device)
-        pairs.augment = not settings.no_augment
+        pairs.augment = settings.augment
         train.check_batch(settings, pairs, world_size=1)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = train.build_model(settings, pairs).to(device, memory_format=layout).train()
@@ -173,7 +173,7 @@ def steps_of(
     total = settings.epochs * (len(pairs) // settings.batch_size)
     done = 0
     for epoch in range(settings.epochs):
-        pairs.augment = settings.augments(epoch)
+        pairs.augment = settings.augment_of(epoch)
         for batch in pairs.epoch(settings.batch_size, settings.seed, epoch):
             step(change(batch), warmup_cosine(done, total, round(WARMUP * total)))
             done += 1

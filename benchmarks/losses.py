@@ -30,7 +30,7 @@ BATCH_SIZES = (32, 256)
 EPOCHS = 2
 LRS_AT_256 = (3e-3, 9e-3, 2.7e-2)  # AdamW's; by the root of the batch size at others
 # A small CNN and AdamW on images as they are, so that 120 runs take half an hour; the rest is as in the default.
-BUDGET = f"--captions digit --image-encoder fast --epochs {EPOCHS} --no-augment --muon-lr 0 --width 16".split()
+BUDGET = f"--captions digit --image-encoder fast --epochs {EPOCHS} --augment none --muon-lr 0 --width 16".split()
 BUDGET += ["--init-temperature", "0.07"]
 SET_AGAINST = "multi_positive"
 MEASURES = {

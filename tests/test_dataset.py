@@ -211,8 +211,9 @@ def test_distinct_batches_hold_each_digit_once_in_every_ten(pairs_of):
 # ---- augmentation ----
 
 
-def test_pairs_are_augmented_only_where_it_is_asked_for(data_path):
-    plain, warped = (MNISTPairs("val", data_path, captions=TABLE, augment=augment) for augment in (False, True))
+@pytest.mark.parametrize("augment", ["affine", "elastic"])
+def test_pairs_are_augmented_only_where_it_is_asked_for(data_path, augment):
+    plain, warped = (MNISTPairs("val", data_path, captions=TABLE, augment=how) for how in ("none", augment))
     torch.manual_seed(0)
     before, after = next(plain.epoch(1500)), next(warped.epoch(1500))  # more than are warped at once
     assert torch.equal(digits_of(before), digits_of(after))
@@ -220,16 +221,17 @@ def test_pairs_are_augmented_only_where_it_is_asked_for(data_path):
     assert (before.images - after.images).flatten(1).abs().amax(dim=1).gt(0.1).all()
 
 
-def test_augmentation_moves_each_image_a_little_and_keeps_its_ink(data_path):
+@pytest.mark.parametrize("bent", [False, True])
+def test_augmentation_moves_each_image_a_little_and_keeps_its_ink(data_path, bent):
     images = load_mnist("val", data_path).images[:200]
     torch.manual_seed(0)
-    changed = random_warp(images)
+    changed = random_warp(images, bent)
     assert changed.shape == (200, 1, 28, 28)
     assert changed.min() >= 0
     assert changed.max() <= 1
     ink = changed.sum((1, 2, 3)) / (images.float() / 255).sum((1, 2))
     assert 0.6 < ink.min() < ink.max() < 1.6
-    one, other = random_warp(images[:1].expand(2, 28, 28))
+    one, other = random_warp(images[:1].expand(2, 28, 28), bent)
     assert not torch.equal(one, other), "each image has its own map"
 
 
@@ -237,6 +239,17 @@ def test_augmentation_without_change_is_the_identity(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, 0.5))
     images = torch.randint(256, (3, 28, 28), dtype=torch.uint8)
     torch.testing.assert_close(random_warp(images)[:, 0], images / 255, atol=1e-5, rtol=0)
+
+
+def test_bending_moves_neighbouring_pixels_alike_by_about_a_pixel(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, 0.5))  # nothing but the bending
+    torch.manual_seed(0)
+    ramp = torch.arange(28, dtype=torch.uint8).expand(500, 28, 28) * 9  # a pixel's value says where it came from
+    moved = (random_warp(ramp, bent=True)[:, 0] * 255 / 9 - torch.arange(28))[:, :, 4:-4]  # pixels to the right
+    assert 0.4 < moved.std() < 0.8
+    assert moved.abs().max() < 4
+    assert moved.diff(dim=2).std() < 0.15
+    assert moved.diff(dim=1).std() < 0.15
 
 
 # ---- provisioning ----

@@ -62,7 +62,7 @@ def test_a_saved_average_goes_on_where_it_was():
 
 
 def test_the_average_counts_the_steps_of_all_epochs(tmp_path, small_mnist):
-    flags = [*TINY, "--batch-size", 500, "--epochs", 2, "--ema-decay", 0.9, "--no-augment"]
+    flags = [*TINY, "--batch-size", 500, "--epochs", 2, "--ema-decay", 0.9, "--augment", "none"]
     train_here(*flags, "--runs-dir", tmp_path, "--run-name", "run")
     *_, average = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["parts"]
     assert average["steps"] == 2 * (5_500 // 500)

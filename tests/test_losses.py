@@ -177,6 +177,19 @@ def test_infonce_equals_multi_positive_when_a_caption_has_one_embedding():
     assert value("infonce", own, truth).item() < value("multi_positive", own, truth).item() - 1
 
 
+@pytest.mark.parametrize("name", ["infonce", "multi_positive"])
+def test_texts_that_many_images_share_count_as_often_as_they_stand_in_the_batch(name):
+    torch.manual_seed(0)
+    own = torch.tensor([3, 0, 3, 1, 4, 4, 3, 0, 1, 3, 4, 0])  # nobody's is 2
+    images, texts = unit_vectors(12, 8), unit_vectors(5, 8)
+    whole = LOSSES[name](output_of(images, texts[own]), of_digits(own))
+    gradients = torch.autograd.grad(whole, (images, texts))
+    shared = LOSSES[name].of_shared(output_of(images, texts).logits_per_image, own) / 24
+    torch.testing.assert_close(shared, whole)
+    for got, expected in zip(torch.autograd.grad(shared, (images, texts)), gradients, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
+
+
 # ---- strips ----
 
 # A loss on features: B squared distances, each of an image to its own text. It looks at no logits.

@@ -28,9 +28,9 @@ def test_without_flags_every_setting_has_its_default():
 
 
 def test_flags_become_settings_of_their_type():
-    flags = "--epochs 3 --lr 1e-2 --chunk-size 64 --no-augment --loss infonce --run-name my-run --seed 2147483648"
+    flags = "--epochs 3 --lr 1e-2 --chunk-size 64 --augment none --loss infonce --run-name my-run --seed 2147483648"
     settings, given = read_flags(flags.split())
-    expected = {"epochs": 3, "lr": 0.01, "chunk_size": 64, "no_augment": True, "loss": "infonce"}
+    expected = {"epochs": 3, "lr": 0.01, "chunk_size": 64, "augment": "none", "loss": "infonce"}
     expected |= {"run_name": "my-run", "seed": 2**31}
     assert given == expected
     assert settings == Settings(**expected)
@@ -141,7 +141,7 @@ def test_presets_change_defaults(preset):
 
 def test_flags_win_over_presets():
     settings, given = read_flags(["--preset", "speed", "--epochs", "3"])
-    assert (settings.epochs, settings.batch_size, settings.no_augment) == (3, 448, True)
+    assert (settings.epochs, settings.batch_size, settings.augment) == (3, 448, "none")
     assert given == {"epochs": 3}
 
 
@@ -186,7 +186,7 @@ def test_a_record_gives_the_settings_back():
         {"lr": float("inf")},
         {"width": 1024},
         {"seed": -1},
-        {"no_augment": 1},
+        {"augment": "wild"},
         {"freeze_text": None},
         {"chunk_size": 1},
         {"chunk_size": 64.0},

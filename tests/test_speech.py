@@ -116,9 +116,13 @@ def test_what_is_no_sound_is_refused(sounds, message):
 
 
 def test_samples_of_a_wrong_form_are_refused():
-    for samples in (np.zeros((2, 3, 4)), np.array(["a", "b"]), np.array(1.0), np.array([3, 5, -9])):
+    unequal = [[0.1, 0.2], [0.3]]
+    for samples in (np.zeros((2, 3, 4)), np.array(["a", "b"]), np.array(1.0), np.array([3, 5, -9]), unequal):
         with pytest.raises(InputError, match=r"shape|8, 16 or 32 bits"):
             as_sound(samples, RATE)
+    for rate in (None, "8000", 8000.5):
+        with pytest.raises(InputError, match="a whole number"):
+            as_sound(whole_numbers(said(3)), rate)
 
 
 # ---- spectrograms ----

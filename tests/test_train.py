@@ -71,7 +71,7 @@ def test_tensorboard_has_every_curve_and_picture(trained):
 
 @pytest.mark.parametrize("loss", ["infonce", "infonce_distinct", "sigmoid"])
 def test_the_other_losses_train(loss, tmp_path, small_mnist):
-    flags = [*TINY, "--loss", loss, "--batch-size", 100, "--no-augment"]
+    flags = [*TINY, "--loss", loss, "--batch-size", 100, "--augment", "none"]
     assert train_here(*flags, "--runs-dir", tmp_path, "--run-name", "run").returncode == 0
     history = json.loads((tmp_path / "run" / "metrics.json").read_text())["history"]
     assert history[-1]["val_digit_accuracy"] > 0.5

@@ -9,6 +9,7 @@ et al., 2023, arXiv 2305.05665). Writes runs/strokes/<run>/ or runs/speech/<run>
 goes into the file of the CLIP, runs/best_model.pth, beside the others.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -61,6 +62,11 @@ def train(settings: AlignSettings, given: dict) -> int:
     settings, run = open_run(settings, given, modality)
     device = pick_device(settings.device)
     clip = CLIP.load(settings.clip, device, settings.text_model).requires_grad_(False)
+    folder = Path(settings.clip).resolve().parent
+    if not is_measurement(settings) and not os.access(folder, os.W_OK):
+        raise InputError(
+            f"the tower is to go into {settings.clip}, and {folder} cannot be written: copy the model first"
+        )
     seed_everything(settings.seed)
     material = (Strokes if modality == "strokes" else Speech)(settings, clip, device)
     batch_size = settings.batch_size
@@ -159,9 +165,14 @@ def finish(settings: AlignSettings, run: Run, clip: CLIP, modality: str, device:
     print(f"{metrics['train_seconds']:.0f} s of training; saved to {run.folder / 'best_model.pth'}\n{told}")
 
 
+def is_measurement(settings: AlignSettings) -> bool:
+    """Whether the tower is made to be measured alone, and goes into no CLIP's file."""
+    return getattr(settings, "shuffled", False) or getattr(settings, "held_out", "official") != "official"
+
+
 def join(settings: AlignSettings, clip: CLIP, modality: str) -> str:
     """Put the tower into the file that the CLIP came from -> what was done, in a sentence."""
-    if getattr(settings, "shuffled", False) or getattr(settings, "held_out", "official") != "official":
+    if is_measurement(settings):
         return f"this is a measurement: {settings.clip} stays as it is"
     place = Path(settings.clip).resolve()  # (a link stays a link)
     with locked(place):

@@ -94,7 +94,12 @@ class Settings(Options):
     ema_decay: float = option(
         0.0, "measure and keep a moving average of the weights, with this decay per step; 0: none", low=0, high=0.99999
     )
-    no_augment: bool = option(False, f"train on the images as they are, not only in the last {PLAIN_EPOCHS} epochs")
+    augment: str = option(
+        "affine",
+        f"how images are changed at random before the last {PLAIN_EPOCHS} epochs: none; affine: rotated, sheared,"
+        " scaled, shifted; elastic: bent too",
+        choices=("none", "affine", "elastic"),
+    )
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31)
     # machine
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
@@ -120,9 +125,9 @@ class Settings(Options):
         wake another thread takes longer. (A language model that trains has enough.)"""
         return 1 if self.image_encoder == "fast" and (self.text_encoder == "table" or self.freeze_text) else None
 
-    def augments(self, epoch: int) -> bool:
-        """Whether the images of this epoch, counted from 0, are augmented."""
-        return not self.no_augment and epoch + PLAIN_EPOCHS < self.epochs
+    def augment_of(self, epoch: int) -> str:
+        """How the images of this epoch, counted from 0, are changed."""
+        return self.augment if epoch + PLAIN_EPOCHS < self.epochs else "none"
 
 
 # What --preset changes; flags that are given win over it.
@@ -134,6 +139,7 @@ PRESETS = {
         "init_temperature": 0.07,
         "epochs": 30,
         "width": 32,
+        "augment": "elastic",
         "ema_decay": 0.998,
     },
     # No border, a single convolution, one epoch without augmentation.
@@ -148,7 +154,7 @@ PRESETS = {
         "lr": 1e-2,
         "muon_lr": 0.12,
         "muon_momentum": 0.65,
-        "no_augment": True,
+        "augment": "none",
     },
 }
 WHERE = ("device", "data_path", "runs_dir", "run_name", "resume")  # where a run happens, not what it is

@@ -12,7 +12,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from captions import Truth
+from captions import Texts, Truth
 from clip import CLIP
 from my_dataset import Batch
 from training import distributed
@@ -42,13 +42,15 @@ class TrainingStep:
         self.model, self.optimizers, self.ema = model, optimizers, ema
         self.net = distributed.wrap(model)  # what embeds: the model, or DDP around it
         self.bf16, self.chunk_size = bf16, chunk_size
+        shares = model.captions.one_each and model.loss_function.of_shared and distributed.world_size() == 1
+        self._loss = self._cached if chunk_size else self._shared if shares else self._plain
 
     def __call__(self, batch: Batch, lr_factor: float = 1.0) -> Tensor:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = group["peak_lr"] * lr_factor
         self.model.zero_grad()
         self.truth = whole_truth(batch)
-        loss = self._cached(batch) if self.chunk_size else self._plain(batch)
+        loss = self._loss(batch)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRAD_CLIP)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -74,6 +76,15 @@ class TrainingStep:
             shares = (output.image_embeds, output.text_embeds)
             output = self.model.compare(*(distributed.gather(share, batch.size) for share in shares))
         loss = self.model.loss_function(output, self.truth)
+        loss.backward()
+        return loss
+
+    def _shared(self, batch: Batch) -> Tensor:
+        """Equal to `_plain`, up to rounding: the texts are embedded and compared once each, not once for each image."""
+        sentences, own = batch.texts
+        with self._autocast():
+            output = self.net(batch.images, Texts(sentences, torch.arange(len(sentences), device=own.device)))
+        loss = self.model.loss_function.of_shared(output.logits_per_image, own) / (2 * len(own))
         loss.backward()
         return loss
 

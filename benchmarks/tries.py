@@ -1,0 +1,219 @@
+"""What was tried for `--preset accuracy`: short runs on 45,000 training images, measured on 15,000 others.
+
+    python -m benchmarks.tries                       all of them, 4 minutes each
+    python -m benchmarks.tries elastic squares       some; their rows replace the older ones
+
+A try is `--preset accuracy --width 16 --epochs 10` but for what its row says, on one thread, so that two processes can
+run beside each other. The 15,000 are the validation split and the training split's last 10,000; the test split takes
+no part. Writes benchmarks/results/tries.json.
+"""
+
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import my_dataset
+import train
+from benchmarks.common import DATA, RESULTS, about, parser_of, steps_of, write_result
+from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
+from evaluation.other_images import uci_digits
+from evaluation.sections import robustness
+from image_encoder import ImageEncoder, halve
+from my_dataset import Split, load_mnist
+from my_utils import InputError, cpu_threads, exit_on_input_error, number, seed_everything
+from training.ema import Ema
+from training.optimizers import make_optimizers
+from training.run import locked
+from training.settings import read_flags
+from training.step import TrainingStep
+
+HELD_OUT = 10_000  # of the training split, beside the validation split
+BUDGET = ["--preset", "accuracy", "--width", "16", "--epochs", "10"]
+# Factors on the cosines, of which the likelihood takes the best: calibration is no matter here.
+SCALES = (8, 12, 16, 20, 25, 30, 40, 50, 60, 80)
+
+
+class Try(NamedTuple):
+    """`flags` of train.py; a `change` of the warped images, float [B, 1, 28, 28]; another `encoder`; other constants of
+    my_dataset.py."""
+
+    title: str
+    flags: str = ""
+    change: Callable[[Tensor], Tensor] | None = None
+    encoder: type[nn.Module] | None = None
+    constants: dict = {}  # noqa: RUF012, nobody changes it
+
+
+# ---- changes of images: each image with its own chance ----
+
+
+def some(images: Tensor, share: float) -> Tensor:
+    return torch.rand(len(images), 1, 1, 1) < share
+
+
+def squares(images: Tensor, share: float = 0.3, sides: tuple[int, int] = (4, 10)) -> Tensor:
+    """A black square at random (random erasing, Zhong et al., 2020, arXiv 1708.04896)."""
+    side = torch.randint(sides[0], sides[1] + 1, (len(images), 1))
+    start = (torch.rand(2, len(images), 1) * (29 - side)).long()
+    row, column = (torch.arange(28) >= start) & (torch.arange(28) < start + side)  # [B, 28] each
+    return images.masked_fill((row[:, :, None] & column[:, None, :])[:, None] & some(images, share), 0)
+
+
+def strokes(images: Tensor, share: float = 0.5, most: float = 0.7) -> Tensor:
+    """Thicker or thinner by up to `most` of a pixel on each side."""
+    thicker, thinner = F.max_pool2d(images, 3, 1, 1), -F.max_pool2d(-images, 3, 1, 1)
+    amount = (torch.rand(len(images), 1, 1, 1) * 2 - 1) * most
+    changed = images + amount.clamp(min=0) * (thicker - images) - amount.clamp(max=0) * (thinner - images)
+    return torch.where(some(images, share), changed, images)
+
+
+def blurred(images: Tensor, share: float = 0.2) -> Tensor:
+    return torch.where(some(images, share), F.avg_pool2d(F.avg_pool2d(images, 3, 1, 1), 3, 1, 1), images)
+
+
+def paler(images: Tensor, share: float = 0.2) -> Tensor:
+    """Down to a fifth of the contrast."""
+    mean = images.mean(dim=(2, 3), keepdim=True)
+    contrast = 1 - 0.8 * torch.rand(len(images), 1, 1, 1)
+    return torch.where(some(images, share), mean + contrast * (images - mean), images)
+
+
+def noisy(images: Tensor, share: float = 0.2) -> Tensor:
+    """Gaussian noise of a standard deviation up to 0.3."""
+    noise = 0.3 * torch.rand(len(images), 1, 1, 1) * torch.randn_like(images)
+    return torch.where(some(images, share), (images + noise).clamp(0, 1), images)
+
+
+def inverted(images: Tensor, share: float = 0.2) -> Tensor:
+    """Between the image and its negative."""
+    amount = torch.rand(len(images), 1, 1, 1)
+    return torch.where(some(images, share), images + amount * (1 - 2 * images), images)
+
+
+def all_of(*changes: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def change(images: Tensor) -> Tensor:
+        for one in changes:
+            images = one(images)
+        return images
+
+    return change
+
+
+# ---- other encoders ----
+
+
+class Dropout(ImageEncoder):
+    def pooled(self, images: Tensor) -> Tensor:
+        return F.dropout(super().pooled(images), 0.3, self.training)
+
+
+class Stem(ImageEncoder):
+    """One convolution at the full resolution first."""
+
+    def __init__(self, embed_dim: int, width: int):
+        super().__init__(embed_dim, width)
+        half = width // 2
+        first = nn.Sequential(nn.Conv2d(1, half, 3, padding=1, bias=False), nn.BatchNorm2d(half), nn.ReLU())
+        self.stages = nn.Sequential(*first, *halve(half, width), *list(self.stages)[3:])
+
+
+TRIES = {
+    "affine": Try("`--augment affine`", "--augment affine"),
+    "elastic": Try("as it is: `--augment elastic`, 0.7 pixels at each of 4x4 places"),
+    "elastic-0.5": Try("0.5 pixels", constants={"BEND": 0.5}),
+    "elastic-0.9": Try("0.9 pixels", constants={"BEND": 0.9}),
+    "elastic-1.2": Try("1.2 pixels", constants={"BEND": 1.2}),
+    "elastic-6x6": Try("at each of 6x6 places", constants={"BENDS": 6}),
+    "strokes": Try("half of the strokes thicker or thinner by up to 0.7 pixels", change=strokes),
+    "squares": Try("squares of 4 to 10 pixels hidden in 30% of the images", change=squares),
+    "pale-blurred": Try(
+        "a tenth paler, a tenth blurred", change=all_of(lambda x: paler(x, 0.1), lambda x: blurred(x, 0.1))
+    ),
+    "corrupted": Try(
+        "squares, blur, contrast, noise and inversion, each in 20% of the images",
+        change=all_of(lambda x: squares(x, 0.2), blurred, paler, inverted, noisy),
+    ),
+    "shift-4": Try("shifts of 4 pixels, rotations of 25 degrees", constants={"SHIFT": 4.0, "ROTATE": 25.0}),
+    "muon-0.03": Try("`--muon-lr 0.03`", "--muon-lr 0.03"),
+    "batch-128": Try("`--batch-size 128 --muon-lr 0.035`", "--batch-size 128 --muon-lr 0.035"),
+    "embed-128": Try("`--embed-dim 128`", "--embed-dim 128"),
+    "width-24": Try("`--width 24` (twice the time)", "--width 24"),
+    "epochs-30": Try("`--epochs 30` (three times the time)", "--epochs 30"),
+    "dropout": Try("dropout of 0.3 before the projection", encoder=Dropout),
+    "stem": Try("a convolution at 28x28 first", encoder=Stem),
+}
+
+
+def main() -> None:
+    parser = parser_of(__doc__, device=False)
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(TRIES)}; none: all")
+    parser.add_argument("--seeds", type=number(int, 0), nargs="+", default=[0], help="training seeds")
+    args = parser.parse_args()
+    if unknown := set(args.names) - TRIES.keys():
+        raise InputError(f"there is no try {', '.join(sorted(unknown))}: choose of {', '.join(TRIES)}")
+    with cpu_threads(1):
+        for seed in args.seeds:
+            for name in args.names or TRIES:
+                keep(name, seed, measured(TRIES[name], seed, name))
+
+
+def measured(one: Try, seed: int, name: str) -> dict:
+    """A training, and what its model reaches on the images that were held out."""
+    before = {constant: getattr(my_dataset, constant) for constant in one.constants}
+    vars(my_dataset).update(one.constants)
+    try:
+        settings, _ = read_flags(["--data-path", str(DATA), "--seed", str(seed), *BUDGET, *one.flags.split()])
+        seed_everything(seed)
+        pairs = train.build_pairs(settings, torch.device("cpu"))
+        held_out = Split(*(x[-HELD_OUT:] for x in (pairs.images, pairs.labels)))
+        held_out = Split(*map(torch.cat, zip(held_out, load_mnist("val", DATA), strict=True)))
+        pairs.images, pairs.labels = pairs.images[:-HELD_OUT], pairs.labels[:-HELD_OUT]
+        model = train.build_model(settings, pairs)
+        if one.encoder:
+            model.towers["image"] = one.encoder(settings.embed_dim, settings.width)
+        model.to(memory_format=torch.channels_last).train()
+        ema = Ema(model, settings.ema_decay)
+        step = TrainingStep(model, make_optimizers(model, settings), ema=ema)
+
+        def change(batch):
+            if one.change is None or pairs.augment == "none":
+                return batch
+            return batch._replace(images=one.change(batch.images))
+
+        total = settings.epochs * (len(pairs) // settings.batch_size)
+        for _ in tqdm(steps_of(step, pairs, settings, change), desc=f"{name}, seed {seed}", total=total, disable=None):
+            pass
+    finally:
+        vars(my_dataset).update(before)
+    best = ema.model.eval()
+    captions, uci = digit_classifier(best), uci_digits()
+    similarity = embed_images(best, held_out.images) @ captions.T  # [15,000, 10]
+    tenth = Split(*(x[::10] for x in held_out))
+    return {
+        "error": 1 - caption_accuracy(similarity, held_out.labels),
+        "nll": min(F.cross_entropy(scale * similarity, held_out.labels).item() for scale in SCALES),
+        "mean_corruption_error": robustness(best, captions, tenth)["mean_corruption_error"],
+        "uci_accuracy": caption_accuracy(embed_images(best, uci.images) @ captions.T, uci.labels),
+    }
+
+
+def keep(name: str, seed: int, row: dict) -> None:
+    """Put a row into the file, where another process may write too."""
+    place = RESULTS / "tries.json"
+    own = about(torch.device("cpu"))
+    with locked(place):
+        result = json.loads(place.read_text()) if place.exists() else own | {"tries": {}}
+        row |= {"commit": own["commit"], "title": TRIES[name].title}
+        result["tries"].setdefault(name, {})[str(seed)] = row
+        write_result("tries", result | own | {"command": "python -m benchmarks.tries"})
+    print(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items() if isinstance(v, float)))
+
+
+if __name__ == "__main__":
+    with exit_on_input_error():
+        main()
