@@ -8,6 +8,7 @@ A block stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` and is re
 
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 
@@ -211,6 +212,25 @@ def tried_table() -> str:
             f" | `{result['command']}`, {result['commit']} |"
         )
     return "\n".join(lines)
+
+
+def tries_table() -> str:
+    """What short trainings for --preset accuracy have reached, the mean over their seeds."""
+    result = json.loads((RESULTS / "tries.json").read_text())
+    lines = ["| tried | error | negative log likelihood | mean corruption error | UCI digits | seeds | commit |"]
+    lines.append("|" + "---|" * 7)
+    for of_seeds in result["tries"].values():
+        rows = list(of_seeds.values())
+        error, nll, corrupted, uci = (
+            statistics.mean(row[name] for row in rows)
+            for name in ("error", "nll", "mean_corruption_error", "uci_accuracy")
+        )
+        lines.append(
+            f"| {rows[0]['title']} | {error:.2%} | {nll:.4f} | {corrupted:.1%} | {uci:.1%} | {', '.join(of_seeds)}"
+            f" | {', '.join(sorted({row['commit'] for row in rows}))} |"
+        )
+    machine = f"{result['device']}, {result['threads']} thread, torch {result['torch_version']}, {result['date']}"
+    return "\n".join([*lines, f"\n`{result['command']}`, {machine}"])
 
 
 def cost_lines(result: dict) -> list[str]:
@@ -550,6 +570,7 @@ BLOCKS = {
     "versions": versions_table,
     "presets-cuda": lambda: seed_table(*PRESETS_CUDA),
     "tried": tried_table,
+    "tries": tries_table,
     "cost": lambda: of_devices("cost", "python -m benchmarks.cost", cost_lines),
     "profile": lambda: of_devices("profile", "python -m benchmarks.profile_step", profile_lines, PROFILE_OF_GPU),
     "losses-plus": lambda: losses_table("plus"),

@@ -8,6 +8,7 @@ run beside each other. The 15,000 are the validation split and the training spli
 no part. Writes benchmarks/results/tries.json.
 """
 
+import contextlib
 import json
 from collections.abc import Callable
 from typing import NamedTuple
@@ -19,11 +20,12 @@ from tqdm import tqdm
 
 import my_dataset
 import train
+import training.settings
 from benchmarks.common import DATA, RESULTS, about, parser_of, steps_of, write_result
 from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
 from evaluation.other_images import uci_digits
 from evaluation.sections import robustness
-from image_encoder import ImageEncoder, halve
+from image_encoder import ImageEncoder, ResidualBlock, halve
 from my_dataset import Split, load_mnist
 from my_utils import InputError, cpu_threads, exit_on_input_error, number, seed_everything
 from training.ema import Ema
@@ -39,8 +41,8 @@ SCALES = (8, 12, 16, 20, 25, 30, 40, 50, 60, 80)
 
 
 class Try(NamedTuple):
-    """`flags` of train.py; a `change` of the warped images, float [B, 1, 28, 28]; another `encoder`; other constants of
-    my_dataset.py."""
+    """`flags` of train.py; a `change` of the warped images, float [B, 1, 28, 28]; another `encoder`; other
+    `constants` of my_dataset.py and training/settings.py."""
 
     title: str
     flags: str = ""
@@ -122,6 +124,17 @@ class Stem(ImageEncoder):
         self.stages = nn.Sequential(*first, *halve(half, width), *list(self.stages)[3:])
 
 
+class Late(ImageEncoder):
+    """Three times the channels in the second stage, six times in the third."""
+
+    def __init__(self, embed_dim: int, width: int):
+        super().__init__(embed_dim, width)
+        wide = [1, width, 3 * width, 6 * width]
+        stages = [[*halve(*wide[i : i + 2], kernel=3 + 2 * (i == 0)), ResidualBlock(wide[i + 1])] for i in range(3)]
+        self.stages = nn.Sequential(*(layer for stage in stages for layer in stage))
+        self.projection = nn.Linear(6 * width, embed_dim)
+
+
 TRIES = {
     "affine": Try("`--augment affine`", "--augment affine"),
     "elastic": Try("as it is: `--augment elastic`, 0.7 pixels at each of 4x4 places"),
@@ -139,12 +152,17 @@ TRIES = {
         change=all_of(lambda x: squares(x, 0.2), blurred, paler, inverted, noisy),
     ),
     "shift-4": Try("shifts of 4 pixels, rotations of 25 degrees", constants={"SHIFT": 4.0, "ROTATE": 25.0}),
+    "shift-1": Try("shifts of 1 pixel", constants={"SHIFT": 1.0}),
+    "rotate-10": Try("rotations of 10 degrees, shear 0.1", constants={"ROTATE": 10.0, "SHEAR": 0.1}),
+    "plain-1": Try("the last epoch without augmentation, not the last two", constants={"PLAIN_EPOCHS": 1}),
+    "plain-4": Try("the last four epochs without augmentation", constants={"PLAIN_EPOCHS": 4}),
     "muon-0.03": Try("`--muon-lr 0.03`", "--muon-lr 0.03"),
     "batch-128": Try("`--batch-size 128 --muon-lr 0.035`", "--batch-size 128 --muon-lr 0.035"),
     "embed-128": Try("`--embed-dim 128`", "--embed-dim 128"),
     "width-24": Try("`--width 24` (twice the time)", "--width 24"),
     "epochs-30": Try("`--epochs 30` (three times the time)", "--epochs 30"),
     "dropout": Try("dropout of 0.3 before the projection", encoder=Dropout),
+    "late": Try("more channels late: 12, 36, 72 for 16, 32, 64 (the same work)", "--width 12", encoder=Late),
     "stem": Try("a convolution at 28x28 first", encoder=Stem),
 }
 
@@ -164,9 +182,7 @@ def main() -> None:
 
 def measured(one: Try, seed: int, name: str) -> dict:
     """A training, and what its model reaches on the images that were held out."""
-    before = {constant: getattr(my_dataset, constant) for constant in one.constants}
-    vars(my_dataset).update(one.constants)
-    try:
+    with changed(one.constants):
         settings, _ = read_flags(["--data-path", str(DATA), "--seed", str(seed), *BUDGET, *one.flags.split()])
         seed_everything(seed)
         pairs = train.build_pairs(settings, torch.device("cpu"))
@@ -188,8 +204,6 @@ def measured(one: Try, seed: int, name: str) -> dict:
         total = settings.epochs * (len(pairs) // settings.batch_size)
         for _ in tqdm(steps_of(step, pairs, settings, change), desc=f"{name}, seed {seed}", total=total, disable=None):
             pass
-    finally:
-        vars(my_dataset).update(before)
     best = ema.model.eval()
     captions, uci = digit_classifier(best), uci_digits()
     similarity = embed_images(best, held_out.images) @ captions.T  # [15,000, 10]
@@ -200,6 +214,20 @@ def measured(one: Try, seed: int, name: str) -> dict:
         "mean_corruption_error": robustness(best, captions, tenth)["mean_corruption_error"],
         "uci_accuracy": caption_accuracy(embed_images(best, uci.images) @ captions.T, uci.labels),
     }
+
+
+@contextlib.contextmanager
+def changed(constants: dict):
+    """Within its `with` block these constants of my_dataset.py and training/settings.py have other values."""
+    places = {name: my_dataset if hasattr(my_dataset, name) else training.settings for name in constants}
+    before = {name: getattr(place, name) for name, place in places.items()}
+    for name, place in places.items():
+        setattr(place, name, constants[name])
+    try:
+        yield
+    finally:
+        for name, place in places.items():
+            setattr(place, name, before[name])
 
 
 def keep(name: str, seed: int, row: dict) -> None:
