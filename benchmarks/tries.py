@@ -160,7 +160,7 @@ TRIES = {
     "batch-128": Try("`--batch-size 128 --muon-lr 0.035`", "--batch-size 128 --muon-lr 0.035"),
     "embed-128": Try("`--embed-dim 128`", "--embed-dim 128"),
     "width-24": Try("`--width 24` (twice the time)", "--width 24"),
-    "epochs-30": Try("`--epochs 30` (three times the time)", "--epochs 30"),
+    "epochs-20": Try("`--epochs 20` (twice the time)", "--epochs 20"),
     "dropout": Try("dropout of 0.3 before the projection", encoder=Dropout),
     "late": Try("more channels late: 12, 36, 72 for 16, 32, 64 (the same work)", "--width 12", encoder=Late),
     "stem": Try("a convolution at 28x28 first", encoder=Stem),
