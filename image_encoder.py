@@ -65,7 +65,7 @@ class FastImageEncoder(nn.Module):
 
     def __init__(self, embed_dim: int, width: int):
         super().__init__()
-        hidden = 4 * width
+        hidden = 5 * width
         self.map = nn.Sequential(
             nn.Conv2d(1, width, 6, stride=2, bias=False),  # [B, width, 8, 8]
             nn.MaxPool2d(2),
@@ -78,7 +78,7 @@ class FastImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.map((images[:, :, 4:24, 4:24] - PIXEL_MEAN) / PIXEL_STD)  # [B, width, 4, 4]
         # Channels last, as the map lies in memory: its gradient then comes back in that order too.
-        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # [B, 4 * width]
+        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1))  # [B, 5 * width]
         return self.projection(x)  # [B, embed_dim]
 
 

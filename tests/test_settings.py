@@ -141,7 +141,7 @@ def test_presets_change_defaults(preset):
 
 def test_flags_win_over_presets():
     settings, given = read_flags(["--preset", "speed", "--epochs", "3"])
-    assert (settings.epochs, settings.batch_size, settings.augment) == (3, 448, "none")
+    assert (settings.epochs, settings.batch_size, settings.augment) == (3, 384, "none")
     assert given == {"epochs": 3}
 
 

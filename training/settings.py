@@ -150,7 +150,7 @@ PRESETS = {
         "width": 32,
         "init_temperature": 0.2,
         "epochs": 1,
-        "batch_size": 448,
+        "batch_size": 384,
         "lr": 1e-2,
         "muon_lr": 0.12,
         "muon_momentum": 0.65,
