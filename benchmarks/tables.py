@@ -216,7 +216,10 @@ def tried_table() -> str:
 
 def tries_table() -> str:
     """What short trainings for --preset accuracy have reached, the mean over their seeds."""
-    result = json.loads((RESULTS / "tries.json").read_text())
+    path = RESULTS / "tries.json"
+    if not path.exists():
+        return f"{NOT_MEASURED} (`python -m benchmarks.tries` fills this in)."
+    result = json.loads(path.read_text())
     lines = ["| tried | error | negative log likelihood | mean corruption error | UCI digits | seeds | commit |"]
     lines.append("|" + "---|" * 7)
     for of_seeds in result["tries"].values():
