@@ -226,6 +226,14 @@ def test_the_control_stays_out_of_the_clips_file(clip_file, recordings):
     assert clip_file.read_bytes() == before
 
 
+def test_a_clip_that_cannot_be_written_is_refused_before_training(clip_file, recordings, monkeypatch):
+    monkeypatch.setattr("training.align.os.access", lambda folder, mode: folder != clip_file.resolve().parent)
+    with pytest.raises(InputError, match="cannot be written"):
+        train(clip_file, "--run-name", "run")
+    assert not (clip_file.parent / "runs" / "run").exists()
+    assert train(clip_file, "--shuffled", "--run-name", "control") == 0, "a measurement goes into no file"
+
+
 def test_a_clip_that_was_trained_anew_meanwhile_stays_as_it_is(clip_file, recordings, monkeypatch, capsys):
     finish = align.finish
 
