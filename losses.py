@@ -77,17 +77,18 @@ def sigmoid(strip: Strip) -> Tensor:
 
 
 def of_shared_texts(logits: Tensor, own: Tensor) -> Tensor:
-    """infonce and multi_positive where T texts do for B images, each image has one of them, and no other is true of it.
+    """The batch's infonce or multi_positive, where B images share T texts and each image has one true text alone.
 
     logits [B, T]; own int64 [B], each image's text. A text that goes with n images stands n times among the B of a
     batch: here it is one column that counts n times. The two losses are then equal, and of the same value as by the
-    [B, B] logits. Summed over all B pairs and both directions.
+    [B, B] logits.
     """
     is_own = own[:, None] == torch.arange(logits.shape[1], device=own.device)  # [B, T]
     counts = is_own.sum(dim=0).to(logits.dtype)  # (bincount would wait for a GPU)
-    of_images = (logits + counts.log()).logsumexp(dim=1).sum()  # a text of no image in this batch adds exp(-inf) = 0
-    of_texts = counts @ logits.logsumexp(dim=0)
-    return of_images + of_texts - 2 * logits.gather(1, own[:, None]).sum()
+    own_logits = logits.gather(1, own[:, None])[:, 0]  # [B]
+    of_images = (logits + counts.log()).logsumexp(dim=1) - own_logits  # (a text of no image adds exp(-inf) = 0)
+    of_texts = logits.logsumexp(dim=0)[own] - own_logits
+    return (of_images + of_texts).mean() / 2
 
 
 # ---- their floors: the lowest value that a model can reach, in nats, summed over the rows' images and texts ----
@@ -129,7 +130,7 @@ def zero(truth: Truth, rows: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Loss:
     """A loss with all its parts. `both_directions` is False where one sum already covers image -> text and back.
-    `of_shared` gives its sum where few texts do for many images; None: only all B texts will do."""
+    `of_shared` gives the batch's loss where many images share a text; None: it needs all B texts."""
 
     of_rows: Callable[[Strip], Tensor]
     floor_of_rows: Callable[[Truth, Tensor], Tensor]

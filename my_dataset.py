@@ -30,7 +30,7 @@ from data.mnist import provision
 from data.not_digits import NoDigits, no_digits
 from losses import GROUP
 from my_utils import InputError
-from training.settings import Settings
+from training.settings import AUGMENTS, Settings
 
 DATA_PATH = Settings.data_path
 VAL_SIZE = 5_000
@@ -45,7 +45,7 @@ ROTATE = 15.0  # degrees
 SHIFT = 2.0  # pixels
 SCALE = 0.12  # relative, on a log scale, for width and height apart
 SHEAR = 0.15  # horizontal pixels per vertical pixel
-BEND, BENDS = 0.7, 4  # pixels, the standard deviation at each of 4 x 4 places; between them it passes over smoothly
+BEND, BENDS = 0.7, 4  # pixels, the standard deviation at each of 4 x 4 places; interpolated between them
 
 
 class Split(NamedTuple):
@@ -139,6 +139,8 @@ class MNISTPairs(Dataset):
         augment: str = "none",
         distinct: bool = False,
     ):
+        if augment not in AUGMENTS:
+            raise InputError(f"unknown augment {augment!r}: choose {', '.join(AUGMENTS)}")
         self.images, self.labels = load_mnist(split, data_path, device)
         self.captions = described_captions() if captions is None else captions
         unseen = unseen_cells() if unseen is None else unseen

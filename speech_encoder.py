@@ -136,14 +136,14 @@ def as_sound(samples: np.ndarray, rate: int) -> Tensor:
 
     try:
         samples = np.asarray(samples)
-    except ValueError:  # channels of unequal length
-        samples = np.array(None)
+    except ValueError:
+        raise InputError("a sound's channels must be of equal length: shape [T] or [T, channels]") from None
     if samples.ndim not in (1, 2) or samples.dtype.kind not in "iuf":
         raise InputError("a sound must be numbers of shape [T] or [T, channels]")
     if samples.dtype.kind in "iu" and samples.dtype.itemsize > 4:
         raise InputError("a sound of whole numbers must have 8, 16 or 32 bits: its loudest value is not known else")
     if not isinstance(rate, int | np.integer) or not 4_000 <= rate <= 400_000:
-        raise InputError(f"a sound must have 4,000 to 400,000 samples per second, a whole number, not {rate!r}")
+        raise InputError(f"a sound must have 4,000 to 400,000 samples per second, a whole number, not {rate}")
     if samples.dtype.kind in "iu":
         full = 2.0 ** (8 * samples.dtype.itemsize - 1)
         samples = samples / full - (1.0 if samples.dtype.kind == "u" else 0.0)

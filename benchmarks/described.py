@@ -42,6 +42,7 @@ from captions import (
     FIRST_THICKNESS,
     IS_DIGIT,
     Truth,
+    described_captions,
     facts_of,
     holds,
     in_words,
@@ -345,6 +346,7 @@ class Heads(nn.Module):
 
     def __init__(self, kind: str, settings: Settings):
         super().__init__()
+        self.captions = described_captions()  # a training step asks of what kind they are
         self.sizes = (90,) if kind == "cells" else (10, 3, 3)
         self.loss_function = HeadsLoss(self.sizes, kind == "masked")
         self.towers = nn.ModuleDict(

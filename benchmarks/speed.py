@@ -102,7 +102,8 @@ def ours(seed: int, device: torch.device) -> Run:
 
 def open_clip_step(device: torch.device, steps: int = 40) -> dict:
     """Images/s of whole training steps in turn, of our model and loss and of open_clip's: the same towers, batches,
-    memory format, optimizer (AdamW, for open_clip has no Muon) and clipping, in float32."""
+    memory format, optimizer (AdamW, for open_clip has no Muon) and clipping, in float32. Ours takes each of the ten
+    captions once, where open_clip takes one for each image."""
     ours = Training(["--captions", "digit", "--muon-lr", "0"], device, bf16=False)
     takers = {"ours": ours.step, "open_clip": OpenClip(ours.model)}
     seconds = {name: [] for name in takers}

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 
 from benchmarks.common import RESULTS, ROOT, machine, parser_of
+from benchmarks.tries import TRIES
 from my_utils import InputError, atomic_write, exit_on_input_error
 
 DOCUMENTS = ("README.md", "README.zh-CN.md", "benchmarks/README.md")
@@ -220,20 +221,21 @@ def tries_table() -> str:
     if not path.exists():
         return f"{NOT_MEASURED} (`python -m benchmarks.tries` fills this in)."
     result = json.loads(path.read_text())
-    lines = ["| tried | error | negative log likelihood | mean corruption error | UCI digits | seeds | commit |"]
-    lines.append("|" + "---|" * 7)
-    for of_seeds in result["tries"].values():
+    lines = [
+        "| tried | error | negative log likelihood | mean corruption error | seeds | device, torch, commit, date |"
+    ]
+    lines.append("|" + "---|" * 6)
+    for name, of_seeds in result["tries"].items():
         rows = list(of_seeds.values())
-        error, nll, corrupted, uci = (
-            statistics.mean(row[name] for row in rows)
-            for name in ("error", "nll", "mean_corruption_error", "uci_accuracy")
+        error, nll, corrupted = (
+            statistics.mean(row[column] for row in rows) for column in ("error", "nll", "mean_corruption_error")
         )
+        measured = {f"{row['device']}, {row['torch_version']}, {row['commit']}, {row['date']}" for row in rows}
         lines.append(
-            f"| {rows[0]['title']} | {error:.2%} | {nll:.4f} | {corrupted:.1%} | {uci:.1%} | {', '.join(of_seeds)}"
-            f" | {', '.join(sorted({row['commit'] for row in rows}))} |"
+            f"| {TRIES[name].title} | {error:.2%} | {nll:.4f} | {corrupted:.1%} | {', '.join(of_seeds)}"
+            f" | {'; '.join(sorted(measured))} |"
         )
-    machine = f"{result['device']}, {result['threads']} thread, torch {result['torch_version']}, {result['date']}"
-    return "\n".join([*lines, f"\n`{result['command']}`, {machine}"])
+    return "\n".join([*lines, f"\n`{result['command']}`, on one thread."])
 
 
 def cost_lines(result: dict) -> list[str]:

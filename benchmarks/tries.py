@@ -1,11 +1,11 @@
-"""What was tried for `--preset accuracy`: short runs on 45,000 training images, measured on 15,000 others.
+"""What can be tried for `--preset accuracy`: short runs on 45,000 training images, measured on 15,000 others.
 
-    python -m benchmarks.tries                       all of them, 4 minutes each
+    python -m benchmarks.tries                       all of them, 4 minutes each, or 8
     python -m benchmarks.tries elastic squares       some; their rows replace the older ones
 
-A try is `--preset accuracy --width 16 --epochs 10` but for what its row says, on one thread, so that two processes can
-run beside each other. The 15,000 are the validation split and the training split's last 10,000; the test split takes
-no part. Writes benchmarks/results/tries.json.
+A try is `--preset accuracy --width 16 --epochs 10` except for what its row says, on one thread, so that two processes
+can run beside each other. The 15,000 are the validation split and the last 10,000 of the training split; the test split
+takes no part. Writes benchmarks/results/tries.json.
 """
 
 import contextlib
@@ -23,7 +23,6 @@ import train
 import training.settings
 from benchmarks.common import DATA, RESULTS, about, parser_of, steps_of, write_result
 from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
-from evaluation.other_images import uci_digits
 from evaluation.sections import robustness
 from image_encoder import ImageEncoder, ResidualBlock, halve
 from my_dataset import Split, load_mnist
@@ -36,7 +35,7 @@ from training.step import TrainingStep
 
 HELD_OUT = 10_000  # of the training split, beside the validation split
 BUDGET = ["--preset", "accuracy", "--width", "16", "--epochs", "10"]
-# Factors on the cosines, of which the likelihood takes the best: calibration is no matter here.
+# Factors on the cosines, of which the likelihood takes the best, so that calibration does not count.
 SCALES = (8, 12, 16, 20, 25, 30, 40, 50, 60, 80)
 
 
@@ -177,7 +176,8 @@ def main() -> None:
     with cpu_threads(1):
         for seed in args.seeds:
             for name in args.names or TRIES:
-                keep(name, seed, measured(TRIES[name], seed, name))
+                own = about(torch.device("cpu"))  # before training: the commit may be another one afterwards
+                keep(name, seed, measured(TRIES[name], seed, name) | own)
 
 
 def measured(one: Try, seed: int, name: str) -> dict:
@@ -205,14 +205,13 @@ def measured(one: Try, seed: int, name: str) -> dict:
         for _ in tqdm(steps_of(step, pairs, settings, change), desc=f"{name}, seed {seed}", total=total, disable=None):
             pass
     best = ema.model.eval()
-    captions, uci = digit_classifier(best), uci_digits()
+    captions = digit_classifier(best)
     similarity = embed_images(best, held_out.images) @ captions.T  # [15,000, 10]
     tenth = Split(*(x[::10] for x in held_out))
     return {
         "error": 1 - caption_accuracy(similarity, held_out.labels),
         "nll": min(F.cross_entropy(scale * similarity, held_out.labels).item() for scale in SCALES),
         "mean_corruption_error": robustness(best, captions, tenth)["mean_corruption_error"],
-        "uci_accuracy": caption_accuracy(embed_images(best, uci.images) @ captions.T, uci.labels),
     }
 
 
@@ -233,12 +232,11 @@ def changed(constants: dict):
 def keep(name: str, seed: int, row: dict) -> None:
     """Put a row into the file, where another process may write too."""
     place = RESULTS / "tries.json"
-    own = about(torch.device("cpu"))
     with locked(place):
-        result = json.loads(place.read_text()) if place.exists() else own | {"tries": {}}
-        row |= {"commit": own["commit"], "title": TRIES[name].title}
-        result["tries"].setdefault(name, {})[str(seed)] = row
-        write_result("tries", result | own | {"command": "python -m benchmarks.tries"})
+        rows = json.loads(place.read_text())["tries"] if place.exists() else {}
+        rows.setdefault(name, {})[str(seed)] = row
+        in_order = {name: rows[name] for name in TRIES if name in rows}
+        write_result("tries", {"command": "python -m benchmarks.tries", "tries": in_order})
     print(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items() if isinstance(v, float)))
 
 

@@ -211,6 +211,12 @@ def test_distinct_batches_hold_each_digit_once_in_every_ten(pairs_of):
 # ---- augmentation ----
 
 
+@pytest.mark.parametrize("augment", [True, False, "Elastic"])
+def test_an_unknown_augmentation_is_refused(data_path, augment):
+    with pytest.raises(InputError, match="choose none, affine, elastic"):
+        MNISTPairs("val", data_path, augment=augment)
+
+
 @pytest.mark.parametrize("augment", ["affine", "elastic"])
 def test_pairs_are_augmented_only_where_it_is_asked_for(data_path, augment):
     plain, warped = (MNISTPairs("val", data_path, captions=TABLE, augment=how) for how in ("none", augment))

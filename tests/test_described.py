@@ -7,7 +7,7 @@ from scipy.stats import spearmanr
 from torch import nn
 
 from attributes import SLANT_BOUNDS, THICKNESS_BOUNDS, is_clear, measure, unseen_cells
-from benchmarks.described import SENTENCES, SIDES, HeadsLoss, bits
+from benchmarks.described import SENTENCES, SIDES, Heads, HeadsLoss, bits
 from benchmarks.named_attributes import things_to_say
 from captions import (
     FIRST_KIND,
@@ -21,8 +21,10 @@ from captions import (
 )
 from evaluation.described import bootstrapped, described, of_cells, rank_correlation
 from evaluation.metrics import caption_vectors
-from my_dataset import Split, load_mnist
+from my_dataset import MNISTPairs, Split, load_mnist
 from text_encoder import words_of
+from training.settings import Settings
+from training.step import TrainingStep
 
 UNSEEN = unseen_cells().flatten()
 SMALL_WORDS = {"so", "its", "on", "of", "in", "that", "the", "to", "by", "with", "it", "and", "an", "from", "for"}
@@ -182,3 +184,13 @@ def test_captions_name_so_many_attributes_and_are_true(named):
     assert said[:, 0].all()
     assert (said.sum(dim=1) == 1 + named).all()
     assert said.any(dim=0).tolist() == [True, named > 0, named > 0]
+
+
+@pytest.mark.parametrize("kind", ["cells", "heads", "masked"])
+def test_the_plain_classifiers_train_by_the_same_step(kind, data_path):
+    model = Heads(kind, Settings(image_encoder="fast", width=4, embed_dim=16))
+    batch = next(MNISTPairs("val", data_path).epoch(60))
+    before = model.heads.weight.clone()
+    loss = TrainingStep(model, [torch.optim.SGD([{"params": model.parameters(), "peak_lr": 0.1}], lr=0.1)])(batch)[0]
+    assert loss.isfinite()
+    assert not torch.equal(model.heads.weight, before)

@@ -184,6 +184,19 @@ def test_cached_gradients_equal_the_plain_step(loss, captions, chunk_size):
         torch.testing.assert_close(model.state_dict()[name], statistics)
 
 
+@pytest.mark.parametrize("loss", ["infonce", "multi_positive"])
+def test_shared_captions_leave_the_gradients_of_the_plain_step(loss):
+    model, batch = pairs(30, loss)
+    gradients = []
+    for form in ("_shared", "_plain"):
+        step = TrainingStep(model, [])
+        assert step._loss == step._shared
+        step._loss = getattr(step, form)
+        gradients.append([step(batch)[0], *(p.grad.clone() for p in model.parameters())])
+    for shared, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(shared, plain, atol=5e-6, rtol=1e-4)
+
+
 def test_cached_gradients_in_bf16_equal_those_of_the_plain_step_in_bf16():
     model, batch = pairs(24, "multi_positive")
     freeze_statistics(model)

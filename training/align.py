@@ -65,7 +65,8 @@ def train(settings: AlignSettings, given: dict) -> int:
     folder = Path(settings.clip).resolve().parent
     if not is_measurement(settings) and not os.access(folder, os.W_OK):
         raise InputError(
-            f"the tower is to go into {settings.clip}, and {folder} cannot be written: copy the model first"
+            f"the tower is to go into {settings.clip}, and {folder} cannot be written: name a copy of it"
+            " elsewhere with --clip"
         )
     seed_everything(settings.seed)
     material = (Strokes if modality == "strokes" else Speech)(settings, clip, device)

@@ -17,6 +17,7 @@ TEXT_MODEL = "albert-base-v2"
 MIN_TEMPERATURE = {"digit": 0.01, "described": 0.1}
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")  # of the spoken digits
 TEXT_LR = 2e-5  # peak learning rate of a language model that trains
+AUGMENTS = ("none", "affine", "elastic")
 PLAIN_EPOCHS = 2  # at the end of a run: images as they are, not augmented
 
 
@@ -98,7 +99,7 @@ class Settings(Options):
         "affine",
         f"how images are changed at random before the last {PLAIN_EPOCHS} epochs: none; affine: rotated, sheared,"
         " scaled, shifted; elastic: bent too",
-        choices=("none", "affine", "elastic"),
+        choices=AUGMENTS,
     )
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31)
     # machine
@@ -269,6 +270,11 @@ def _check_together(s: Settings, given: dict) -> None:
         raise InputError("--text-model and --freeze-text are for sentences: add --text-encoder plus")
     if "muon_momentum" in given and not s.muon_lr:
         raise InputError("--muon-momentum is Muon's: give --muon-lr too, above 0, or leave it out")
+    if given.get("augment", "none") != "none" and s.epochs <= PLAIN_EPOCHS:
+        raise InputError(
+            f"--augment {s.augment} changes no image in a run of {PLAIN_EPOCHS} epochs or less: add --epochs"
+            f" {PLAIN_EPOCHS + 1} or more"
+        )
     if s.captions == "digit" and "unseen_seed" in given:
         raise InputError("--unseen-seed is for captions that describe: leave it out, or add --captions described")
     if s.init_temperature < MIN_TEMPERATURE[s.captions]:
@@ -315,8 +321,7 @@ def _given(argv: list[str], kind: type[Options], prog: str, description: str, pr
     parser = ArgumentParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if presets:
         changes = "\n".join(
-            f"  {name:10}"
-            + (" ".join(f"{_flag(k)} {v}".replace(" True", "") for k, v in preset.items()) or "the defaults")
+            f"  {name:10}" + (" ".join(f"{_flag(k)} {v}" for k, v in preset.items()) or "the defaults")
             for name, preset in presets.items()
         )
         parser.epilog = f"what each preset sets:\n{changes}\n"

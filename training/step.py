@@ -42,8 +42,8 @@ class TrainingStep:
         self.model, self.optimizers, self.ema = model, optimizers, ema
         self.net = distributed.wrap(model)  # what embeds: the model, or DDP around it
         self.bf16, self.chunk_size = bf16, chunk_size
-        shares = model.captions.one_each and model.loss_function.of_shared and distributed.world_size() == 1
-        self._loss = self._cached if chunk_size else self._shared if shares else self._plain
+        is_shared = model.captions.one_each and model.loss_function.of_shared and distributed.world_size() == 1
+        self._loss = self._cached if chunk_size else self._shared if is_shared else self._plain
 
     def __call__(self, batch: Batch, lr_factor: float = 1.0) -> Tensor:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
@@ -84,7 +84,7 @@ class TrainingStep:
         sentences, own = batch.texts
         with self._autocast():
             output = self.net(batch.images, Texts(sentences, torch.arange(len(sentences), device=own.device)))
-        loss = self.model.loss_function.of_shared(output.logits_per_image, own) / (2 * len(own))
+        loss = self.model.loss_function.of_shared(output.logits_per_image, own)
         loss.backward()
         return loss
 
