@@ -571,7 +571,7 @@ BLOCKS = {
     "speech": lambda: speech_table(whole=False),
     "speech-whole": lambda: speech_table(whole=True),
     "reached": reached_table,
-    "results": lambda: seed_table("default", "digit", "plus", "accuracy"),
+    "results": lambda: seed_table("default", "digit", "plus", "accuracy", "accuracy-wide"),
     "versions": versions_table,
     "presets-cuda": lambda: seed_table(*PRESETS_CUDA),
     "tried": tried_table,
