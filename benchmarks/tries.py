@@ -12,6 +12,7 @@ import contextlib
 import json
 from collections.abc import Callable
 from typing import NamedTuple
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +20,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import my_dataset
-import train
 import training.settings
-from benchmarks.common import DATA, RESULTS, about, parser_of, steps_of, write_result
+from benchmarks.common import DATA, RESULTS, Training, about, parser_of, steps_of, write_result
+from evaluation.corruptions import contrast, inversion, noise
 from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
 from evaluation.sections import robustness
-from image_encoder import ImageEncoder, ResidualBlock, halve
+from image_encoder import IMAGE_ENCODERS, ImageEncoder, ResidualBlock, halve
 from my_dataset import Split, load_mnist
-from my_utils import InputError, cpu_threads, exit_on_input_error, number, seed_everything
-from training.ema import Ema
-from training.optimizers import make_optimizers
+from my_utils import InputError, cpu_threads, exit_on_input_error, number
 from training.run import locked
-from training.settings import read_flags
-from training.step import TrainingStep
 
 HELD_OUT = 10_000  # of the training split, beside the validation split
 BUDGET = ["--preset", "accuracy", "--width", "16", "--epochs", "10"]
@@ -79,21 +76,20 @@ def blurred(images: Tensor, share: float = 0.2) -> Tensor:
 
 def paler(images: Tensor, share: float = 0.2) -> Tensor:
     """Down to a fifth of the contrast."""
-    mean = images.mean(dim=(2, 3), keepdim=True)
-    contrast = 1 - 0.8 * torch.rand(len(images), 1, 1, 1)
-    return torch.where(some(images, share), mean + contrast * (images - mean), images)
+    changed = contrast(images[:, 0], 1 - 0.8 * torch.rand(len(images), 1, 1), torch.default_generator)
+    return torch.where(some(images, share), changed[:, None], images)
 
 
 def noisy(images: Tensor, share: float = 0.2) -> Tensor:
     """Gaussian noise of a standard deviation up to 0.3."""
-    noise = 0.3 * torch.rand(len(images), 1, 1, 1) * torch.randn_like(images)
-    return torch.where(some(images, share), (images + noise).clamp(0, 1), images)
+    changed = noise(images, 0.3 * torch.rand(len(images), 1, 1, 1), torch.default_generator)
+    return torch.where(some(images, share), changed, images)
 
 
 def inverted(images: Tensor, share: float = 0.2) -> Tensor:
     """Between the image and its negative."""
-    amount = torch.rand(len(images), 1, 1, 1)
-    return torch.where(some(images, share), images + amount * (1 - 2 * images), images)
+    changed = inversion(images, torch.rand(len(images), 1, 1, 1), torch.default_generator)
+    return torch.where(some(images, share), changed, images)
 
 
 def all_of(*changes: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -182,19 +178,17 @@ def main() -> None:
 
 def measured(one: Try, seed: int, name: str) -> dict:
     """A training, and what its model reaches on the images that were held out."""
-    with changed(one.constants):
-        settings, _ = read_flags(["--data-path", str(DATA), "--seed", str(seed), *BUDGET, *one.flags.split()])
-        seed_everything(seed)
-        pairs = train.build_pairs(settings, torch.device("cpu"))
+    with contextlib.ExitStack() as stack:
+        for constant, value in one.constants.items():
+            place = my_dataset if hasattr(my_dataset, constant) else training.settings
+            stack.enter_context(mock.patch.object(place, constant, value))
+        if one.encoder:
+            stack.enter_context(mock.patch.dict(IMAGE_ENCODERS, residual=one.encoder))
+        trained = Training(["--seed", str(seed), *BUDGET, *one.flags.split()], torch.device("cpu"))
+        pairs, settings = trained.pairs, trained.settings
         held_out = Split(*(x[-HELD_OUT:] for x in (pairs.images, pairs.labels)))
         held_out = Split(*map(torch.cat, zip(held_out, load_mnist("val", DATA), strict=True)))
         pairs.images, pairs.labels = pairs.images[:-HELD_OUT], pairs.labels[:-HELD_OUT]
-        model = train.build_model(settings, pairs)
-        if one.encoder:
-            model.towers["image"] = one.encoder(settings.embed_dim, settings.width)
-        model.to(memory_format=torch.channels_last).train()
-        ema = Ema(model, settings.ema_decay)
-        step = TrainingStep(model, make_optimizers(model, settings), ema=ema)
 
         def change(batch):
             if one.change is None or pairs.augment == "none":
@@ -202,9 +196,10 @@ def measured(one: Try, seed: int, name: str) -> dict:
             return batch._replace(images=one.change(batch.images))
 
         total = settings.epochs * (len(pairs) // settings.batch_size)
-        for _ in tqdm(steps_of(step, pairs, settings, change), desc=f"{name}, seed {seed}", total=total, disable=None):
+        steps = steps_of(trained.step, pairs, settings, change)
+        for _ in tqdm(steps, desc=f"{name}, seed {seed}", total=total, disable=None):
             pass
-    best = ema.model.eval()
+    best = trained.step.ema.model.eval()
     captions = digit_classifier(best)
     similarity = embed_images(best, held_out.images) @ captions.T  # [15,000, 10]
     tenth = Split(*(x[::10] for x in held_out))
@@ -213,20 +208,6 @@ def measured(one: Try, seed: int, name: str) -> dict:
         "nll": min(F.cross_entropy(scale * similarity, held_out.labels).item() for scale in SCALES),
         "mean_corruption_error": robustness(best, captions, tenth)["mean_corruption_error"],
     }
-
-
-@contextlib.contextmanager
-def changed(constants: dict):
-    """Within its `with` block these constants of my_dataset.py and training/settings.py have other values."""
-    places = {name: my_dataset if hasattr(my_dataset, name) else training.settings for name in constants}
-    before = {name: getattr(place, name) for name, place in places.items()}
-    for name, place in places.items():
-        setattr(place, name, constants[name])
-    try:
-        yield
-    finally:
-        for name, place in places.items():
-            setattr(place, name, before[name])
 
 
 def keep(name: str, seed: int, row: dict) -> None:

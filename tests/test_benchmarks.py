@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import my_dataset
 import train
-from benchmarks import gpu, inference, tables
+from benchmarks import gpu, inference, tables, tries
 from benchmarks.common import Training, check_same, finished_run, flops_of, same_origin, spread
 from benchmarks.described import HEADLINES, row_of
 from benchmarks.losses import paired
@@ -16,8 +17,10 @@ from benchmarks.recipes import OpenClip, plain_classifier, pytorch_example, toy_
 from benchmarks.tables import BLOCKS, NOT_MEASURED, PRESETS_CUDA, RESULTS
 from benchmarks.versions import compare
 from clip import CLIP
+from image_encoder import IMAGE_ENCODERS, ImageEncoder
 from my_dataset import Split, load_mnist
 from my_utils import InputError
+from training import settings
 from training.settings import PRESETS, read_flags
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,6 +59,42 @@ def test_the_benchmarks_step_learns(data_path, one_thread, chunk_size):
     batch = next(training.batches)
     losses = [float(training.step(batch)[0]) for _ in range(30)]
     assert losses[-1] < losses[0]
+
+
+def test_a_try_has_its_own_encoder_constants_and_images_and_puts_them_back(small_mnist, one_thread, monkeypatch):
+    seen = set()
+
+    class Own(ImageEncoder):
+        def forward(self, images):
+            seen.add((my_dataset.BEND, settings.PLAIN_EPOCHS, self.training, bool((images == 0.5).all())))
+            return super().forward(images)
+
+    one = tries.Try(
+        "", "--width 2 --batch-size 500", lambda x: torch.full_like(x, 0.5), Own, {"BEND": 0.1, "PLAIN_EPOCHS": 1}
+    )
+    monkeypatch.setattr(tries, "BUDGET", ["--preset", "accuracy", "--epochs", "2"])
+    monkeypatch.setattr(tries, "HELD_OUT", 500)
+    monkeypatch.setattr(
+        tries, "robustness", lambda model, captions, split: {"mean_corruption_error": len(split.labels)}
+    )
+    row = tries.measured(one, 0, "own")
+    assert seen == {(0.1, 1, True, True), (0.1, 1, True, False), (0.7, 2, False, False)}, "a changed and a plain epoch"
+    assert row["mean_corruption_error"] == 550
+    assert 0 < row["error"] < 1
+    assert IMAGE_ENCODERS["residual"] is ImageEncoder
+
+
+@pytest.mark.parametrize("name", tries.TRIES)
+def test_what_can_be_tried_keeps_to_images_and_features(name):
+    one, images = tries.TRIES[name], torch.rand(40, 1, 28, 28)
+    read_flags([*tries.BUDGET, *one.flags.split()])
+    if one.change:
+        changed = one.change(images)
+        assert changed.shape == images.shape
+        assert not torch.equal(changed, images)
+        assert -1e-6 < changed.min() < changed.max() < 1 + 1e-6
+    if one.encoder:
+        assert one.encoder(16, 4)(images).shape == (40, 16)
 
 
 def test_a_step_takes_the_form_that_is_asked_for(data_path):
