@@ -151,6 +151,7 @@ TRIES = {
     "rotate-10": Try("rotations of 10 degrees, shear 0.1", constants={"ROTATE": 10.0, "SHEAR": 0.1}),
     "plain-1": Try("the last epoch without augmentation, not the last two", constants={"PLAIN_EPOCHS": 1}),
     "plain-4": Try("the last four epochs without augmentation", constants={"PLAIN_EPOCHS": 4}),
+    "ema-0.994": Try("`--ema-decay 0.994`: an average over a third as many steps", "--ema-decay 0.994"),
     "muon-0.03": Try("`--muon-lr 0.03`", "--muon-lr 0.03"),
     "batch-128": Try("`--batch-size 128 --muon-lr 0.035`", "--batch-size 128 --muon-lr 0.035"),
     "embed-128": Try("`--embed-dim 128`", "--embed-dim 128"),
