@@ -16,10 +16,26 @@ import time
 import warnings
 from pathlib import Path
 
-# OpenMP's idle threads sleep instead of spinning: beside another busy process, spinning makes training many times
-# slower. (Read when torch loads, so this module is imported first. On a quiet machine spinning is faster, for small
-# steps above all: set the variable to "active" for that.)
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+import psutil
+
+
+def sleep_beside_busy_programs() -> None:
+    """Tell OpenMP, before torch loads, how its threads wait for work: asleep, where other programs keep cores busy.
+
+    By themselves they spin for a while. That saves up to half of a training step on a quiet machine; beside a busy
+    program it makes one several times slower. What a person has set stands.
+    """
+    if "torch" not in sys.modules and not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
+        busy = psutil.cpu_percent(interval=0.1) / 100 * psutil.cpu_count()  # cores at work, this program waits
+        if busy > 0.5:
+            os.environ["OMP_WAIT_POLICY"] = "passive"
+
+
+def threads_sleep() -> bool:
+    return os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+
+
+sleep_beside_busy_programs()  # so this module is imported first
 
 
 class InputError(ValueError):
@@ -262,12 +278,12 @@ def use_precision(name: str, device) -> bool:
 
 @contextlib.contextmanager
 def cpu_threads(count: int | None = None):
-    """Within its `with` block torch works with so many threads (None: as before); then as before, whatever changed."""
+    """Within its `with` block torch works with so many threads at most; then as before, whatever changed."""
     import torch
 
     before = torch.get_num_threads()
     if count:
-        torch.set_num_threads(count)
+        torch.set_num_threads(min(count, before))
     try:
         yield
     finally:

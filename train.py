@@ -58,7 +58,7 @@ def train(settings: Settings, given: dict) -> int:
         device = pick_device(distributed.own_device(settings.device))
     bf16 = my_utils.use_precision(settings.precision, device)
     if settings.threads:
-        torch.set_num_threads(settings.threads)
+        torch.set_num_threads(min(settings.threads, torch.get_num_threads()))
     is_main, world_size = distributed.is_main(), distributed.world_size()
     seed_everything(settings.seed)
 

@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import train
 from clip import CLIP
 from my_dataset import DATA_PATH, Batch, MNISTPairs
-from my_utils import ArgumentParser, InputError, atomic_write, cpu_threads, device_name, use_precision
+from my_utils import ArgumentParser, InputError, atomic_write, cpu_threads, device_name, threads_sleep, use_precision
 from training import align
 from training.ema import Ema
 from training.optimizers import WARMUP, make_optimizers, warmup_cosine
@@ -58,6 +58,7 @@ def about(device: torch.device) -> dict:
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
+        "threads_sleep": threads_sleep(),
         "torch_version": str(torch.__version__),
         "commit": git_commit(),
         "date": f"{date.today()}",

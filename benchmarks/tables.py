@@ -8,12 +8,12 @@ A block stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->` and is re
 
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable
 
-from benchmarks.common import RESULTS, ROOT, machine, parser_of
-from benchmarks.tries import TRIES
+from benchmarks.common import RESULTS, ROOT, machine, parser_of, spread
+from benchmarks.tries import TRIES, Try
+from benchmarks.whole import ROWS
 from my_utils import InputError, atomic_write, exit_on_input_error
 
 DOCUMENTS = ("README.md", "README.zh-CN.md", "benchmarks/README.md")
@@ -216,26 +216,36 @@ def tried_table() -> str:
 
 
 def tries_table() -> str:
-    """What short trainings for --preset accuracy have reached, the mean over their seeds."""
-    path = RESULTS / "tries.json"
+    """What short trainings for --preset accuracy have reached on held-out training images."""
+    columns = {"error": "error", "nll": "negative log likelihood", "mean_corruption_error": "mean corruption error"}
+    return rows_of_tries("tries", TRIES, columns, ", on one thread")
+
+
+def whole_table() -> str:
+    """What whole trainings of --preset accuracy have reached on test."""
+    columns = {"error": "error", "mean_corruption_error": "mean corruption error", "uci_error": "error on UCI digits"}
+    return rows_of_tries("whole", ROWS, columns)
+
+
+def rows_of_tries(file: str, kinds: dict[str, Try], columns: dict[str, str], note: str = "") -> str:
+    """The mean over the seeds of each row, with the spread of the error."""
+    path = RESULTS / f"{file}.json"
     if not path.exists():
-        return f"{NOT_MEASURED} (`python -m benchmarks.tries` fills this in)."
+        return f"{NOT_MEASURED} (`python -m benchmarks.{file}` fills this in)."
     result = json.loads(path.read_text())
-    lines = [
-        "| tried | error | negative log likelihood | mean corruption error | seeds | device, torch, commit, date |"
-    ]
-    lines.append("|" + "---|" * 6)
+    lines = [f"| tried | {' | '.join(columns.values())} | seeds | device, torch, commit, date |"]
+    lines.append("|" + "---|" * (len(columns) + 3))
     for name, of_seeds in result["tries"].items():
-        rows = list(of_seeds.values())
-        error, nll, corrupted = (
-            statistics.mean(row[column] for row in rows) for column in ("error", "nll", "mean_corruption_error")
-        )
+        rows, cells = list(of_seeds.values()), []
+        for column in columns:
+            values = spread([row[column] for row in rows])
+            cells.append(f"{values['mean']:.4f}" if column == "nll" else f"{values['mean']:.2%}")
+            if column == "error" and values["std"] is not None:
+                cells[-1] += f" ± {100 * values['std']:.2f}"
         measured = {f"{row['device']}, {row['torch_version']}, {row['commit']}, {row['date']}" for row in rows}
-        lines.append(
-            f"| {TRIES[name].title} | {error:.2%} | {nll:.4f} | {corrupted:.1%} | {', '.join(of_seeds)}"
-            f" | {'; '.join(sorted(measured))} |"
-        )
-    return "\n".join([*lines, f"\n`{result['command']}`, on one thread."])
+        cells += [", ".join(of_seeds), "; ".join(sorted(measured))]
+        lines.append(f"| {kinds[name].title} | {' | '.join(cells)} |")
+    return "\n".join([*lines, f"\n`{result['command']}`{note}."])
 
 
 def cost_lines(result: dict) -> list[str]:
@@ -576,6 +586,7 @@ BLOCKS = {
     "presets-cuda": lambda: seed_table(*PRESETS_CUDA),
     "tried": tried_table,
     "tries": tries_table,
+    "whole": whole_table,
     "cost": lambda: of_devices("cost", "python -m benchmarks.cost", cost_lines),
     "profile": lambda: of_devices("profile", "python -m benchmarks.profile_step", profile_lines, PROFILE_OF_GPU),
     "losses-plus": lambda: losses_table("plus"),

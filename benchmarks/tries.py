@@ -22,11 +22,12 @@ from tqdm import tqdm
 import my_dataset
 import training.settings
 from benchmarks.common import DATA, RESULTS, Training, about, parser_of, steps_of, write_result
+from clip import CLIP
 from evaluation.corruptions import contrast, inversion, noise
 from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
 from evaluation.sections import robustness
 from image_encoder import IMAGE_ENCODERS, ImageEncoder, ResidualBlock, halve
-from my_dataset import Split, load_mnist
+from my_dataset import MNISTPairs, Split, load_mnist
 from my_utils import InputError, cpu_threads, exit_on_input_error, number
 from training.run import locked
 
@@ -174,22 +175,21 @@ def main() -> None:
         for seed in args.seeds:
             for name in args.names or TRIES:
                 own = about(torch.device("cpu"))  # before training: the commit may be another one afterwards
-                keep(name, seed, measured(TRIES[name], seed, name) | own)
+                keep("tries", TRIES, name, seed, measured(TRIES[name], seed, name) | own)
 
 
-def measured(one: Try, seed: int, name: str) -> dict:
-    """A training, and what its model reaches on the images that were held out."""
+def trained(one: Try, flags: list[str], title: str, choose: Callable[[MNISTPairs], None] | None = None) -> CLIP:
+    """The averaged model after a training with `flags` and what is tried. `choose` gives it other images."""
     with contextlib.ExitStack() as stack:
         for constant, value in one.constants.items():
             place = my_dataset if hasattr(my_dataset, constant) else training.settings
             stack.enter_context(mock.patch.object(place, constant, value))
         if one.encoder:
             stack.enter_context(mock.patch.dict(IMAGE_ENCODERS, residual=one.encoder))
-        trained = Training(["--seed", str(seed), *BUDGET, *one.flags.split()], torch.device("cpu"))
-        pairs, settings = trained.pairs, trained.settings
-        held_out = Split(*(x[-HELD_OUT:] for x in (pairs.images, pairs.labels)))
-        held_out = Split(*map(torch.cat, zip(held_out, load_mnist("val", DATA), strict=True)))
-        pairs.images, pairs.labels = pairs.images[:-HELD_OUT], pairs.labels[:-HELD_OUT]
+        of_flags = Training([*flags, *one.flags.split()], torch.device("cpu"))
+        pairs, settings = of_flags.pairs, of_flags.settings
+        if choose:
+            choose(pairs)
 
         def change(batch):
             if one.change is None or pairs.augment == "none":
@@ -197,10 +197,21 @@ def measured(one: Try, seed: int, name: str) -> dict:
             return batch._replace(images=one.change(batch.images))
 
         total = settings.epochs * (len(pairs) // settings.batch_size)
-        steps = steps_of(trained.step, pairs, settings, change)
-        for _ in tqdm(steps, desc=f"{name}, seed {seed}", total=total, disable=None):
+        for _ in tqdm(steps_of(of_flags.step, pairs, settings, change), desc=title, total=total, disable=None):
             pass
-    best = trained.step.ema.model.eval()
+    return of_flags.step.ema.model.eval()
+
+
+def measured(one: Try, seed: int, name: str) -> dict:
+    """What a short training's model reaches on the images that were held out."""
+    parts = [load_mnist("val", DATA)]
+
+    def hold_out(pairs: MNISTPairs) -> None:
+        parts.insert(0, Split(pairs.images[-HELD_OUT:], pairs.labels[-HELD_OUT:]))
+        pairs.images, pairs.labels = pairs.images[:-HELD_OUT], pairs.labels[:-HELD_OUT]
+
+    best = trained(one, ["--seed", str(seed), *BUDGET], f"{name}, seed {seed}", hold_out)
+    held_out = Split(*map(torch.cat, zip(*parts, strict=True)))
     captions = digit_classifier(best)
     similarity = embed_images(best, held_out.images) @ captions.T  # [15,000, 10]
     tenth = Split(*(x[::10] for x in held_out))
@@ -211,14 +222,14 @@ def measured(one: Try, seed: int, name: str) -> dict:
     }
 
 
-def keep(name: str, seed: int, row: dict) -> None:
-    """Put a row into the file, where another process may write too."""
-    place = RESULTS / "tries.json"
+def keep(file: str, kinds: dict[str, Try], name: str, seed: int, row: dict) -> None:
+    """Put a row into the result file, where another process may write too."""
+    place = RESULTS / f"{file}.json"
     with locked(place):
         rows = json.loads(place.read_text())["tries"] if place.exists() else {}
         rows.setdefault(name, {})[str(seed)] = row
-        in_order = {name: rows[name] for name in TRIES if name in rows}
-        write_result("tries", {"command": "python -m benchmarks.tries", "tries": in_order})
+        in_order = {name: rows[name] for name in kinds if name in rows}
+        write_result(file, {"command": f"python -m benchmarks.{file}", "tries": in_order})
     print(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items() if isinstance(v, float)))
 
 

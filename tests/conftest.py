@@ -2,6 +2,7 @@ import os  # isort: skip
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # two processes on two cores, before torch counts them
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the processes of tests stand beside each other
 import my_utils  # isort: skip  # noqa: F401  before torch: it says how OpenMP waits
 
 import contextlib

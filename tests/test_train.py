@@ -12,6 +12,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import my_utils
 import train
 from attributes import unseen_cells
 from clip import CLIP
@@ -280,16 +281,44 @@ def test_a_wrong_flag_is_refused_before_torch_is_imported():
     assert done.stderr == "error: argument --epochs: '0' is not a whole number from 1 to 100000 (see --help)\n"
 
 
-def test_the_fast_encoder_trains_on_one_thread_and_the_other_on_all(tmp_path, small_mnist, monkeypatch):
+@pytest.mark.parametrize(("policy", "fast"), [("passive", 1), ("active", 2)])
+def test_the_fast_encoder_trains_on_few_threads_and_the_other_on_all(tmp_path, small_mnist, monkeypatch, policy, fast):
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
     seen = []
     call = TrainingStep.__call__
     monkeypatch.setattr(TrainingStep, "__call__", lambda *a: seen.append(torch.get_num_threads()) or call(*a))
     for encoder in ("residual", "fast"):
-        with cpu_threads(2):
+        with cpu_threads():
+            torch.set_num_threads(3)
             flags = [*TINY, "--epochs", 1, "--image-encoder", encoder, "--runs-dir", tmp_path, "--run-name", encoder]
             assert train_here(*flags).returncode == 0
-            assert torch.get_num_threads() == 2, "what comes behind it in this process has its own threads"
-    assert seen == [2] * 21 + [1] * 21
+            assert torch.get_num_threads() == 3, "what comes behind it in this process has its own threads"
+    assert seen == [3] * 21 + [fast] * 21
+
+
+def test_no_more_threads_than_there_are():
+    with cpu_threads():
+        torch.set_num_threads(1)
+        with cpu_threads(2):
+            assert torch.get_num_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "percent", "then"),
+    [(None, 0.0, None), (None, 12.0, None), (None, 13.0, "passive"), ("active", 100.0, "active")],
+)
+def test_threads_sleep_beside_busy_programs(monkeypatch, own, percent, then):
+    """Four processors: half of one is an eighth of all. What a person has set stands."""
+    monkeypatch.delitem(sys.modules, "torch")  # as before it loads
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if own:
+        monkeypatch.setenv("OMP_WAIT_POLICY", own)
+    monkeypatch.setattr("psutil.cpu_count", lambda: 4)
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: percent)
+    my_utils.sleep_beside_busy_programs()
+    assert os.environ.get("OMP_WAIT_POLICY") == then
+    assert my_utils.threads_sleep() == (then == "passive")
 
 
 def test_imports_stay_out_of_the_search_for_garbage(monkeypatch):

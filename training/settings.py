@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from my_utils import ArgumentParser, InputError, is_whole, number
+from my_utils import ArgumentParser, InputError, is_whole, number, threads_sleep
 
 TEXT_MODEL = "albert-base-v2"
 # The least that training may make of the temperature: 0.01 as in the paper. Captions that describe keep a higher one,
@@ -122,9 +122,11 @@ class Settings(Options):
 
     @property
     def threads(self) -> int | None:
-        """Of training on a CPU; None: as many as torch takes. The fast encoder's work is too small to be shared: to
-        wake another thread takes longer. (A language model that trains has enough.)"""
-        return 1 if self.image_encoder == "fast" and (self.text_encoder == "table" or self.freeze_text) else None
+        """The most that a training on a CPU takes; None: as many as torch does. The fast encoder's work is too small
+        for more than two, or for two where one has to be woken. (A language model that trains has enough.)"""
+        if self.image_encoder != "fast" or (self.text_encoder == "plus" and not self.freeze_text):
+            return None
+        return 1 if threads_sleep() else 2
 
     def augment_of(self, epoch: int) -> str:
         """How the images of this epoch, counted from 0, are changed."""
