@@ -147,6 +147,12 @@ TRIES = {
         "squares, blur, contrast, noise and inversion, each in 20% of the images",
         change=all_of(lambda x: squares(x, 0.2), blurred, paler, inverted, noisy),
     ),
+    "corrupted-less": Try(
+        "the same, each in 8% of the images, and half of the strokes thicker or thinner",
+        change=all_of(
+            strokes, *(lambda x, one=one: one(x, 0.08) for one in (squares, blurred, paler, inverted, noisy))
+        ),
+    ),
     "shift-4": Try("shifts of 4 pixels, rotations of 25 degrees", constants={"SHIFT": 4.0, "ROTATE": 25.0}),
     "shift-1": Try("shifts of 1 pixel", constants={"SHIFT": 1.0}),
     "rotate-10": Try("rotations of 10 degrees, shear 0.1", constants={"ROTATE": 10.0, "SHEAR": 0.1}),
