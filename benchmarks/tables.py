@@ -248,6 +248,21 @@ def rows_of_tries(file: str, kinds: dict[str, Try], columns: dict[str, str], not
     return "\n".join([*lines, f"\n`{result['command']}`{note}."])
 
 
+def waiting_table() -> str:
+    """Steps with threads that spin and that sleep, on a quiet and on a busy machine."""
+    path = RESULTS / "waiting.json"
+    if not path.exists():
+        return f"{NOT_MEASURED} (`python -m benchmarks.waiting` fills this in)."
+    result = json.loads(path.read_text())
+    ms = {(row["preset"], row["machine"], row["wait"]): f"{1000 * row['seconds']:.0f} ms" for row in result["rows"]}
+    lines = ["| a training step of | quiet: spinning | asleep | beside a busy program: spinning | asleep |"]
+    lines.append("|" + "---|" * 5)
+    for preset in dict.fromkeys(row["preset"] for row in result["rows"]):
+        cells = [ms[preset, machine, wait] for machine in ("quiet", "busy") for wait in ("spinning", "asleep")]
+        lines.append(f"| {preset} | {' | '.join(cells)} |")
+    return "\n".join([*lines, f"\n{about(result)}"])
+
+
 def cost_lines(result: dict) -> list[str]:
     """What cost.py has measured."""
     lines = ["| batch size | `embed_dim` | chunk size | images/s | memory of a step |\n|---|---|---|---|---|"]
@@ -587,6 +602,7 @@ BLOCKS = {
     "tried": tried_table,
     "tries": tries_table,
     "whole": whole_table,
+    "waiting": waiting_table,
     "cost": lambda: of_devices("cost", "python -m benchmarks.cost", cost_lines),
     "profile": lambda: of_devices("profile", "python -m benchmarks.profile_step", profile_lines, PROFILE_OF_GPU),
     "losses-plus": lambda: losses_table("plus"),

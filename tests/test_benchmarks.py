@@ -9,7 +9,7 @@ import torch
 
 import my_dataset
 import train
-from benchmarks import gpu, inference, tables, tries
+from benchmarks import gpu, inference, tables, tries, waiting, whole
 from benchmarks.common import Training, check_same, finished_run, flops_of, same_origin, spread
 from benchmarks.described import HEADLINES, row_of
 from benchmarks.losses import paired
@@ -82,6 +82,38 @@ def test_a_try_has_its_own_encoder_constants_and_images_and_puts_them_back(small
     assert row["mean_corruption_error"] == 550
     assert 0 < row["error"] < 1
     assert IMAGE_ENCODERS["residual"] is ImageEncoder
+
+
+def test_a_whole_run_takes_all_images_and_is_looked_at_on_test(small_mnist, one_thread, monkeypatch, tmp_path):
+    monkeypatch.setattr(whole, "FLAGS", ["--preset", "accuracy", "--epochs", "1", "--width", "2"])
+    monkeypatch.setattr(whole, "RUNS", tmp_path)
+    monkeypatch.setattr(whole, "robustness", lambda *a: {"mean_corruption_error": 0.5})
+    sizes, add = [], whole.add_validation
+    monkeypatch.setattr(whole, "add_validation", lambda pairs: (add(pairs), sizes.append(len(pairs))))
+    row = whole.looked_at(whole.model_of("everything", 0))
+    assert sizes == [10_500]
+    assert CLIP.load(tmp_path / "everything-seed0.pth").config["epochs"] == 1
+    assert row["mean_corruption_error"] == 0.5
+    assert 0 < row["error"] < 0.9
+    assert 0 < row["uci_error"] < 0.95
+
+
+def test_waiting_is_measured_in_turn_on_a_quiet_and_a_busy_machine(monkeypatch):
+    asked, written = [], {}
+
+    def child(wait):
+        asked.append(*wait)
+        return {"default": float(len(asked))}
+
+    monkeypatch.setattr("sys.argv", ["waiting"])
+    monkeypatch.setattr(waiting, "in_own_process", child)
+    monkeypatch.setattr(waiting, "write_result", lambda name, result: written.update(result))
+    waiting.main()
+    assert asked == ["GOMP_SPINCOUNT", "OMP_WAIT_POLICY"] * 2 + ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"] * 2 + asked[:4]
+    found = {(row["machine"], row["wait"]): row["of_runs"] for row in written["rows"]}
+    assert found["quiet", "asleep"] == [2.0, 5.0, 10.0]
+    assert found["busy", "spinning"] == [3.0, 8.0, 11.0]
+    assert written["rows"][0]["seconds"] == 6.0
 
 
 @pytest.mark.parametrize("name", tries.TRIES)
