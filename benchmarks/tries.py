@@ -9,6 +9,7 @@ takes no part. Writes benchmarks/results/tries.json.
 """
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable
 from typing import NamedTuple
@@ -102,6 +103,11 @@ def all_of(*changes: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return change
 
 
+def of_each(share: float) -> list[Callable[[Tensor], Tensor]]:
+    """What evaluation/corruptions.py knows but for turns and shifts, each in so many of the images."""
+    return [functools.partial(one, share=share) for one in (squares, blurred, paler, inverted, noisy)]
+
+
 # ---- other encoders ----
 
 
@@ -149,10 +155,9 @@ TRIES = {
     ),
     "corrupted-less": Try(
         "the same, each in 8% of the images, and half of the strokes thicker or thinner",
-        change=all_of(
-            strokes, *(lambda x, one=one: one(x, 0.08) for one in (squares, blurred, paler, inverted, noisy))
-        ),
+        change=all_of(strokes, *of_each(0.08)),
     ),
+    "corrupted-16": Try("the same, each in 16% of the images", change=all_of(strokes, *of_each(0.16))),
     "shift-4": Try("shifts of 4 pixels, rotations of 25 degrees", constants={"SHIFT": 4.0, "ROTATE": 25.0}),
     "shift-1": Try("shifts of 1 pixel", constants={"SHIFT": 1.0}),
     "rotate-10": Try("rotations of 10 degrees, shear 0.1", constants={"ROTATE": 10.0, "SHEAR": 0.1}),
