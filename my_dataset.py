@@ -5,7 +5,7 @@ as a torch `Dataset` it gives one pair at a time.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -46,6 +46,8 @@ SHIFT = 2.0  # pixels
 SCALE = 0.12  # relative, on a log scale, for width and height apart
 SHEAR = 0.15  # horizontal pixels per vertical pixel
 BEND, BENDS = 0.7, 4  # pixels, the standard deviation at each of 4 x 4 places; interpolated between them
+THICKEN = 0.7  # pixels on each side of a stroke, more or less, in half of the images
+CORRUPT = 0.08  # of the images, with each of the corruptions
 
 
 class Split(NamedTuple):
@@ -123,9 +125,9 @@ class MNISTPairs(Dataset):
     """A split as pairs: each image with a text that is true of it.
 
     `captions` are all texts that can be drawn; None: those that describe. An image is described as it goes into
-    training: first warped, as `augment` says ("none", "affine" or "elastic"), then measured. In `epoch` those that then
-    lie in one of the `unseen` cells (bool [10, 3, 3]; None: `attributes.unseen_cells()`) take no part, and each twelfth
-    pair shows no digit.
+    training: first warped, as `augment` says ("none", "affine", "elastic" or "corrupted"), then measured; corrupted
+    images are so after that. In `epoch` those that lie in one of the `unseen` cells (bool [10, 3, 3]; None:
+    `attributes.unseen_cells()`) take no part, and each twelfth pair shows no digit.
     `distinct` draws batches in groups of ten pairs, the digits 0 to 9. Raises InputError as `load_mnist`.
     """
 
@@ -189,6 +191,8 @@ class MNISTPairs(Dataset):
                 images, digits = self._images(order[start + own])
                 texts, claims = self.captions.draw(digits)
                 truth = Truth((1 << digits).int(), claims)
+            if self.augment == "corrupted":
+                images = corrupt(images)
             yield Batch(images, texts, truth, batch_size)
 
     def _no_digits(self, order: Tensor, seed: int, epoch: int) -> NoDigits:
@@ -221,18 +225,17 @@ class MNISTPairs(Dataset):
         """Places [B] -> their images, float [B, 1, 28, 28] in [0, 1], warped or not, and their digits [B]."""
         images, digits = self.images.index_select(0, index), self.labels[index]  # (much faster than images[index])
         if self.augment != "none":
-            bent = self.augment == "elastic"
-            return torch.cat([random_warp(part, bent) for part in images.split(WARPED_AT_ONCE)]), digits
+            return torch.cat([random_warp(part, self.augment) for part in images.split(WARPED_AT_ONCE)]), digits
         return images[:, None].float() / 255, digits
 
 
 # ---- augmentation: a whole batch at once, one random warp for each image, sampled once ----
 
 
-def random_warp(images: Tensor, bent: bool = False) -> Tensor:
+def random_warp(images: Tensor, augment: str = "affine") -> Tensor:
     """uint8 [B, 28, 28] -> float [B, 1, 28, 28] in [0, 1], each rotated, sheared, scaled and shifted at random.
 
-    `bent`: elastic distortion too (Simard et al., 2003, ICDAR).
+    "elastic": bent too (Simard et al., 2003, ICDAR). "corrupted": half of them with thicker or thinner strokes as well.
     """
     x = images[:, None].float() / 255  # [B, 1, 28, 28]
     rotate, shear, scale_x, scale_y, shift_x, shift_y = torch.rand(6, len(x), device=x.device) * 2 - 1
@@ -246,7 +249,52 @@ def random_warp(images: Tensor, bent: bool = False) -> Tensor:
         torch.stack([sin * scale_x, (sin * shear + cos) * scale_y, shift_y * SHIFT / half], dim=1),
     ]
     grid = F.affine_grid(torch.stack(rows, dim=1), x.shape, align_corners=False)  # [B, 28, 28, 2]
-    if bent:
+    if augment != "affine":
         field = torch.randn(len(x), 2, BENDS, BENDS, device=x.device) * (BEND / half)
         grid = grid + F.interpolate(field, x.shape[-2:], mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
-    return F.grid_sample(x, grid, align_corners=False)
+    x = F.grid_sample(x, grid, align_corners=False)
+    return random_thickness(x) if augment == "corrupted" else x
+
+
+def random_thickness(x: Tensor) -> Tensor:
+    """Between the image and what a dilation, or an erosion, of a pixel on each side makes of it."""
+    pixels = THICKEN * (2 * amount(x) - 1) * some(x, 0.5)  # [B, 1, 1, 1]
+    thicker, thinner = of_nine(x, torch.maximum), of_nine(x, torch.minimum)
+    return x + pixels.clamp(min=0) * (thicker - x) + pixels.clamp(max=0) * (x - thinner)
+
+
+def corrupt(x: Tensor) -> Tensor:
+    """Float [B, 1, 28, 28] in [0, 1] -> the same, some with a black square, blurred, paler, inverted, noisy."""
+    x = hide_square(x)
+    x = torch.where(some(x, CORRUPT), of_nine(of_nine(x, torch.add), torch.add) / 81, x)
+    mean = x.mean(dim=(2, 3), keepdim=True)
+    x = torch.lerp(x, mean, 0.8 * amount(x) * some(x, CORRUPT))
+    x = torch.lerp(x, 1 - x, amount(x) * some(x, CORRUPT))
+    return (x + 0.3 * amount(x) * some(x, CORRUPT) * torch.randn_like(x)).clamp(0, 1)
+
+
+def hide_square(x: Tensor) -> Tensor:
+    """Random erasing (Zhong et al., 2020, arXiv 1708.04896): a black square of 4 to 10 pixels, anywhere."""
+    side = 4 + (7 * amount(x)).floor()  # [B, 1, 1, 1]
+    row, column = ((29 - side) * amount(x)).floor(), ((29 - side) * amount(x)).floor()
+    place = torch.arange(28, device=x.device)
+    rows = (place[:, None] >= row) & (place[:, None] < row + side)  # [B, 1, 28, 1]
+    columns = (place >= column) & (place < column + side)  # [B, 1, 1, 28]
+    return x.masked_fill(rows & columns & some(x, CORRUPT), 0)
+
+
+def of_nine(x: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Each pixel combined with its eight neighbours. (Slices: torch's pooling takes ten times as long on a CPU.)"""
+    x = F.pad(x, (1, 1, 1, 1))
+    x = combine(combine(x[..., :-2], x[..., 1:-1]), x[..., 2:])
+    return combine(combine(x[..., :-2, :], x[..., 1:-1, :]), x[..., 2:, :])
+
+
+def amount(x: Tensor) -> Tensor:
+    """For each image one of its own, from 0 to 1: [B, 1, 1, 1]."""
+    return torch.rand(len(x), 1, 1, 1, device=x.device)
+
+
+def some(x: Tensor, share: float) -> Tensor:
+    """Which of the images, by lot: bool [B, 1, 1, 1]."""
+    return amount(x) < share

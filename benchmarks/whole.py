@@ -1,17 +1,17 @@
-"""Whole runs of `--preset accuracy` with one change, looked at once on the test split: nothing is chosen by them.
+"""Whole runs of `--preset accuracy` and of others beside it, looked at on the test split: nothing is chosen by them.
 
     python -m benchmarks.whole                        the preset as it is, from finished runs or new ones
     python -m benchmarks.whole everything             trained on all 60,000 images, those of validation too
-    python -m benchmarks.whole squares --seeds 0      on images changed as benchmarks/tries.py says
+    python -m benchmarks.whole affine --seeds 0       with another augmentation
 
-Where the preset keeps the best epoch on validation, a changed run keeps the last one. Models stay in runs/whole/.
+A run on all images keeps its last epoch, for none is left to choose the best by. Runs stay in runs/whole/.
 Writes benchmarks/results/whole.json, where the new rows replace those of the same name and seed.
 """
 
 import torch
 
 from benchmarks.common import DATA, ROOT, about, finished_run, parser_of
-from benchmarks.tries import TRIES, Try, keep, trained
+from benchmarks.tries import Try, keep, trained
 from clip import CLIP
 from evaluate import CORRUPTED_IMAGES
 from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
@@ -22,7 +22,12 @@ from my_utils import InputError, exit_on_input_error, number
 
 FLAGS = ["--preset", "accuracy"]
 RUNS = ROOT / "runs" / "whole"
-ROWS = {"preset": Try("as it is"), "everything": Try("trained on all 60,000 images")} | TRIES
+ROWS = {
+    "preset": Try("`--preset accuracy`"),
+    "everything": Try("trained on all 60,000 images"),
+    "elastic": Try("with `--augment elastic`", "--augment elastic"),
+    "affine": Try("with `--augment affine`", "--augment affine"),
+}
 
 
 def main() -> None:
@@ -35,18 +40,20 @@ def main() -> None:
     for seed in args.seeds:
         for name in args.names:
             own = about(torch.device("cpu"))  # before training: the commit may be another one afterwards
-            keep("whole", ROWS, name, seed, looked_at(model_of(name, seed)) | own)
+            model = model_of(name, seed)
+            trained_at = {"commit": model.metrics.get("commit", own["commit"])}
+            keep("whole", ROWS, name, seed, looked_at(model) | own | trained_at)
 
 
 def model_of(name: str, seed: int) -> CLIP:
     """The model of a whole run."""
-    flags = ["--seed", str(seed), *FLAGS]
-    if name == "preset":
-        run = RUNS / f"preset-seed{seed}"
+    flags, run = ["--seed", str(seed), *FLAGS, *ROWS[name].flags.split()], RUNS / f"{name}-seed{seed}"
+    if name != "everything":
         finished_run(run, flags)
         return CLIP.load(run / "best_model.pth")
-    model = trained(ROWS[name], flags, f"{name}, seed {seed}", add_validation if name == "everything" else None)
-    model.save(RUNS / f"{name}-seed{seed}.pth")
+    model = trained(ROWS[name], flags, run.name, add_validation)
+    run.mkdir(parents=True, exist_ok=True)
+    model.save(run / "best_model.pth")
     return model
 
 

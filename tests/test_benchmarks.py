@@ -92,7 +92,7 @@ def test_a_whole_run_takes_all_images_and_is_looked_at_on_test(small_mnist, one_
     monkeypatch.setattr(whole, "add_validation", lambda pairs: (add(pairs), sizes.append(len(pairs))))
     row = whole.looked_at(whole.model_of("everything", 0))
     assert sizes == [10_500]
-    assert CLIP.load(tmp_path / "everything-seed0.pth").config["epochs"] == 1
+    assert CLIP.load(tmp_path / "everything-seed0" / "best_model.pth").config["epochs"] == 1
     assert row["mean_corruption_error"] == 0.5
     assert 0 < row["error"] < 0.9
     assert 0 < row["uci_error"] < 0.95
@@ -118,7 +118,7 @@ def test_waiting_is_measured_in_turn_on_a_quiet_and_a_busy_machine(monkeypatch):
 
 @pytest.mark.parametrize("name", tries.TRIES)
 def test_what_can_be_tried_keeps_to_images_and_features(name):
-    one, images = tries.TRIES[name], torch.rand(40, 1, 28, 28)
+    one, images = tries.TRIES[name], torch.rand(400, 1, 28, 28)
     read_flags([*tries.BUDGET, *one.flags.split()])
     if one.change:
         changed = one.change(images)
@@ -126,7 +126,7 @@ def test_what_can_be_tried_keeps_to_images_and_features(name):
         assert not torch.equal(changed, images)
         assert -1e-6 < changed.min() < changed.max() < 1 + 1e-6
     if one.encoder:
-        assert one.encoder(16, 4)(images).shape == (40, 16)
+        assert one.encoder(16, 4)(images).shape == (400, 16)
 
 
 def test_a_step_takes_the_form_that_is_asked_for(data_path):

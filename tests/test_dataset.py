@@ -13,6 +13,7 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 
 import data.mnist
@@ -30,7 +31,7 @@ from captions import (
 )
 from data.mnist import MD5, provision
 from image_encoder import PIXEL_MEAN, PIXEL_STD
-from my_dataset import Batch, MNISTPairs, Split, load_mnist, random_warp, stratified_indices
+from my_dataset import Batch, MNISTPairs, Split, corrupt, load_mnist, random_thickness, random_warp, stratified_indices
 from my_utils import InputError
 
 TABLE = captions_of("digit", "table")  # the digits' names
@@ -213,11 +214,11 @@ def test_distinct_batches_hold_each_digit_once_in_every_ten(pairs_of):
 
 @pytest.mark.parametrize("augment", [True, False, "Elastic"])
 def test_an_unknown_augmentation_is_refused(data_path, augment):
-    with pytest.raises(InputError, match="choose none, affine, elastic"):
+    with pytest.raises(InputError, match="choose none, affine, elastic, corrupted"):
         MNISTPairs("val", data_path, augment=augment)
 
 
-@pytest.mark.parametrize("augment", ["affine", "elastic"])
+@pytest.mark.parametrize("augment", ["affine", "elastic", "corrupted"])
 def test_pairs_are_augmented_only_where_it_is_asked_for(data_path, augment):
     plain, warped = (MNISTPairs("val", data_path, captions=TABLE, augment=how) for how in ("none", augment))
     torch.manual_seed(0)
@@ -227,17 +228,19 @@ def test_pairs_are_augmented_only_where_it_is_asked_for(data_path, augment):
     assert (before.images - after.images).flatten(1).abs().amax(dim=1).gt(0.1).all()
 
 
-@pytest.mark.parametrize("bent", [False, True])
-def test_augmentation_moves_each_image_a_little_and_keeps_its_ink(data_path, bent):
+@pytest.mark.parametrize(
+    ("augment", "least", "most"), [("affine", 0.6, 1.6), ("elastic", 0.6, 1.6), ("corrupted", 0.2, 3)]
+)
+def test_augmentation_moves_each_image_a_little_and_keeps_its_ink(data_path, augment, least, most):
     images = load_mnist("val", data_path).images[:200]
     torch.manual_seed(0)
-    changed = random_warp(images, bent)
+    changed = random_warp(images, augment)
     assert changed.shape == (200, 1, 28, 28)
     assert changed.min() >= 0
     assert changed.max() <= 1
     ink = changed.sum((1, 2, 3)) / (images.float() / 255).sum((1, 2))
-    assert 0.6 < ink.min() < ink.max() < 1.6
-    one, other = random_warp(images[:1].expand(2, 28, 28), bent)
+    assert least < ink.min() < ink.max() < most
+    one, other = random_warp(images[:1].expand(2, 28, 28), augment)
     assert not torch.equal(one, other), "each image has its own map"
 
 
@@ -251,11 +254,63 @@ def test_bending_moves_neighbouring_pixels_alike_by_about_a_pixel(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, 0.5))  # nothing but the bending
     torch.manual_seed(0)
     ramp = torch.arange(28, dtype=torch.uint8).expand(500, 28, 28) * 9  # a pixel's value says where it came from
-    moved = (random_warp(ramp, bent=True)[:, 0] * 255 / 9 - torch.arange(28))[:, 4:-4, 4:-4]  # pixels to the right
+    moved = (random_warp(ramp, "elastic")[:, 0] * 255 / 9 - torch.arange(28))[:, 4:-4, 4:-4]  # pixels to the right
     assert 0.4 < moved.std() < 0.8
     assert moved.abs().max() < 4
     assert moved.diff(dim=2).std() < 0.15
     assert moved.diff(dim=1).std() < 0.15
+
+
+def test_strokes_grow_and_shrink_by_less_than_a_pixel_on_each_side():
+    torch.manual_seed(0)
+    bar = torch.zeros(1000, 1, 28, 28)
+    bar[..., 10:18, 12:16] = 1  # four pixels wide
+    width = random_thickness(bar)[:, 0, 14].sum(dim=1)
+    assert 2.6 - 1e-5 < width.min() < 2.7
+    assert 5.3 < width.max() < 5.4 + 1e-5
+    assert 0.45 < (width == 4).float().mean() < 0.55, "half of the images stay as they are"
+    assert abs(width.mean() - 4) < 0.1, "as often thicker as thinner"
+
+
+def test_some_images_are_corrupted_each_in_one_way_or_more(monkeypatch):
+    of_kind = iter(torch.eye(5, 6, dtype=torch.bool))  # the first image gets the first corruption, and so on
+    monkeypatch.setattr(my_dataset, "some", lambda x, share: next(of_kind)[:, None, None, None])
+    torch.manual_seed(0)
+    x = F.avg_pool2d((torch.rand(6, 1, 30, 30) > 0.6).float(), 3, 1) * 0.9
+    hidden, blurred, paler, inverted, noisy, same = corrupt(x.clone())[:, 0]
+    x = x[:, 0]
+    assert torch.equal(same, x[5])
+    dark = hidden != x[0]
+    side = dark.any(dim=0).sum()
+    assert 4 <= side <= 10
+    assert not hidden[dark].any()
+    assert dark.sum() == side**2 - (x[0][dark.any(dim=1)][:, dark.any(dim=0)] == 0).sum(), "a square"
+    torch.testing.assert_close(blurred, F.avg_pool2d(F.avg_pool2d(x[1][None], 3, 1, 1), 3, 1, 1)[0])
+    factor = (paler - x[2].mean()) / (x[2] - x[2].mean())
+    assert 0.2 < factor.mean() < 1
+    torch.testing.assert_close(factor, factor.mean().expand(28, 28), atol=1e-2, rtol=0)
+    blend = (inverted - x[3]) / (1 - 2 * x[3])
+    assert 0 < blend.nanmedian() < 1
+    torch.testing.assert_close(inverted, torch.lerp(x[3], 1 - x[3], blend.nanmedian()))
+    assert 0 < (noisy - x[4]).std() < 0.3
+
+
+def test_by_lot_means_so_many_images():
+    torch.manual_seed(0)
+    assert my_dataset.some(torch.zeros(20_000, 1, 2, 2), 0.08).float().mean() == pytest.approx(0.08, abs=0.01)
+
+
+@pytest.mark.parametrize("captions", [TABLE, None])
+def test_images_are_corrupted_after_they_were_described(data_path, monkeypatch, captions):
+    made = {}
+    for name, change in (("before", lambda x: x), ("after", lambda x: torch.full_like(x, 0.5))):
+        monkeypatch.setattr(my_dataset, "corrupt", change)
+        torch.manual_seed(0)
+        made[name] = next(MNISTPairs("val", data_path, captions=captions, augment="corrupted").epoch(60))
+    before, after = made["before"], made["after"]
+    assert (after.images == 0.5).all()
+    assert before.texts.strings() == after.texts.strings()
+    assert all(torch.equal(a, b) for a, b in zip(before.truth, after.truth, strict=True) if a is not None)
 
 
 # ---- provisioning ----

@@ -17,7 +17,7 @@ TEXT_MODEL = "albert-base-v2"
 MIN_TEMPERATURE = {"digit": 0.01, "described": 0.1}
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")  # of the spoken digits
 TEXT_LR = 2e-5  # peak learning rate of a language model that trains
-AUGMENTS = ("none", "affine", "elastic")
+AUGMENTS = ("none", "affine", "elastic", "corrupted")
 PLAIN_EPOCHS = 2  # at the end of a run: images as they are, not augmented
 
 
@@ -98,7 +98,8 @@ class Settings(Options):
     augment: str = option(
         "affine",
         f"how images are changed at random before the last {PLAIN_EPOCHS} epochs: none; affine: rotated, sheared,"
-        " scaled, shifted; elastic: bent too",
+        " scaled, shifted; elastic: bent too; corrupted: with strokes of another thickness too, and some of them noisy,"
+        " blurred, pale, inverted or partly hidden",
         choices=AUGMENTS,
     )
     seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31)
@@ -136,13 +137,13 @@ class Settings(Options):
 # What --preset changes; flags that are given win over it.
 PRESETS = {
     "default": {},
-    # A wider CNN for longer, on images that are bent too; the moving average evens out what the last steps saw.
+    # A wider CNN for longer, on images that are bent and corrupted too; the average evens out what the last steps saw.
     "accuracy": {
         "captions": "digit",
         "init_temperature": 0.07,
         "epochs": 30,
         "width": 24,
-        "augment": "elastic",
+        "augment": "corrupted",
         "ema_decay": 0.998,
     },
     # No border, a single convolution, one epoch without augmentation.
