@@ -47,24 +47,6 @@ class Try(NamedTuple):
     constants: dict = {}  # noqa: RUF012, nobody changes it
 
 
-# ---- other encoders ----
-
-
-class Dropout(ImageEncoder):
-    def pooled(self, images: Tensor) -> Tensor:
-        return F.dropout(super().pooled(images), 0.3, self.training)
-
-
-class Stem(ImageEncoder):
-    """One convolution at the full resolution first."""
-
-    def __init__(self, embed_dim: int, width: int):
-        super().__init__(embed_dim, width)
-        half = width // 2
-        first = nn.Sequential(nn.Conv2d(1, half, 3, padding=1, bias=False), nn.BatchNorm2d(half), nn.ReLU())
-        self.stages = nn.Sequential(*first, *halve(half, width), *list(self.stages)[3:])
-
-
 class Late(ImageEncoder):
     """Three times the channels in the second stage, six times in the third."""
 
@@ -81,28 +63,18 @@ TRIES = {
     "elastic": Try("the base: `--augment elastic`, 0.7 pixels at each of 4x4 places"),
     "elastic-0.5": Try("0.5 pixels", constants={"BEND": 0.5}),
     "elastic-0.9": Try("0.9 pixels", constants={"BEND": 0.9}),
-    "elastic-1.2": Try("1.2 pixels", constants={"BEND": 1.2}),
-    "elastic-6x6": Try("at each of 6x6 places", constants={"BENDS": 6}),
     "strokes": Try("half of the strokes thicker or thinner", "--augment corrupted", constants={"CORRUPT": 0.0}),
     "squares": Try(
         "squares of 4 to 10 pixels hidden in 30% of the images", change=hide_square, constants={"CORRUPT": 0.3}
     ),
     "corrupted": Try("`--augment corrupted`: those strokes, and each of five corruptions in 8%", "--augment corrupted"),
     "corrupted-16": Try("each in 16%", "--augment corrupted", constants={"CORRUPT": 0.16}),
-    "shift-4": Try("shifts of 4 pixels, rotations of 25 degrees", constants={"SHIFT": 4.0, "ROTATE": 25.0}),
-    "shift-1": Try("shifts of 1 pixel", constants={"SHIFT": 1.0}),
     "rotate-10": Try("rotations of 10 degrees, shear 0.1", constants={"ROTATE": 10.0, "SHEAR": 0.1}),
-    "plain-1": Try("the last epoch without augmentation, not the last two", constants={"PLAIN_EPOCHS": 1}),
-    "plain-4": Try("the last four epochs without augmentation", constants={"PLAIN_EPOCHS": 4}),
     "ema-0.994": Try("`--ema-decay 0.994`: an average over a third as many steps", "--ema-decay 0.994"),
     "muon-0.03": Try("`--muon-lr 0.03`", "--muon-lr 0.03"),
-    "batch-128": Try("`--batch-size 128 --muon-lr 0.035`", "--batch-size 128 --muon-lr 0.035"),
-    "embed-128": Try("`--embed-dim 128`", "--embed-dim 128"),
     "width-24": Try("`--width 24` (twice the time)", "--width 24"),
     "epochs-20": Try("`--epochs 20` (twice the time)", "--epochs 20"),
-    "dropout": Try("dropout of 0.3 before the projection", encoder=Dropout),
     "late": Try("more channels late: 12, 36, 72 for 16, 32, 64 (the same work)", "--width 12", encoder=Late),
-    "stem": Try("a convolution at 28x28 first", encoder=Stem),
 }
 
 
