@@ -25,7 +25,7 @@ RUNS = ROOT / "runs" / "whole"
 ROWS = {
     "preset": Try("`--preset accuracy`"),
     "everything": Try("trained on all 60,000 images"),
-    "elastic": Try("with `--augment elastic`", "--augment elastic"),
+    "corrupted": Try("with `--augment corrupted`", "--augment corrupted"),
     "affine": Try("with `--augment affine`", "--augment affine"),
 }
 

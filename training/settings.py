@@ -137,13 +137,13 @@ class Settings(Options):
 # What --preset changes; flags that are given win over it.
 PRESETS = {
     "default": {},
-    # A wider CNN for longer, on images that are bent and corrupted too; the average evens out what the last steps saw.
+    # A wider CNN for longer, on images that are bent too; the moving average evens out what the last steps saw.
     "accuracy": {
         "captions": "digit",
         "init_temperature": 0.07,
         "epochs": 30,
         "width": 24,
-        "augment": "corrupted",
+        "augment": "elastic",
         "ema_decay": 0.998,
     },
     # No border, a single convolution, one epoch without augmentation.
