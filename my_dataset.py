@@ -125,8 +125,8 @@ class MNISTPairs(Dataset):
     """A split as pairs: each image with a text that is true of it.
 
     `captions` are all texts that can be drawn; None: those that describe. An image is described as it goes into
-    training: first warped, as `augment` says ("none", "affine", "elastic" or "corrupted"), then measured; corrupted
-    images are so after that. In `epoch` those that lie in one of the `unseen` cells (bool [10, 3, 3]; None:
+    training: first changed, as `augment` says ("none", "affine" or "elastic"; "corrupted" too where a text tells the
+    digit alone), then measured. In `epoch` those that then lie in one of the `unseen` cells (bool [10, 3, 3]; None:
     `attributes.unseen_cells()`) take no part, and each twelfth pair shows no digit.
     `distinct` draws batches in groups of ten pairs, the digits 0 to 9. Raises InputError as `load_mnist`.
     """
@@ -143,8 +143,12 @@ class MNISTPairs(Dataset):
     ):
         if augment not in AUGMENTS:
             raise InputError(f"unknown augment {augment!r}: choose {', '.join(AUGMENTS)}")
-        self.images, self.labels = load_mnist(split, data_path, device)
         self.captions = described_captions() if captions is None else captions
+        if augment == "corrupted" and self.captions.described:
+            raise InputError(
+                'augment "corrupted" is for captions of the digit alone, for no description says so: choose another'
+            )
+        self.images, self.labels = load_mnist(split, data_path, device)
         unseen = unseen_cells() if unseen is None else unseen
         self.unseen, self.unknown = unseen.flatten().to(device), unknown_claims(unseen).flatten().to(device)
         self.augment, self.distinct = augment, distinct
@@ -191,8 +195,6 @@ class MNISTPairs(Dataset):
                 images, digits = self._images(order[start + own])
                 texts, claims = self.captions.draw(digits)
                 truth = Truth((1 << digits).int(), claims)
-            if self.augment == "corrupted":
-                images = corrupt(images)
             yield Batch(images, texts, truth, batch_size)
 
     def _no_digits(self, order: Tensor, seed: int, epoch: int) -> NoDigits:
@@ -225,17 +227,23 @@ class MNISTPairs(Dataset):
         """Places [B] -> their images, float [B, 1, 28, 28] in [0, 1], warped or not, and their digits [B]."""
         images, digits = self.images.index_select(0, index), self.labels[index]  # (much faster than images[index])
         if self.augment != "none":
-            return torch.cat([random_warp(part, self.augment) for part in images.split(WARPED_AT_ONCE)]), digits
+            return torch.cat([augmented(part, self.augment) for part in images.split(WARPED_AT_ONCE)]), digits
         return images[:, None].float() / 255, digits
 
 
-# ---- augmentation: a whole batch at once, one random warp for each image, sampled once ----
+# ---- augmentation: a whole batch at once, each image in its own way ----
 
 
-def random_warp(images: Tensor, augment: str = "affine") -> Tensor:
-    """uint8 [B, 28, 28] -> float [B, 1, 28, 28] in [0, 1], each rotated, sheared, scaled and shifted at random.
+def augmented(images: Tensor, augment: str) -> Tensor:
+    """uint8 [B, 28, 28] -> float [B, 1, 28, 28] in [0, 1], changed as `augment` says, which is not "none"."""
+    x = random_warp(images, bent=augment != "affine")
+    return corrupt(random_thickness(x)) if augment == "corrupted" else x
 
-    "elastic": bent too (Simard et al., 2003, ICDAR). "corrupted": half of them with thicker or thinner strokes as well.
+
+def random_warp(images: Tensor, bent: bool = False) -> Tensor:
+    """uint8 [B, 28, 28] -> float [B, 1, 28, 28] in [0, 1], each rotated, sheared, scaled and shifted, sampled once.
+
+    `bent`: elastic distortion too (Simard et al., 2003, ICDAR).
     """
     x = images[:, None].float() / 255  # [B, 1, 28, 28]
     rotate, shear, scale_x, scale_y, shift_x, shift_y = torch.rand(6, len(x), device=x.device) * 2 - 1
@@ -249,52 +257,51 @@ def random_warp(images: Tensor, augment: str = "affine") -> Tensor:
         torch.stack([sin * scale_x, (sin * shear + cos) * scale_y, shift_y * SHIFT / half], dim=1),
     ]
     grid = F.affine_grid(torch.stack(rows, dim=1), x.shape, align_corners=False)  # [B, 28, 28, 2]
-    if augment != "affine":
+    if bent:
         field = torch.randn(len(x), 2, BENDS, BENDS, device=x.device) * (BEND / half)
         grid = grid + F.interpolate(field, x.shape[-2:], mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
-    x = F.grid_sample(x, grid, align_corners=False)
-    return random_thickness(x) if augment == "corrupted" else x
+    return F.grid_sample(x, grid, align_corners=False)
 
 
 def random_thickness(x: Tensor) -> Tensor:
-    """Between the image and what a dilation, or an erosion, of a pixel on each side makes of it."""
-    pixels = THICKEN * (2 * amount(x) - 1) * some(x, 0.5)  # [B, 1, 1, 1]
-    thicker, thinner = of_nine(x, torch.maximum), of_nine(x, torch.minimum)
+    """Half of the images [B, 1, 28, 28] between themselves and their dilation, or erosion, of a pixel on each side."""
+    pixels = THICKEN * (2 * random_amounts(x) - 1) * by_lot(x, 0.5)  # [B, 1, 1, 1]
+    thicker, thinner = with_neighbours(x, torch.maximum), with_neighbours(x, torch.minimum)
     return x + pixels.clamp(min=0) * (thicker - x) + pixels.clamp(max=0) * (x - thinner)
 
 
 def corrupt(x: Tensor) -> Tensor:
     """Float [B, 1, 28, 28] in [0, 1] -> the same, some with a black square, blurred, paler, inverted, noisy."""
     x = hide_square(x)
-    x = torch.where(some(x, CORRUPT), of_nine(of_nine(x, torch.add), torch.add) / 81, x)
+    x = torch.where(by_lot(x, CORRUPT), with_neighbours(with_neighbours(x, torch.add), torch.add) / 81, x)
     mean = x.mean(dim=(2, 3), keepdim=True)
-    x = torch.lerp(x, mean, 0.8 * amount(x) * some(x, CORRUPT))
-    x = torch.lerp(x, 1 - x, amount(x) * some(x, CORRUPT))
-    return (x + 0.3 * amount(x) * some(x, CORRUPT) * torch.randn_like(x)).clamp(0, 1)
+    x = torch.lerp(x, mean, 0.8 * random_amounts(x) * by_lot(x, CORRUPT))
+    x = torch.lerp(x, 1 - x, random_amounts(x) * by_lot(x, CORRUPT))
+    return (x + 0.3 * random_amounts(x) * by_lot(x, CORRUPT) * torch.randn_like(x)).clamp(0, 1)
 
 
 def hide_square(x: Tensor) -> Tensor:
     """Random erasing (Zhong et al., 2020, arXiv 1708.04896): a black square of 4 to 10 pixels, anywhere."""
-    side = 4 + (7 * amount(x)).floor()  # [B, 1, 1, 1]
-    row, column = ((29 - side) * amount(x)).floor(), ((29 - side) * amount(x)).floor()
+    side = 4 + (7 * random_amounts(x)).floor()  # [B, 1, 1, 1]
+    row, column = ((29 - side) * random_amounts(x)).floor(), ((29 - side) * random_amounts(x)).floor()
     place = torch.arange(28, device=x.device)
     rows = (place[:, None] >= row) & (place[:, None] < row + side)  # [B, 1, 28, 1]
     columns = (place >= column) & (place < column + side)  # [B, 1, 1, 28]
-    return x.masked_fill(rows & columns & some(x, CORRUPT), 0)
+    return x.masked_fill(rows & columns & by_lot(x, CORRUPT), 0)
 
 
-def of_nine(x: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def with_neighbours(x: Tensor, combine: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Each pixel combined with its eight neighbours. (Slices: torch's pooling takes ten times as long on a CPU.)"""
     x = F.pad(x, (1, 1, 1, 1))
     x = combine(combine(x[..., :-2], x[..., 1:-1]), x[..., 2:])
     return combine(combine(x[..., :-2, :], x[..., 1:-1, :]), x[..., 2:, :])
 
 
-def amount(x: Tensor) -> Tensor:
+def random_amounts(x: Tensor) -> Tensor:
     """For each image one of its own, from 0 to 1: [B, 1, 1, 1]."""
     return torch.rand(len(x), 1, 1, 1, device=x.device)
 
 
-def some(x: Tensor, share: float) -> Tensor:
-    """Which of the images, by lot: bool [B, 1, 1, 1]."""
-    return amount(x) < share
+def by_lot(x: Tensor, share: float) -> Tensor:
+    """Which of the images, in such a share of them: bool [B, 1, 1, 1]."""
+    return random_amounts(x) < share

@@ -19,23 +19,31 @@ from pathlib import Path
 import psutil
 
 
-def sleep_beside_busy_programs() -> None:
-    """Tell OpenMP, before torch loads, how its threads wait for work: asleep, where other programs keep cores busy.
+def choose_how_threads_wait() -> None:
+    """Tell OpenMP, before torch loads, how its threads wait for work: spinning for a while, as they do by themselves,
+    or asleep where other programs use more than half a core.
 
-    By themselves they spin for a while. That saves up to half of a training step on a quiet machine; beside a busy
-    program it makes one several times slower. What a person has set stands.
+    Spinning saves up to half of a training step on a quiet machine, and makes it several times slower on a busy one
+    (benchmarks/waiting.py). What a person has set stands. Programs that this one starts wait as it does.
     """
-    if "torch" not in sys.modules and not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-        busy = psutil.cpu_percent(interval=0.1) / 100 * psutil.cpu_count()  # cores at work, this program waits
-        if busy > 0.5:
-            os.environ["OMP_WAIT_POLICY"] = "passive"
+    if "torch" in sys.modules or os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
+        return
+    try:
+        percent = psutil.cpu_percent(interval=0.1, percpu=True)  # this program sleeps meanwhile
+        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(percent))
+        in_use = sum(percent[core] for core in allowed) / 100
+    except (OSError, LookupError, psutil.Error):  # no permission to look: the safe way
+        in_use = math.inf
+    # The number is GNU OpenMP's own.
+    name, value = ("OMP_WAIT_POLICY", "passive") if in_use > 0.5 else ("GOMP_SPINCOUNT", "300000")
+    os.environ[name] = value
 
 
 def threads_sleep() -> bool:
-    return os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    return os.environ.get("GOMP_SPINCOUNT", "0") == "0" and os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
 
 
-sleep_beside_busy_programs()  # so this module is imported first
+choose_how_threads_wait()  # so this module is imported first
 
 
 class InputError(ValueError):
@@ -276,18 +284,33 @@ def use_precision(name: str, device) -> bool:
     return name == "bf16" or (name == "auto" and bf16_by_default(device))
 
 
+def limit_threads(count: int | None) -> None:
+    """Torch works with so many threads at most; None: as before."""
+    import torch
+
+    if count:
+        torch.set_num_threads(min(count, torch.get_num_threads()))
+
+
 @contextlib.contextmanager
 def cpu_threads(count: int | None = None):
-    """Within its `with` block torch works with so many threads at most; then as before, whatever changed."""
+    """`limit_threads` within its `with` block; then as before, whatever changed."""
     import torch
 
     before = torch.get_num_threads()
-    if count:
-        torch.set_num_threads(min(count, before))
+    limit_threads(count)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def threads_told() -> str:
+    """As "2 threads", or "2 threads that sleep" while they wait."""
+    import torch
+
+    count = torch.get_num_threads()
+    return f"{count} thread{'s' * (count > 1)}{' that sleep' * threads_sleep()}"
 
 
 def cpu_name() -> str:

@@ -57,8 +57,7 @@ def train(settings: Settings, given: dict) -> int:
     with distributed.share_errors():
         device = pick_device(distributed.own_device(settings.device))
     bf16 = my_utils.use_precision(settings.precision, device)
-    if settings.threads:
-        torch.set_num_threads(min(settings.threads, torch.get_num_threads()))
+    my_utils.limit_threads(settings.threads)
     is_main, world_size = distributed.is_main(), distributed.world_size()
     seed_everything(settings.seed)
 
@@ -88,7 +87,10 @@ def train(settings: Settings, given: dict) -> int:
     with distributed.share_errors():
         log = Log(run.folder, purge_step=state["epoch"] * steps) if is_main else None  # drops what comes after
     if is_main:
-        print(f"{run.folder}: {describe(model)}, {settings.loss} on {world_size} x {device.type}{' in bf16' * bf16}")
+        kind = f"{device.type}{' in bf16' * bf16}"
+        if device.type == "cpu":
+            kind += f" with {my_utils.threads_told()}"
+        print(f"{run.folder}: {describe(model)}, {settings.loss} on {world_size} x {kind}")
 
     # ---- training ----
     model.train()
@@ -181,7 +183,7 @@ def finish(settings: Settings, run: Run, log: Log, val_split: Split, device: tor
         "run": run.folder.name,
         "world_size": world_size,
         "device": device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": f"{my_utils.cpu_name()}, {torch.get_num_threads()} threads",
+        "cpu": f"{my_utils.cpu_name()}, {my_utils.threads_told()}",
         "torch_version": str(torch.__version__),
         "commit": run.state["commit"],
         "date": f"{datetime.now():%Y-%m-%d}",

@@ -65,6 +65,7 @@ from my_utils import (
     number,
     pick_device,
     seed_everything,
+    threads_told,
     use_precision,
 )
 from train import build_model, build_pairs
@@ -448,7 +449,7 @@ def finished_heads(path: Path, kind: str, settings: Settings) -> dict:
         "best_epoch": best_epoch,
         "train_seconds": round(time.perf_counter() - started, 4),
         "device": device_name(device) if device.type == "cuda" else "cpu",
-        "cpu": f"{cpu_name()}, {torch.get_num_threads()} threads",
+        "cpu": f"{cpu_name()}, {threads_told()}",
         "torch_version": str(torch.__version__),
         "commit": git_commit(),
         "date": f"{date.today()}",

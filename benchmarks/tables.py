@@ -44,7 +44,7 @@ def about(result: dict) -> str:
     if "device" in result:
         told.append(result["device"])
     if "threads" in result:
-        told.append(f"{result['threads']} threads")
+        told.append(f"{result['threads']} threads{' that sleep' * result.get('threads_sleep', False)}")
     return ", ".join([*told, f"torch {result['torch_version']}", f"commit {result['commit']}", result["date"]])
 
 
@@ -223,12 +223,13 @@ def tries_table() -> str:
 
 def whole_table() -> str:
     """What whole trainings of --preset accuracy have reached on test."""
-    columns = {"error": "error", "mean_corruption_error": "mean corruption error", "uci_error": "error on UCI digits"}
+    columns = {"error": "error", "mean_corruption_error": "mean corruption error"}
+    columns |= {"without_turns_and_shifts": "without rotation and translation", "uci_error": "error on UCI digits"}
     return rows_of_tries("whole", ROWS, columns)
 
 
-def rows_of_tries(file: str, kinds: dict[str, Try], columns: dict[str, str], note: str = "") -> str:
-    """The mean over the seeds of each row, with the spread of the error."""
+def rows_of_tries(file: str, tries: dict[str, Try], columns: dict[str, str], note: str = "") -> str:
+    """The mean over the seeds of each row, with its spread."""
     path = RESULTS / f"{file}.json"
     if not path.exists():
         return f"{NOT_MEASURED} (`python -m benchmarks.{file}` fills this in)."
@@ -236,15 +237,12 @@ def rows_of_tries(file: str, kinds: dict[str, Try], columns: dict[str, str], not
     lines = [f"| tried | {' | '.join(columns.values())} | seeds | device, torch, commit, date |"]
     lines.append("|" + "---|" * (len(columns) + 3))
     for name, of_seeds in result["tries"].items():
-        rows, cells = list(of_seeds.values()), []
-        for column in columns:
-            values = spread([row[column] for row in rows])
-            cells.append(f"{values['mean']:.4f}" if column == "nll" else f"{values['mean']:.2%}")
-            if column == "error" and values["std"] is not None:
-                cells[-1] += f" ± {100 * values['std']:.2f}"
+        rows = list(of_seeds.values())
+        spreads = {column: spread([row[column] for row in rows]) for column in columns}
+        cells = [f"{row['mean']:.4f}" if column == "nll" else percent(row) for column, row in spreads.items()]
         measured = {f"{row['device']}, {row['torch_version']}, {row['commit']}, {row['date']}" for row in rows}
         cells += [", ".join(of_seeds), "; ".join(sorted(measured))]
-        lines.append(f"| {kinds[name].title} | {' | '.join(cells)} |")
+        lines.append(f"| {tries[name].title} | {' | '.join(cells)} |")
     return "\n".join([*lines, f"\n`{result['command']}`{note}."])
 
 
@@ -255,12 +253,12 @@ def waiting_table() -> str:
         return f"{NOT_MEASURED} (`python -m benchmarks.waiting` fills this in)."
     result = json.loads(path.read_text())
     ms = {(row["preset"], row["machine"], row["wait"]): f"{1000 * row['seconds']:.0f} ms" for row in result["rows"]}
-    lines = ["| a training step of | quiet: spinning | asleep | beside a busy program: spinning | asleep |"]
+    lines = ["| a training step of | quiet, spinning | quiet, asleep | busy, spinning | busy, asleep |"]
     lines.append("|" + "---|" * 5)
     for preset in dict.fromkeys(row["preset"] for row in result["rows"]):
         cells = [ms[preset, machine, wait] for machine in ("quiet", "busy") for wait in ("spinning", "asleep")]
         lines.append(f"| {preset} | {' | '.join(cells)} |")
-    return "\n".join([*lines, f"\n{about(result)}"])
+    return "\n".join([*lines, f"\n{about(result)}, {result['cores']} cores, one of which is busy or not"])
 
 
 def cost_lines(result: dict) -> list[str]:

@@ -136,13 +136,13 @@ def measured(one: Try, seed: int, name: str) -> dict:
     }
 
 
-def keep(file: str, kinds: dict[str, Try], name: str, seed: int, row: dict) -> None:
+def keep(file: str, tries: dict[str, Try], name: str, seed: int, row: dict) -> None:
     """Put a row into the result file, where another process may write too."""
     place = RESULTS / f"{file}.json"
     with locked(place):
         rows = json.loads(place.read_text())["tries"] if place.exists() else {}
         rows.setdefault(name, {})[str(seed)] = row
-        in_order = {name: rows[name] for name in kinds if name in rows}
+        in_order = {name: rows[name] for name in tries if name in rows}
         write_result(file, {"command": f"python -m benchmarks.{file}", "tries": in_order})
     print(f"{name}, seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in row.items() if isinstance(v, float)))
 

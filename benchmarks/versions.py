@@ -64,8 +64,10 @@ def command_of(args) -> str:
 def train_in(folder: Path, run: Path, flags: list[str], data_path: Path) -> dict:
     """The metrics of a run of the checkout `folder`, which is trained as a person would."""
     where = ["--data-path", str(data_path.resolve()), "--runs-dir", str(run.parent), "--run-name", run.name]
-    # `my_utils` has just set this for us: a version sets it for itself, or does not.
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    # `my_utils` may have set these for us: a version sets them for itself, or does not.
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    }
     command = [sys.executable, "train.py", *flags, *where]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -3,7 +3,7 @@
     python -m benchmarks.waiting        4 minutes on 2 CPU cores that nothing else uses
 
 Each in processes of their own, in turn, on the quiet machine and beside a program that keeps one core busy. Writes
-benchmarks/results/waiting.json. This is what `my_utils.sleep_beside_busy_programs` chooses by.
+benchmarks/results/waiting.json. `my_utils.choose_how_threads_wait` chooses by this.
 """
 
 import contextlib
@@ -14,13 +14,14 @@ import subprocess
 import sys
 from collections import defaultdict
 
+import psutil
 import torch
 
 from benchmarks.common import ROOT, Training, about, parser_of, timed, write_result
 from my_utils import exit_on_input_error
 from training.settings import PRESETS
 
-# GNU OpenMP's own count of spins, told so that a busy machine does not change it.
+# Set, so that `my_utils.choose_how_threads_wait` leaves it as it is; the number is GNU OpenMP's own.
 WAITS = {"spinning": {"GOMP_SPINCOUNT": "300000"}, "asleep": {"OMP_WAIT_POLICY": "passive"}}
 ROUNDS, WARM_UP, STEPS = 3, 5, 20
 
@@ -46,8 +47,8 @@ def main() -> None:
         for (preset, beside, wait), values in seconds.items()
     ]
     own = about(torch.device("cpu"))
-    del own["threads_sleep"]
-    write_result("waiting", own | {"rows": rows})
+    del own["threads"], own["threads_sleep"]  # of this process, which waits
+    write_result("waiting", own | {"cores": psutil.cpu_count(), "rows": rows})
 
 
 def step_seconds(preset: str) -> float:

@@ -10,7 +10,7 @@ Writes benchmarks/results/whole.json, where the new rows replace those of the sa
 
 import torch
 
-from benchmarks.common import DATA, ROOT, about, finished_run, parser_of
+from benchmarks.common import DATA, ROOT, about, finished_run, machine, parser_of
 from benchmarks.tries import Try, keep, trained
 from clip import CLIP
 from evaluate import CORRUPTED_IMAGES
@@ -24,7 +24,7 @@ FLAGS = ["--preset", "accuracy"]
 RUNS = ROOT / "runs" / "whole"
 ROWS = {
     "preset": Try("`--preset accuracy`"),
-    "everything": Try("trained on all 60,000 images"),
+    "everything": Try("trained on all 60,000 images, its last epoch"),
     "corrupted": Try("with `--augment corrupted`", "--augment corrupted"),
     "affine": Try("with `--augment affine`", "--augment affine"),
 }
@@ -39,22 +39,24 @@ def main() -> None:
         raise InputError(f"there is no run {', '.join(sorted(unknown))}: choose of {', '.join(ROWS)}")
     for seed in args.seeds:
         for name in args.names:
-            own = about(torch.device("cpu"))  # before training: the commit may be another one afterwards
             model = model_of(name, seed)
-            trained_at = {"commit": model.metrics.get("commit", own["commit"])}
-            keep("whole", ROWS, name, seed, looked_at(model) | own | trained_at)
+            origin = {key: model.metrics[key] for key in ("torch_version", "commit", "date")}
+            keep("whole", ROWS, name, seed, measured_on_test(model) | {"device": machine(model.metrics)} | origin)
 
 
 def model_of(name: str, seed: int) -> CLIP:
-    """The model of a whole run."""
+    """The model of a whole run, a finished one or a new one."""
     flags, run = ["--seed", str(seed), *FLAGS, *ROWS[name].flags.split()], RUNS / f"{name}-seed{seed}"
+    path = run / "best_model.pth"
     if name != "everything":
         finished_run(run, flags)
-        return CLIP.load(run / "best_model.pth")
-    model = trained(ROWS[name], flags, run.name, add_validation)
-    run.mkdir(parents=True, exist_ok=True)
-    model.save(run / "best_model.pth")
-    return model
+    elif not path.exists():
+        own = about(torch.device("cpu"))  # before training: the commit may be another one afterwards
+        model = trained(ROWS[name], flags, run.name, add_validation)
+        model.metrics = own
+        run.mkdir(parents=True, exist_ok=True)
+        model.save(path)
+    return CLIP.load(path)
 
 
 def add_validation(pairs: MNISTPairs) -> None:
@@ -62,14 +64,20 @@ def add_validation(pairs: MNISTPairs) -> None:
     pairs.images, pairs.labels = torch.cat([pairs.images, images]), torch.cat([pairs.labels, labels])
 
 
-def looked_at(model: CLIP) -> dict:
+def measured_on_test(model: CLIP) -> dict:
     """As evaluate.py measures it."""
     captions, test, uci = digit_classifier(model), load_mnist("test", DATA), uci_digits()
     error, uci_error = (
         1 - caption_accuracy(embed_images(model, split.images) @ captions.T, split.labels) for split in (test, uci)
     )
-    corrupted = robustness(model, captions, subset(test, CORRUPTED_IMAGES))["mean_corruption_error"]
-    return {"error": error, "uci_error": uci_error, "mean_corruption_error": corrupted}
+    result = robustness(model, captions, subset(test, CORRUPTED_IMAGES))
+    others = [one["error"] for kind, one in result["corruptions"].items() if kind not in ("rotation", "translation")]
+    return {
+        "error": error,
+        "mean_corruption_error": result["mean_corruption_error"],
+        "without_turns_and_shifts": sum(others) / len(others),
+        "uci_error": uci_error,
+    }
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Seven ways to spoil a digit, at five severities each: what a model should bear without having been trained for it.
 
+(With `--augment corrupted` it is trained on milder forms of five of them, all but rotation and translation.)
+
 A corruption takes float images [B, 28, 28] in [0, 1], an amount and a CPU generator, and returns as many such images.
-Noise, contrast and inversion also take an amount for each image, a tensor [B, 1, 1].
 The same generator state gives the same images.
 """
 
@@ -28,7 +29,7 @@ def translation(images: Tensor, pixels: float, generator: Generator) -> Tensor:
     return affine(images, [[one, zero, shift_x], [zero, one, shift_y]])
 
 
-def noise(images: Tensor, std: float | Tensor, generator: Generator) -> Tensor:
+def noise(images: Tensor, std: float, generator: Generator) -> Tensor:
     """Gaussian noise on every pixel, cut to [0, 1]."""
     return (images + std * torch.randn(images.shape, generator=generator)).clamp(0, 1)
 
@@ -42,7 +43,7 @@ def blur(images: Tensor, sigma: float, generator: Generator) -> Tensor:
     return F.conv2d(x, kernel.view(1, 1, -1, 1), padding=(radius, 0))[:, 0].clamp(0, 1)
 
 
-def contrast(images: Tensor, factor: float | Tensor, generator: Generator) -> Tensor:
+def contrast(images: Tensor, factor: float, generator: Generator) -> Tensor:
     """Each pixel's distance from its image's mean, times this factor."""
     mean = images.mean(dim=(1, 2), keepdim=True)
     return mean + factor * (images - mean)
@@ -56,7 +57,7 @@ def occlusion(images: Tensor, side: float, generator: Generator) -> Tensor:
     return images.masked_fill(rows[:, :, None] & columns[:, None, :], 0)
 
 
-def inversion(images: Tensor, blend: float | Tensor, generator: Generator) -> Tensor:
+def inversion(images: Tensor, blend: float, generator: Generator) -> Tensor:
     """Colours from the image's own (0) towards its negative's (1): beyond one half, dark digits on bright ground."""
     return (1 - blend) * images + blend * (1 - images)
 

@@ -1,9 +1,11 @@
+import contextlib
 import importlib
 import json
 import math
 import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -17,8 +19,9 @@ from benchmarks.recipes import OpenClip, plain_classifier, pytorch_example, toy_
 from benchmarks.tables import BLOCKS, NOT_MEASURED, PRESETS_CUDA, RESULTS
 from benchmarks.versions import compare
 from clip import CLIP
+from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
 from image_encoder import IMAGE_ENCODERS, ImageEncoder
-from my_dataset import Split, load_mnist
+from my_dataset import DATA_PATH, Split, load_mnist
 from my_utils import InputError
 from training import settings
 from training.settings import PRESETS, read_flags
@@ -84,27 +87,55 @@ def test_a_try_has_its_own_encoder_constants_and_images_and_puts_them_back(small
     assert IMAGE_ENCODERS["residual"] is ImageEncoder
 
 
-def test_a_whole_run_takes_all_images_and_is_looked_at_on_test(small_mnist, one_thread, monkeypatch, tmp_path):
+def test_a_whole_run_takes_all_images_and_is_measured_on_test(small_mnist, one_thread, monkeypatch, tmp_path):
     monkeypatch.setattr(whole, "FLAGS", ["--preset", "accuracy", "--epochs", "1", "--width", "2"])
-    monkeypatch.setattr(whole, "RUNS", tmp_path)
-    monkeypatch.setattr(whole, "robustness", lambda *a: {"mean_corruption_error": 0.5})
+    monkeypatch.setattr(whole, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(tries, "RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.common.RESULTS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["whole", "everything", "--seeds", "1"])
+    errors = {name: {"error": i / 10} for i, name in enumerate(("rotation", "translation", "noise", "blur"))}
+    corrupted = {"mean_corruption_error": 0.15, "corruptions": errors}
+    monkeypatch.setattr(
+        whole, "robustness", lambda model, captions, split: corrupted if len(split.labels) == 2000 else 0
+    )
     sizes, add = [], whole.add_validation
     monkeypatch.setattr(whole, "add_validation", lambda pairs: (add(pairs), sizes.append(len(pairs))))
-    row = whole.looked_at(whole.model_of("everything", 0))
-    assert sizes == [10_500]
-    assert CLIP.load(tmp_path / "everything-seed0" / "best_model.pth").config["epochs"] == 1
-    assert row["mean_corruption_error"] == 0.5
-    assert 0 < row["error"] < 0.9
-    assert 0 < row["uci_error"] < 0.95
+    whole.main()
+    model = CLIP.load(tmp_path / "runs" / "everything-seed1" / "best_model.pth")
+    test = load_mnist("test", DATA_PATH)
+    right = caption_accuracy(embed_images(model, test.images) @ digit_classifier(model).T, test.labels)
+    row = json.loads((tmp_path / "whole.json").read_text())["tries"]["everything"]["1"]
+    assert row["error"] == 1 - right
+    assert (row["mean_corruption_error"], row["without_turns_and_shifts"]) == (0.15, 0.25)
+    assert row["commit"] == model.metrics["commit"]
+    whole.main()
+    assert sizes == [10_500], "what is finished is not trained again"
+
+
+def test_a_busy_core_is_busy_and_then_free():
+    with waiting.one_core_busy():
+        (child,) = psutil.Process().children()
+        while child.cpu_times().user < 0.1:
+            assert child.is_running()
+    assert not child.is_running()
 
 
 def test_waiting_is_measured_in_turn_on_a_quiet_and_a_busy_machine(monkeypatch):
     asked, written = [], {}
 
+    @contextlib.contextmanager
+    def busy():
+        busy.now = True
+        yield
+        busy.now = False
+
     def child(wait):
         asked.append(*wait)
+        assert busy.now == ((len(asked) - 1) % 4 > 1)
         return {"default": float(len(asked))}
 
+    busy.now = False
+    monkeypatch.setattr(waiting, "one_core_busy", busy)
     monkeypatch.setattr("sys.argv", ["waiting"])
     monkeypatch.setattr(waiting, "in_own_process", child)
     monkeypatch.setattr(waiting, "write_result", lambda name, result: written.update(result))

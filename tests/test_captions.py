@@ -141,8 +141,8 @@ def origins(monkeypatch):
         names = pairs.labels.tolist()
         whole = {image.numpy().tobytes(): digit for image, digit in zip(pairs.images, names, strict=True)}
 
-        def warped(images, augment):
-            result = warp(images, augment)
+        def warped(images, bent):
+            result = warp(images, bent)
             remember(result, [whole[image.numpy().tobytes()] for image in images])
             return result
 

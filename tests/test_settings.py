@@ -87,6 +87,7 @@ def test_a_flag_out_of_bounds_is_one_sentence(flags, message):
         (["--text-model", "bert"], "add --text-encoder plus"),
         (["--muon-lr", "0", "--muon-momentum", "0.9"], "give --muon-lr too"),
         (["--preset", "speed", "--augment", "elastic"], "changes no image"),
+        (["--augment", "corrupted"], "--augment corrupted is for --captions digit"),
         (["--epochs", "2", "--augment", "affine"], "changes no image"),
         (["--batch-size", "64", "--chunk-size", "65"], "larger than --batch-size 64"),
         (["--text-encoder", "plus", "--text-model", ""], "--text-model is empty"),

@@ -303,22 +303,49 @@ def test_no_more_threads_than_there_are():
             assert torch.get_num_threads() == 1
 
 
+WAITS = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
 @pytest.mark.parametrize(
-    ("own", "percent", "then"),
-    [(None, 0.0, None), (None, 12.0, None), (None, 13.0, "passive"), ("active", 100.0, "active")],
+    ("percent", "own", "then", "sleep"),
+    [
+        ([0, 0, 50, 0], {}, {"GOMP_SPINCOUNT": "300000"}, False),
+        ([30, 0, 30, 0], {}, {"OMP_WAIT_POLICY": "passive"}, True),
+        ([0, 0, 0, 100], {}, {"GOMP_SPINCOUNT": "300000"}, False),  # a core that this process may not use
+        (PermissionError(), {}, {"OMP_WAIT_POLICY": "passive"}, True),
+        ([0, 0, 0, 0], {"OMP_WAIT_POLICY": "PASSIVE"}, {"OMP_WAIT_POLICY": "PASSIVE"}, True),
+        ([99, 0, 0, 0], {"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}, False),
+        ([99, 0, 0, 0], {"GOMP_SPINCOUNT": "5"}, {"GOMP_SPINCOUNT": "5"}, False),
+        ([99, 0, 0, 0], {"KMP_BLOCKTIME": "5"}, {"KMP_BLOCKTIME": "5"}, False),
+    ],
 )
-def test_threads_sleep_beside_busy_programs(monkeypatch, own, percent, then):
-    """Four processors: half of one is an eighth of all. What a person has set stands."""
+def test_threads_sleep_beside_busy_programs_unless_a_person_says_how_they_wait(monkeypatch, percent, own, then, sleep):
+    def look(interval, percpu):
+        if isinstance(percent, Exception):
+            raise percent
+        return percent
+
     monkeypatch.delitem(sys.modules, "torch")  # as before it loads
-    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
-    if own:
-        monkeypatch.setenv("OMP_WAIT_POLICY", own)
-    monkeypatch.setattr("psutil.cpu_count", lambda: 4)
-    monkeypatch.setattr("psutil.cpu_percent", lambda interval: percent)
-    my_utils.sleep_beside_busy_programs()
-    assert os.environ.get("OMP_WAIT_POLICY") == then
-    assert my_utils.threads_sleep() == (then == "passive")
+    for name in WAITS:
+        monkeypatch.setenv(name, "")  # is put back, whatever happens
+        monkeypatch.delenv(name)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2})
+    monkeypatch.setattr("psutil.cpu_percent", look)
+    my_utils.choose_how_threads_wait()
+    assert {name: os.environ[name] for name in WAITS if name in os.environ} == then
+    assert my_utils.threads_sleep() == sleep
+
+
+@pytest.mark.parametrize(("module", "percent", "then"), [("clip", 100, "passive None"), ("my_utils", 0, "None 300000")])
+def test_how_threads_wait_is_chosen_before_torch_loads(tmp_path, module, percent, then):
+    (tmp_path / "psutil.py").write_text(f"Error = OSError\ndef cpu_percent(**_): return [{percent}] * 4096\n")
+    code = f"import os, {module}; print(*(os.environ.get(name) for name in {WAITS[:2]}))"
+    clean = {name: value for name, value in os.environ.items() if name not in WAITS}
+    clean["PYTHONPATH"] = str(tmp_path)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=clean, capture_output=True, text=True, check=True)
+    assert done.stdout == then + "\n"
 
 
 def test_imports_stay_out_of_the_search_for_garbage(monkeypatch):

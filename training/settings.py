@@ -98,7 +98,7 @@ class Settings(Options):
     augment: str = option(
         "affine",
         f"how images are changed at random before the last {PLAIN_EPOCHS} epochs: none; affine: rotated, sheared,"
-        " scaled, shifted; elastic: bent too; corrupted: with strokes of another thickness too, and some of them noisy,"
+        " scaled, shifted; elastic: bent too; corrupted: strokes of another thickness too, and some images noisy,"
         " blurred, pale, inverted or partly hidden",
         choices=AUGMENTS,
     )
@@ -277,6 +277,10 @@ def _check_together(s: Settings, given: dict) -> None:
         raise InputError(
             f"--augment {s.augment} changes no image in a run of {PLAIN_EPOCHS} epochs or less: add --epochs"
             f" {PLAIN_EPOCHS + 1} or more"
+        )
+    if s.captions == "described" and s.augment == "corrupted":
+        raise InputError(
+            "--augment corrupted is for --captions digit, for no description says corrupted: add it, or choose elastic"
         )
     if s.captions == "digit" and "unseen_seed" in given:
         raise InputError("--unseen-seed is for captions that describe: leave it out, or add --captions described")
