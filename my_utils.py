@@ -23,7 +23,7 @@ def choose_how_threads_wait() -> None:
     """Tell OpenMP, before torch loads, how its threads wait for work: spinning for a while, as they do by themselves,
     or asleep where other programs use more than half a core.
 
-    Spinning saves up to half of a training step on a quiet machine, and makes it several times slower on a busy one
+    Spinning saves a quarter of a training step or more on a quiet machine, and nearly doubles it on a busy one
     (benchmarks/waiting.py). What a person has set stands. Programs that this one starts wait as it does.
     """
     if "torch" in sys.modules or os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
