@@ -280,7 +280,8 @@ def _check_together(s: Settings, given: dict) -> None:
         )
     if s.captions == "described" and s.augment == "corrupted":
         raise InputError(
-            "--augment corrupted is for --captions digit, for no description says corrupted: add it, or choose elastic"
+            "--augment corrupted is for --captions digit, for a description of a corrupted image would be false: add"
+            " --captions digit, or choose --augment elastic"
         )
     if s.captions == "digit" and "unseen_seed" in given:
         raise InputError("--unseen-seed is for captions that describe: leave it out, or add --captions described")
