@@ -146,7 +146,7 @@ class MNISTPairs(Dataset):
         self.captions = described_captions() if captions is None else captions
         if augment == "corrupted" and self.captions.described:
             raise InputError(
-                'augment "corrupted" is for captions of the digit alone, for a description would be false: choose another'
+                'augment "corrupted" is for captions of the digit alone, a description would be false: choose another'
             )
         self.images, self.labels = load_mnist(split, data_path, device)
         unseen = unseen_cells() if unseen is None else unseen
