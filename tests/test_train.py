@@ -331,7 +331,7 @@ def test_threads_sleep_beside_busy_programs_unless_a_person_says_how_they_wait(m
         monkeypatch.delenv(name)
     for name, value in own.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2})
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1, 2}, raising=False)
     monkeypatch.setattr("psutil.cpu_percent", look)
     my_utils.choose_how_threads_wait()
     assert {name: os.environ[name] for name in WAITS if name in os.environ} == then
