@@ -306,11 +306,11 @@ def cpu_threads(count: int | None = None):
 
 
 def threads_told() -> str:
-    """As "2 threads", or "2 threads, asleep while they wait"."""
+    """As "2 threads", or "2 sleeping threads", which sleep while they wait for work."""
     import torch
 
     count = torch.get_num_threads()
-    return f"{count} thread{'s' * (count > 1)}{', asleep while they wait' * threads_sleep()}"
+    return f"{count} {'sleeping ' * threads_sleep()}thread{'s' * (count > 1)}"
 
 
 def cpu_name() -> str:

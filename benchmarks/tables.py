@@ -44,7 +44,7 @@ def about(result: dict) -> str:
     if "device" in result:
         told.append(result["device"])
     if "threads" in result:
-        told.append(f"{result['threads']} threads{', asleep while they wait' * result.get('threads_sleep', False)}")
+        told.append(f"{result['threads']} {'sleeping ' * result.get('threads_sleep', False)}threads")
     return ", ".join([*told, f"torch {result['torch_version']}", f"commit {result['commit']}", result["date"]])
 
 
