@@ -34,9 +34,10 @@ def choose_how_threads_wait() -> None:
         in_use = sum(percent[core] for core in allowed) / 100
     except (OSError, LookupError, psutil.Error):  # no permission to look: the safe way
         in_use = math.inf
-    # The number is GNU OpenMP's own.
-    name, value = ("OMP_WAIT_POLICY", "passive") if in_use > 0.5 else ("GOMP_SPINCOUNT", "300000")
-    os.environ[name] = value
+    if in_use > 0.5:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+    else:
+        os.environ["GOMP_SPINCOUNT"] = "300000"  # GNU OpenMP's own
 
 
 def threads_sleep() -> bool:

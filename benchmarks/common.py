@@ -4,6 +4,7 @@ import contextlib
 import io
 import itertools
 import json
+import os
 import shlex
 import statistics
 import subprocess
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from clip import CLIP
-from my_dataset import DATA_PATH, Batch, MNISTPairs
+from my_dataset import DATA_PATH, Batch, MNISTPairs, Split
 from my_utils import ArgumentParser, InputError, atomic_write, cpu_threads, device_name, threads_sleep, use_precision
 from training import align
 from training.ema import Ema
@@ -81,6 +82,16 @@ def spread(values: list[float]) -> dict:
     """Mean, standard deviation (of one value there is none) and the values themselves."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.mean(values), "std": std, "values": values}
+
+
+def joined(*splits: Split) -> Split:
+    """One behind the other."""
+    return Split(*map(torch.cat, zip(*splits, strict=True)))
+
+
+def environment() -> dict[str, str]:
+    """For a program that chooses by itself, or is told, how its threads wait: what `my_utils` has set stays out."""
+    return {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
 
 
 # ---- the clock ----

@@ -18,9 +18,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.common import DATA, Training, about, finished_run, flops_of, parser_of, suffix, timed, write_result
+from benchmarks.common import (
+    DATA,
+    Training,
+    about,
+    finished_run,
+    flops_of,
+    joined,
+    parser_of,
+    suffix,
+    timed,
+    write_result,
+)
 from benchmarks.recipes import OpenClip, Run, plain_classifier, pytorch_example, toy_clip
-from my_dataset import Split, load_mnist
+from my_dataset import load_mnist
 from my_utils import bf16_by_default, exit_on_input_error, number, pick_device
 
 OURS = "ours, --preset speed"
@@ -37,7 +48,7 @@ def main() -> None:
     seeds = args.seeds or (3 if args.quick or args.slow else 10)
 
     parts = [load_mnist(split, DATA, device) for split in ("train", "val", "test")]
-    everything = Split(*(torch.cat(pair) for pair in zip(parts[0], parts[1], strict=True)))  # others train on 60,000
+    everything = joined(*parts[:2])  # others train on 60,000
     test = parts[2]
     recipes = {OURS: lambda seed: ours(seed, device)}
     if args.slow:

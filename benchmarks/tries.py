@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 import my_dataset
 import training.settings
-from benchmarks.common import DATA, RESULTS, Training, about, parser_of, steps_of, write_result
+from benchmarks.common import DATA, RESULTS, Training, about, joined, parser_of, steps_of, write_result
 from clip import CLIP
 from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
 from evaluation.sections import robustness
 from image_encoder import IMAGE_ENCODERS, ImageEncoder, ResidualBlock, halve
-from my_dataset import MNISTPairs, Split, hide_square, load_mnist
+from my_dataset import Split, hide_square, load_mnist
 from my_utils import InputError, cpu_threads, exit_on_input_error, number
 from training.run import locked
 
@@ -92,8 +92,8 @@ def main() -> None:
                 keep("tries", TRIES, name, seed, measured(TRIES[name], seed, name) | own)
 
 
-def trained(one: Try, flags: list[str], title: str, choose: Callable[[MNISTPairs], None] | None = None) -> CLIP:
-    """The averaged model after a training with `flags` and what is tried. `choose` gives it other images."""
+def trained(one: Try, flags: list[str], title: str, split: Split) -> CLIP:
+    """The averaged model after a training on `split` with `flags` and what is tried."""
     with contextlib.ExitStack() as stack:
         for constant, value in one.constants.items():
             place = my_dataset if hasattr(my_dataset, constant) else training.settings
@@ -102,8 +102,7 @@ def trained(one: Try, flags: list[str], title: str, choose: Callable[[MNISTPairs
             stack.enter_context(mock.patch.dict(IMAGE_ENCODERS, residual=one.encoder))
         of_flags = Training([*flags, *one.flags.split()], torch.device("cpu"))
         pairs, settings = of_flags.pairs, of_flags.settings
-        if choose:
-            choose(pairs)
+        pairs.images, pairs.labels = split
 
         def change(batch):
             if one.change is None or pairs.augment == "none":
@@ -118,14 +117,10 @@ def trained(one: Try, flags: list[str], title: str, choose: Callable[[MNISTPairs
 
 def measured(one: Try, seed: int, name: str) -> dict:
     """What a short training's model reaches on the images that were held out."""
-    parts = [load_mnist("val", DATA)]
-
-    def hold_out(pairs: MNISTPairs) -> None:
-        parts.insert(0, Split(pairs.images[-HELD_OUT:], pairs.labels[-HELD_OUT:]))
-        pairs.images, pairs.labels = pairs.images[:-HELD_OUT], pairs.labels[:-HELD_OUT]
-
-    best = trained(one, ["--seed", str(seed), *BUDGET], f"{name}, seed {seed}", hold_out)
-    held_out = Split(*map(torch.cat, zip(*parts, strict=True)))
+    train = load_mnist("train", DATA)
+    kept, last = (Split(*(x[part] for x in train)) for part in (slice(-HELD_OUT), slice(-HELD_OUT, None)))
+    held_out = joined(last, load_mnist("val", DATA))
+    best = trained(one, ["--seed", str(seed), *BUDGET], f"{name}, seed {seed}", kept)
     captions = digit_classifier(best)
     similarity = embed_images(best, held_out.images) @ captions.T  # [15,000, 10]
     tenth = Split(*(x[::10] for x in held_out))

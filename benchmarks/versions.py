@@ -8,7 +8,6 @@ Prints both medians and their ratio, and writes benchmarks/results/versions-<nam
 """
 
 import json
-import os
 import shlex
 import statistics
 import subprocess
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.common import DATA, ROOT, machine, parser_of, same_origin, spread, write_result
+from benchmarks.common import DATA, ROOT, environment, machine, parser_of, same_origin, spread, write_result
 from my_utils import InputError, exit_on_input_error, number
 
 MEASURES = ("train_seconds", "val_digit_accuracy", "test_digit_accuracy")
@@ -64,12 +63,8 @@ def command_of(args) -> str:
 def train_in(folder: Path, run: Path, flags: list[str], data_path: Path) -> dict:
     """The metrics of a run of the checkout `folder`, which is trained as a person would."""
     where = ["--data-path", str(data_path.resolve()), "--runs-dir", str(run.parent), "--run-name", run.name]
-    # `my_utils` may have set these for us: a version sets them for itself, or does not.
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
-    }
     command = [sys.executable, "train.py", *flags, *where]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]
         raise InputError(f"train.py {shlex.join(flags)} failed in {folder}: {''.join(last)}")

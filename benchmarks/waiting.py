@@ -8,7 +8,6 @@ benchmarks/results/waiting.json. `my_utils.choose_how_threads_wait` chooses by t
 
 import contextlib
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from collections import defaultdict
 import psutil
 import torch
 
-from benchmarks.common import ROOT, Training, about, parser_of, timed, write_result
+from benchmarks.common import ROOT, Training, about, environment, parser_of, timed, write_result
 from my_utils import exit_on_input_error
 from training.settings import PRESETS
 
@@ -59,9 +58,9 @@ def step_seconds(preset: str) -> float:
 
 def in_own_process(wait: dict[str, str]) -> dict:
     """`--steps` in a process whose OpenMP waits so."""
-    clean = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     command = [sys.executable, "-m", "benchmarks.waiting", "--steps"]
-    return json.loads(subprocess.run(command, cwd=ROOT, env=clean | wait, check=True, stdout=subprocess.PIPE).stdout)
+    done = subprocess.run(command, cwd=ROOT, env=environment() | wait, check=True, stdout=subprocess.PIPE)
+    return json.loads(done.stdout)
 
 
 @contextlib.contextmanager

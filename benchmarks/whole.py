@@ -10,14 +10,14 @@ Writes benchmarks/results/whole.json, where the new rows replace those of the sa
 
 import torch
 
-from benchmarks.common import DATA, ROOT, about, finished_run, machine, parser_of
+from benchmarks.common import DATA, ROOT, about, finished_run, joined, machine, parser_of
 from benchmarks.tries import Try, keep, trained
 from clip import CLIP
 from evaluate import CORRUPTED_IMAGES
 from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
 from evaluation.other_images import uci_digits
 from evaluation.sections import robustness, subset
-from my_dataset import MNISTPairs, load_mnist
+from my_dataset import load_mnist
 from my_utils import InputError, exit_on_input_error, number
 
 FLAGS = ["--preset", "accuracy"]
@@ -52,16 +52,12 @@ def model_of(name: str, seed: int) -> CLIP:
         finished_run(run, flags)
     elif not path.exists():
         own = about(torch.device("cpu"))  # before training: the commit may be another one afterwards
-        model = trained(ROWS[name], flags, run.name, add_validation)
+        everything = joined(load_mnist("train", DATA), load_mnist("val", DATA))
+        model = trained(ROWS[name], flags, run.name, everything)
         model.metrics = own
         run.mkdir(parents=True, exist_ok=True)
         model.save(path)
     return CLIP.load(path)
-
-
-def add_validation(pairs: MNISTPairs) -> None:
-    images, labels = load_mnist("val", DATA)
-    pairs.images, pairs.labels = torch.cat([pairs.images, images]), torch.cat([pairs.labels, labels])
 
 
 def measured_on_test(model: CLIP) -> dict:

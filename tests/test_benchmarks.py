@@ -19,6 +19,7 @@ from benchmarks.recipes import OpenClip, plain_classifier, pytorch_example, toy_
 from benchmarks.tables import BLOCKS, NOT_MEASURED, PRESETS_CUDA, RESULTS
 from benchmarks.versions import compare
 from clip import CLIP
+from conftest import first_tenth
 from evaluation.metrics import caption_accuracy, digit_classifier, embed_images
 from image_encoder import IMAGE_ENCODERS, ImageEncoder
 from my_dataset import DATA_PATH, Split, load_mnist
@@ -77,6 +78,7 @@ def test_a_try_has_its_own_encoder_constants_and_images_and_puts_them_back(small
     )
     monkeypatch.setattr(tries, "BUDGET", ["--preset", "accuracy", "--epochs", "2"])
     monkeypatch.setattr(tries, "HELD_OUT", 500)
+    monkeypatch.setattr(tries, "load_mnist", first_tenth)
     monkeypatch.setattr(
         tries, "robustness", lambda model, captions, split: {"mean_corruption_error": len(split.labels)}
     )
@@ -98,8 +100,9 @@ def test_a_whole_run_takes_all_images_and_is_measured_on_test(small_mnist, one_t
     monkeypatch.setattr(
         whole, "robustness", lambda model, captions, split: corrupted if len(split.labels) == 2000 else 0
     )
-    sizes, add = [], whole.add_validation
-    monkeypatch.setattr(whole, "add_validation", lambda pairs: (add(pairs), sizes.append(len(pairs))))
+    monkeypatch.setattr(whole, "load_mnist", first_tenth)
+    sizes, train_on = [], whole.trained
+    monkeypatch.setattr(whole, "trained", lambda *a: sizes.append(len(a[-1].labels)) or train_on(*a))
     whole.main()
     model = CLIP.load(tmp_path / "runs" / "everything-seed1" / "best_model.pth")
     test = load_mnist("test", DATA_PATH)

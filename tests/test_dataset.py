@@ -271,10 +271,8 @@ def test_strokes_grow_and_shrink_by_less_than_a_pixel_on_each_side():
 
 
 def test_some_images_are_corrupted_each_in_one_way_or_more(monkeypatch):
-    of_kind, shares = (
-        iter(torch.eye(5, 6, dtype=torch.bool)),
-        [],
-    )  # the first image gets the first corruption, and so on
+    of_kind = iter(torch.eye(5, 6, dtype=torch.bool))  # the first image gets the first corruption, and so on
+    shares = []
     monkeypatch.setattr(
         my_dataset, "by_lot", lambda x, share: shares.append(share) or next(of_kind)[:, None, None, None]
     )
