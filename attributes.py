@@ -1,96 +1,203 @@
-"""What an image looks like, measured: stroke thickness and slant, in three steps each, and the cells never trained.
+"""What an image looks like, measured: one `Attribute` each for stroke thickness and slant, and the combinations of digit
+and attributes that are never trained.
 
-The meaning of both follows Morpho-MNIST (Castro et al., 2019, arXiv 1809.01965).
+Both mean what Morpho-MNIST means by them (Castro et al., 2019, arXiv 1809.01965). An attribute has five grades, as
+"very thin", "thin", "medium", "thick", "very thick": the sixths of the training images, the middle two taken together.
+The first two and the last two grades make a bin each: thin, medium and thick are the terciles.
 """
 
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The three steps of each attribute, then the outer halves of the first and the last.
-THICKNESS = ("thin", "medium", "thick", "very thin", "very thick")
-SLANT = ("leaning left", "upright", "leaning right", "leaning far left", "leaning far right")
-# Where they part: a sixth, a third, two thirds and five sixths of the 60,000 training images lie below, as they are, by
-# `measure` (a test counts).
-THICKNESS_BOUNDS = (2.009, 2.302, 2.855, 3.271)  # pixels
-SLANT_BOUNDS = (-0.148, -0.010, 0.220, 0.359)  # radians
-# This close to a bound a caption leaves unsaid on which side an image lies.
-THICKNESS_BAND, SLANT_BAND = 0.03, 0.012
-# An image further than this from the bounds of all steps is "clear" in the results.
-THICKNESS_CLEAR, SLANT_CLEAR = 0.12, 0.05
+GRADES, BINS = 5, 3
+BIN_GRADES = ((0, 1), (2,), (3, 4))  # the grades of each bin
+GRADE_OF_BIN = (1, 2, 3)  # the one that gives the bin its name
 
-# From (ink / outline) to pixels as the skeleton measures them: a line fitted to 5,000 training images.
+
+@dataclass(frozen=True)
+class Attribute:
+    """All there is to an attribute: a further entry in ATTRIBUTES is a further attribute."""
+
+    name: str
+    format: str  # of a value with its unit
+    measure: Callable[[Tensor], Tensor]  # float images [B, H, W] in [0, 1] -> values [B]
+    edges: tuple[float, ...]  # between the grades: the 1/6, 1/3, 2/3, 5/6 quantiles of the training images
+    margin: float  # captions skip the attribute this close to an edge
+    clear: float  # an image is unambiguous if it lies further than this from the edges of its bin
+    # A name for each grade, then its adjectives (before the noun) and its phrases (behind it).
+    words: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+
+    @property
+    def grades(self) -> tuple[str, ...]:
+        """The names of the five grades."""
+        return tuple(self.words)
+
+    @property
+    def bins(self) -> tuple[str, ...]:
+        """The names of the three bins."""
+        return tuple(self.grades[grade] for grade in GRADE_OF_BIN)
+
+    def grade(self, values: Tensor) -> Tensor:
+        """Values [B] -> grades [B] in 0..4."""
+        return sum((values >= edge).long() for edge in self.edges)
+
+    def bin(self, values: Tensor) -> Tensor:
+        """Values [B] -> bins [B] in 0..2."""
+        return sum((values >= edge).long() for edge in self.edges[1:3])
+
+    def distance_to_edges(self, values: Tensor, extremes: bool = False) -> Tensor:
+        """Values [B] -> distance to the nearest edge of the bins, or of the extreme grades, in the attribute's unit [B]."""
+        edges = self.edges[::3] if extremes else self.edges[1:3]
+        return torch.stack([(values - edge).abs() for edge in edges]).amin(dim=0)
+
+
+# From (ink / outline) to pixels as a skeleton measures them: a line fitted to 5,000 training images.
 THICKNESS_FACTOR, THICKNESS_OFFSET = 2.238, 0.013
 
 
-def measure(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images [B, 28, 28] or [B, 1, 28, 28], uint8 or float, bright on black -> thickness [B] and slant [B].
+def thickness(x: Tensor) -> Tensor:
+    """Images [B, H, W] -> stroke thickness [B] in pixels: twice the mean distance to the outline along the skeleton.
 
-    Thickness, in pixels: twice the mean distance to the outline along the skeleton. A stroke has the area length times
-    thickness, and an outline of twice its length. Area is the ink; the outline's length is the total variation of the
-    grey levels; both with more contrast, or the blur of a resampled image would count as thickness.
-    Slant, in radians: arctan(-u11 / u02) of the grey moments, positive where the digit leans right.
-    An image without ink has thickness 0 and slant 0. Whole tensors on the images' device; nothing waits for it.
+    A stroke has the area length times thickness, and an outline of twice its length. The area is the ink, the outline's
+    length is the total variation of the grey levels; both with more contrast, or blur would count as thickness.
+    """
+    sharp = (2 * x - 0.5).clamp(0, 1)
+    right, down = F.pad(sharp, (1, 1, 1, 0)).diff(dim=2), F.pad(sharp, (1, 0, 1, 1)).diff(dim=1)  # [B, H + 1, W + 1]
+    outline = torch.hypot(right, down).sum(dim=(1, 2))
+    pixels = THICKNESS_FACTOR * sharp.sum(dim=(1, 2)) / outline.clamp(min=1e-6) + THICKNESS_OFFSET
+    return torch.where(outline > 0, pixels, 0)
+
+
+def slant(x: Tensor) -> Tensor:
+    """Images [B, H, W] -> slant [B] in radians: arctan(-u11 / u02) of the grey moments, positive leans right."""
+    rows = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
+    columns = torch.arange(x.shape[2], device=x.device, dtype=x.dtype)
+    mass = x.sum(dim=(1, 2)).clamp(min=1e-6)
+    by_column, by_row = x.sum(dim=1), x.sum(dim=2)  # [B, W], [B, H]
+    mean_x, mean_y = (by_column @ columns) / mass, (by_row @ rows) / mass
+    u11 = (x @ columns * rows).sum(dim=1) / mass - mean_x * mean_y
+    u02 = by_row @ rows.square() / mass - mean_y.square()
+    return torch.where(mass > 1e-6, torch.atan2(-u11, u02.clamp(min=1e-6)), 0)
+
+
+ATTRIBUTES = (
+    Attribute(
+        name="thickness",
+        format="{:.1f} px",
+        measure=thickness,
+        edges=(2.009, 2.302, 2.855, 3.271),
+        margin=0.03,
+        clear=0.12,
+        words={
+            "very thin": (("hairline", "spidery"), ("in hairlines", "in the finest of lines")),
+            "thin": (("thin", "fine", "delicate"), ("in light strokes", "in fine strokes", "as if with a thin pen")),
+            "medium": (
+                ("medium", "ordinary"),
+                ("in medium strokes", "of medium thickness", "as if with an ordinary pen"),
+            ),
+            "thick": (("thick", "bold", "heavy"), ("in heavy strokes", "in bold strokes", "as if with a broad pen")),
+            "very thick": (("fat", "massive"), ("as if with a brush", "as if with a marker")),
+        },
+    ),
+    Attribute(
+        name="slant",
+        format="{:+.2f} rad",
+        measure=slant,
+        edges=(-0.148, -0.010, 0.220, 0.359),
+        margin=0.012,
+        clear=0.05,
+        words={
+            "leaning far left": (("backhand", "backslanted"), ("in backhand", "falling backwards")),
+            "leaning left": (
+                ("left-leaning",),
+                ("leaning to the left", "leaning left", "tilted left", "slanting to the left"),
+            ),
+            "upright": (("upright", "straight"), ("standing upright", "without a slant", "standing straight")),
+            "leaning right": (
+                ("right-leaning",),
+                ("leaning to the right", "leaning right", "tilted right", "slanting to the right"),
+            ),
+            "leaning far right": (("italic", "oblique"), ("in italics", "falling forwards")),
+        },
+    ),
+)
+
+
+def measure(images: Tensor) -> Tensor:
+    """Images [B, 28, 28] or [B, 1, 28, 28], uint8 or float, bright on black -> values [B, A], one for each attribute.
+
+    An image without ink has zeros. Whole tensors on the images' device; nothing waits for it.
     """
     x = images.reshape(-1, *images.shape[-2:]).float()  # [B, H, W]
     if images.dtype == torch.uint8:
         x = x / 255
-    sharp = (2 * x - 0.5).clamp(0, 1)
-    # Total variation, from differences to the right and down; the frame is dark.
-    right, down = F.pad(sharp, (1, 1, 1, 0)).diff(dim=2), F.pad(sharp, (1, 0, 1, 1)).diff(dim=1)  # [B, H + 1, W + 1]
-    outline = torch.hypot(right, down).sum(dim=(1, 2))
-    thickness = THICKNESS_FACTOR * sharp.sum(dim=(1, 2)) / outline.clamp(min=1e-6) + THICKNESS_OFFSET
-
-    rows = torch.arange(x.shape[1], device=x.device, dtype=x.dtype)
-    columns = torch.arange(x.shape[2], device=x.device, dtype=x.dtype)
-    mass = x.sum(dim=(1, 2)).clamp(min=1e-6)
-    across, along = x.sum(dim=1), x.sum(dim=2)  # [B, W], [B, H]
-    mean_x, mean_y = (across @ columns) / mass, (along @ rows) / mass
-    u11 = (x @ columns * rows).sum(dim=1) / mass - mean_x * mean_y
-    u02 = along @ rows.square() / mass - mean_y.square()
-    slant = torch.atan2(-u11, u02.clamp(min=1e-6))
-    return torch.where(outline > 0, thickness, 0), torch.where(mass > 1e-6, slant, 0)
+    return torch.stack([attribute.measure(x) for attribute in ATTRIBUTES], dim=1)
 
 
-def grade(values: Tensor, bounds: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Values [B], their attribute's four bounds -> their steps, int64 [B] in 0..2, and which lie in the outer half of
-    step 0 or 2, bool [B]."""
-    far_low, low, high, far_high = bounds
-    return (values >= low).long() + (values >= high), (values < far_low) | (values >= far_high)
+def bins(values: Tensor) -> Tensor:
+    """Values [B, A] -> bins int64 [B, A] in 0..2."""
+    return torch.stack([one.bin(column) for one, column in zip(ATTRIBUTES, values.T, strict=True)], dim=1)
 
 
-def from_bounds(values: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Values [B] -> distance to the nearer of two bounds [B], in their unit."""
-    low, high = bounds
-    return torch.minimum((values - low).abs(), (values - high).abs())
+def is_unambiguous(values: Tensor) -> Tensor:
+    """Values [B, A] -> which images lie far from the edges of all bins: bool [B]."""
+    pairs = zip(ATTRIBUTES, values.T, strict=True)
+    return torch.stack([one.distance_to_edges(column) > one.clear for one, column in pairs]).all(dim=0)
 
 
-def is_clear(thickness: Tensor, slant: Tensor) -> Tensor:
-    """Which images are far from all bounds of steps: bool [B]."""
-    return (from_bounds(thickness, THICKNESS_BOUNDS[1:3]) > THICKNESS_CLEAR) & (
-        from_bounds(slant, SLANT_BOUNDS[1:3]) > SLANT_CLEAR
-    )
+# ---- combinations: a digit with a bin of each attribute; counted in the order of a tensor of COMBINATIONS ----
+
+COMBINATIONS = (10, *[BINS] * len(ATTRIBUTES))  # the shape [10, 3, 3]
 
 
-def unseen_cells(seed: int = 0) -> Tensor:
-    """Which cells are never trained: bool [10, 3, 3], by digit, thickness and slant. 18 of the 90 are.
+def combination_ids(digits: Tensor, values: Tensor) -> Tensor:
+    """Digits [B] and values [B, A] -> combinations int64 [B]: places in a flat tensor of shape COMBINATIONS."""
+    ids = digits
+    for column in bins(values).unbind(dim=1):
+        ids = ids * BINS + column
+    return ids
 
-    Each of the nine combinations of thickness and slant is unseen with two digits. A digit has one or two unseen cells;
-    the two share neither thickness nor slant, so that each value of each attribute is still seen with each digit.
+
+def all_combinations() -> list[tuple[int, ...]]:
+    """(digit, bin of each attribute) of every combination, in the order of their ids."""
+    return torch.cartesian_prod(*map(torch.arange, COMBINATIONS)).tolist()
+
+
+def unseen_combinations(seed: int = 0) -> Tensor:
+    """Which combinations are never trained, a fifth of them at random: bool, of shape COMBINATIONS.
+
+    Each combination of bins is unseen with two digits. At most a third of what has a given digit and a given bin is
+    unseen, so that each bin is still seen with each digit.
     """
     generator = random.Random(seed)
-    slots = [(thickness, slant) for thickness in range(3) for slant in range(3)] * 2 + [None, None]
+    slots = [place[1:] for place in all_combinations() if place[0] < 2]  # each combination of bins twice
+    slots += [None] * (-len(slots) % 10)
+    size, most = len(slots) // 10, max(1, BINS ** (len(ATTRIBUTES) - 1) // BINS)
+
+    def is_allowed(own: list) -> bool:
+        """Whether one digit may have these as its unseen combinations of bins."""
+        chosen = [tuple(place) for place in own if place is not None]
+        counts = [side.count(bin) for side in zip(*chosen, strict=True) for bin in range(BINS)]
+        return len(chosen) >= size - 1 and len(set(chosen)) == len(chosen) and max(counts, default=0) <= most
+
     while True:
         generator.shuffle(slots)
-        pairs = list(zip(slots[::2], slots[1::2], strict=True))
-        whole = [pair for pair in pairs if None not in pair]
-        if len(whole) == 8 and all(a[0] != b[0] and a[1] != b[1] for a, b in whole):
+        digits = [slots[i : i + size] for i in range(0, len(slots), size)]
+        if all(map(is_allowed, digits)):
             break
-    cells = torch.zeros(10, 3, 3, dtype=torch.bool)
-    for digit, pair in enumerate(pairs):
-        for cell in pair:
-            if cell is not None:
-                cells[(digit, *cell)] = True
-    return cells
+    unseen = torch.zeros(COMBINATIONS, dtype=torch.bool)
+    for digit, own in enumerate(digits):
+        for place in own:
+            if place is not None:
+                unseen[(digit, *place)] = True
+    return unseen
+
+
+def format_values(values: Tensor) -> str:
+    """The values [A] of one image as text: "2.5 px, +0.30 rad"."""
+    return ", ".join(one.format.format(value) for one, value in zip(ATTRIBUTES, values.tolist(), strict=True))

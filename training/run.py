@@ -1,288 +1,334 @@
-"""A run's folder: its lock, its saved state, how it is found again, and Ctrl-C.
+"""A run: its folder, lock, saved state, TensorBoard, and the loop over its epochs. Every training script uses it so:
 
-Any training script uses it so: `open_run` says which folder and settings; `run.begin(parts, ...)` makes the folder, or
-restores the parts; `run.save()` keeps all that a resumed run needs; `run.publish()` hands on the best model at the end.
+    with Run.open(settings, overrides, label="infonce", program=["train.py"]) as run:  # folder, lock, seed
+        run.restore(model=model, adamw=adamw)                # to where a resumed run was
+        for epoch in run.epochs():                           # those that are not done yet
+            for batch in run.progress(batches, total=steps):
+                run.log(train_step(batch))
+            run.end_epoch(evaluate(model), model, best="val_accuracy")  # keeps the best, saves the state
+        run.finish(metrics)
+
+A run is resumed from its last whole epoch. Each epoch seeds the random numbers anew, so that a resumed run ends with
+the same bits as one that was not interrupted.
 """
 
 import contextlib
 import json
 import os
-import shutil
-import signal
-import subprocess
+import shlex
 import sys
+import time
 import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
-from clip import load_checkpoint, save_checkpoint
-from my_utils import InputError, atomic_write, clear_temporary, short
+from my_utils import (
+    TEMPORARY,
+    InputError,
+    atomic_write,
+    clear_temporary,
+    git_commit,
+    load_checkpoint,
+    save_checkpoint,
+    seed_everything,
+    short,
+)
 from training import distributed
-from training.settings import Options, resumed
+from training.settings import resumed_settings
 
-STALE_SECONDS = 3600  # older temporary files in the folder of all runs are those of killed runs, and are removed
-STATE = {"epoch": int, "step": int, "seconds": float, "best": float, "epochs": list, "commit": str, "history": Tensor}
-
-
-def open_run(settings: Options, given: dict, label: str) -> tuple[Options, "Run"]:
-    """The run's settings and folder: a new one, which is not made yet, or one to resume, locked and read.
-
-    `label` stands in a new folder's name beside the time and the seed.
-    Raises InputError when the name is taken, or when there is nothing that could be resumed.
-    """
-    if settings.resume is None:
-        name = settings.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{label}_seed{settings.seed}"
-        run = Run(Path(settings.runs_dir) / distributed.gather_objects(name)[0])  # the name may hold the time
-        with distributed.share_errors():
-            if distributed.is_main() and os.path.lexists(run.folder):
-                raise InputError(
-                    f"{run.folder} is there already: choose another --run-name, or go on with --resume {run.folder}"
-                )
-        return settings, run
-    run = None
-    with distributed.share_errors():  # the first process chooses for all
-        if distributed.is_main():
-            run = _find(settings.resume, Path(settings.runs_dir))
-    run = run or Run(None)
-    run.folder = distributed.gather_objects(run.folder)[0]
-    with distributed.share_errors():
-        if run.saved is None:
-            run.read()
-    return resumed(type(settings), given, run.saved.pop("config"), run.folder), run
-
-
-def _find(resume: str, runs: Path) -> "Run":
-    """The run that --resume means, locked, its state read."""
-    if resume != "newest":
-        folder = next((f for f in (runs / resume, Path(resume)) if (f / "last.pth").is_file()), None)
-        if folder is None:
-            raise InputError(f"there is nothing to resume in {resume}: name a folder in {runs} that holds last.pth")
-        run = Run(folder)
-        if not run.take_lock():
-            raise InputError(f"another process is training in {folder}: wait for it, or start a run of your own")
-        if run.why_ended():
-            raise InputError(f"{folder} {run.why_ended()}, nothing is left to resume: start a new run")
-        run.read()
-        return run
-    for state in sorted(runs.glob("*/last.pth"), key=lambda path: path.stat().st_mtime, reverse=True):
-        run = Run(state.parent)
-        if not run.take_lock() or run.why_ended():
-            continue
-        try:
-            run.read()
-            return run
-        except InputError as error:
-            print(f"passed over: {error}", file=sys.stderr)
-    raise InputError(f"there is no unfinished run in {runs} to resume")
+LOG_EVERY = 10  # steps between two points of a curve
+LOCK_NOTE, LOCK_TIMEOUT = 3, 60  # seconds until we say what we wait for, and until we give up
+STATE = ("epoch", "step", "seconds", "best", "history", "commit")  # of a run, in last.pth
+OWN_FILES = ("config.json", ".lock", "events.out.", TEMPORARY)  # beginnings of the names of what a run writes at first
 
 
 class Run:
     """A folder in runs/: TensorBoard's events, config.json, last.pth, best_model.pth, and metrics.json at the end."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.saved: dict | None = None  # what last.pth held, of a run that is resumed
-        self.lock: FileLock | None = None  # held until the process ends or dies
-        self.state: dict = {}  # progress: epochs and steps done, seconds, the best score, each epoch's record
+    def __init__(self, folder: Path, settings, program: list[str]):
+        self.folder, self.settings, self.program = folder, settings, program
+        self.is_main = distributed.rank() == 0  # only this process writes and prints
+        self.epoch, self.step, self.seconds = 0, 0, 0.0  # whole epochs, steps, seconds of training
+        self.best, self.history = -1.0, []  # the best score; each epoch's record
+        self.commit = git_commit()
+        self.lock = self.writer = self.saved = None
 
-    def take_lock(self) -> bool:
-        """False when another process has the folder."""
+    # ---- opening: a new folder, or one to resume ----
+
+    @classmethod
+    def open(cls, settings, overrides: dict, label: str, program: list[str]) -> "Run":
+        """The run of these settings, its folder locked. `label` becomes part of a new folder's name.
+
+        Raises InputError if the name is taken, if there is nothing to resume, or if the folder cannot be made.
+        """
+        runs_dir = Path(settings.runs_dir)
+        if settings.resume is None:
+            name = settings.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{label}_seed{settings.seed}"
+            run = cls(runs_dir / distributed.broadcast(name), settings, program)  # the name may hold the time
+            if run.is_main:
+                run._make_folder()
+        else:
+            folder = _find_unfinished(settings.resume, runs_dir) if distributed.rank() == 0 else None
+            run = cls(distributed.broadcast(folder), settings, program)
+            if run.is_main:
+                run._take_lock()
+            run.saved = load_checkpoint(run.folder / "last.pth", "run")
+            run.settings = resumed_settings(type(settings), overrides, run.saved["settings"], run.folder)
+        seed_everything(run.settings.seed)
+        return run
+
+    def _make_folder(self) -> None:
+        # A folder in which no epoch was saved is taken again.
+        is_taken = os.path.lexists(self.folder) and not (
+            self.folder.is_dir() and all(path.name.startswith(OWN_FILES) for path in self.folder.iterdir())
+        )
+        if is_taken:
+            can_resume = (self.folder / "last.pth").is_file() and not why_ended(self.folder)
+            resume = f", or resume that run with {self.resume_command()}" if can_resume else ""
+            raise InputError(f"{self.folder} is there already: choose another --run-name{resume}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"cannot make the folder {short(self.folder)}: {error.strerror or error}; choose another --runs-dir"
+            ) from None
+        self._take_lock()
+
+    def _take_lock(self) -> None:
         lock = FileLock(self.folder / ".lock", timeout=0)
         try:
             lock.acquire()
         except Timeout:
-            return False
+            raise InputError(f"another process is training in {self.folder}: wait for it, or start a new run") from None
         except (OSError, NotImplementedError) as error:
             warnings.warn(f"{self.folder} cannot be locked ({short(error)}): start no second run in it", stacklevel=2)
         self.lock = lock
-        return True
 
-    def read(self) -> None:
-        """Read last.pth. Raises InputError when it is not the state of a run."""
-        path = self.folder / "last.pth"
-        saved = load_checkpoint(path)
-        wrong = [name for name, kind in STATE.items() if not isinstance(saved.get(name), kind)]
-        if wrong or not isinstance(saved.get("config"), dict) or not isinstance(saved.get("rng"), list):
-            raise InputError(f"{path} is not the state of a training run of this version: start a new run")
-        self.saved = saved
+    def resume_command(self) -> str:
+        """What to type to resume the run."""
+        python, world_size = [os.path.relpath(sys.executable)], distributed.world_size()
+        if world_size > 1:
+            python += ["-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
+        return shlex.join([*python, *self.program, "--resume", str(self.folder)])
 
-    def why_ended(self) -> str:
-        """Why the run cannot go on: it is finished, or its loss was not finite; empty when it can."""
-        if (self.folder / "metrics.json").exists():
-            return "is finished"
-        return "diverged" if (self.folder / "diverged.txt").exists() else ""
+    def restore(self, **parts) -> None:
+        """What is trained, by name: model, optimizers, ... Brings them to where a resumed run was.
 
-    def begin(self, parts: list, settings: Options, device: torch.device, steps: int, columns: int) -> dict:
-        """Make the folder of a new run, or bring `parts` (model, optimizers ...) to where a resumed one was.
-
-        Returns the progress. Its `history` has the shape [steps per epoch, columns].
+        Raises InputError if the saved state does not fit.
         """
-        self.parts, self.record, self.device = parts, settings.record(), device
-        with distributed.share_errors():
-            if self.saved is None and distributed.is_main():
-                self._make()
-            if self.saved is not None:
-                self._restore(settings, steps, columns)
-            if distributed.is_main():
-                clear_temporary(self.folder)
-                clear_temporary(self.folder.parent, STALE_SECONDS)
-                self.write_json("config.json", self.record)
-        if self.saved is None:
-            self.state = {"epoch": 0, "step": 0, "seconds": 0.0, "best": -1.0, "epochs": [], "commit": git_commit()}
-            self.state["history"] = torch.zeros(steps, columns, device=device)
-            self.save()
-        self.saved = None
-        return self.state
-
-    def _make(self) -> None:
-        try:
-            self.folder.parent.mkdir(parents=True, exist_ok=True)
+        self.parts = parts
+        if self.saved is not None:
+            path = self.folder / "last.pth"
             try:
-                self.folder.mkdir()
-            except FileExistsError:
-                raise InputError(f"another process has just made {self.folder}: choose another --run-name") from None
-        except OSError as error:
-            shown = short(self.folder.parent)
-            raise InputError(
-                f"cannot make the folder {shown}: {error.strerror or error}; choose another --runs-dir"
-            ) from None
-        self.take_lock()
+                for name in STATE:
+                    setattr(self, name, self.saved[name])
+                for name, part in parts.items():
+                    part.load_state_dict(self.saved["parts"][name])
+            except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+                raise InputError(f"{path} fits another version of this program: {short(error)}") from None
+            if self.epoch > self.settings.epochs:
+                raise InputError(f"{path} has more epochs than its settings: start a new run")
+            if not self.commit.endswith(commit := git_commit()):  # resumed onto other code
+                self.commit += f" then {commit}"
+            self.saved = None
+        if self.is_main:
+            clear_temporary(self.folder)
+            record = asdict(self.settings) | {"threads": torch.get_num_threads()}
+            self.write_json("config.json", record)
+            self.writer = SummaryWriter(self.folder, purge_step=self.step)  # drops what comes after
 
-    def _restore(self, settings: Options, steps: int, columns: int) -> None:
-        saved, path = self.saved, self.folder / "last.pth"
-        self.state = {name: saved[name] for name in STATE}
-        epoch, step = self.state["epoch"], self.state["step"]
-        fits = len(self.state["epochs"]) == epoch <= settings.epochs and 0 <= step < steps
-        if not fits or tuple(self.state["history"].shape) != (steps, columns):
-            raise InputError(f"the progress that {path} holds does not fit its settings: start a new run")
-        if len(saved["rng"]) != distributed.world_size():
-            raise InputError(f"{self.folder} was trained by {len(saved['rng'])} processes: resume it with as many")
-        if not saved["commit"].endswith(commit := git_commit()):  # resumed onto other code
-            self.state["commit"] += f" then {commit}"
-        try:
-            for part, state in zip(self.parts, saved["parts"], strict=True):
-                part.load_state_dict(state)
-            restore_rng_state(saved["rng"][distributed.rank()], self.device)
-        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} fits another version of this program: {short(error)}") from None
-        self.state["history"] = self.state["history"].to(self.device)
+    # ---- the loop ----
 
-    def save(self) -> None:
-        """Write last.pth. All processes call this, for each has random numbers of its own; the first one writes."""
-        rng = distributed.gather_objects(rng_state(self.device))
-        with distributed.share_errors():
-            if distributed.is_main():
-                parts = [part.state_dict() for part in self.parts]
-                save_checkpoint(
-                    self.folder / "last.pth", self.state | {"config": self.record, "parts": parts, "rng": rng}
-                )
+    def epochs(self) -> Iterator[int]:
+        """The epochs that are left, counted from 0."""
+        for epoch in range(self.epoch, self.settings.epochs):
+            torch.manual_seed((distributed.rank() << 40) + self.settings.seed * 100_003 + epoch)
+            yield epoch
+
+    def progress(self, batches: Iterable, total: int) -> Iterator:
+        """The batches of an epoch, under a progress bar and the clock. Ends the program if a logged value is not finite."""
+        self.values: list[dict] = []
+        started = time.perf_counter()
+        hidden = None if self.is_main else True
+        with tqdm(total=total, desc=f"epoch {self.epoch + 1}", unit="step", leave=False, disable=hidden) as bar:
+            for batch in batches:
+                yield batch
+                bar.update()
+                loss = next(iter(self.values[-1].values()))
+                if loss.device.type == "cpu" and bar.n % LOG_EVERY == 0:  # reading a value would wait for a GPU
+                    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        # [steps] for each column; reading it waits for the device.
+        self.columns = {name: torch.stack([row[name] for row in self.values]).cpu() for name in self.values[0]}
+        self._stop_if_not_finite()
+        self.epoch_seconds = time.perf_counter() - started
+        self.seconds += self.epoch_seconds
+
+    def log(self, values: dict[str, Tensor]) -> None:
+        """The values of a training step, scalars on its device; the loss first. They are not read yet."""
+        self.values.append(values)
+        self.step += 1
+
+    def end_epoch(self, metrics: dict[str, float], model: nn.Module | None = None, best: str | None = None) -> dict:
+        """Record the epoch with its validation metrics, keep the best model, save the state. Returns the record.
+
+        `model` is saved if its metric `best` is not below the best so far; without `best`, always.
+        """
+        means = {name: column.mean().item() for name, column in self.columns.items()}
+        record = {"epoch": self.epoch + 1, **means, "seconds": round(self.epoch_seconds, 4), **metrics}
+        self.history.append(record)
+        self.epoch += 1
+        if self.is_main:
+            if model is not None and (best is None or record[best] >= self.best):  # of two equal epochs the later one
+                self.best = record[best] if best else self.best
+                model.metrics = {"best_epoch": self.epoch} | metrics
+                model.save(self.folder / "best_model.pth")
+            self._write_curves(record)
+            self._save()
+            shown = {"loss": next(iter(means.values())), **({best: record[best]} if best else metrics)}
+            values = "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in shown.items())
+            print(f"epoch {self.epoch} of {self.settings.epochs}  {values}  {self.epoch_seconds:.0f} s", flush=True)
+        return record
+
+    def _write_curves(self, record: dict) -> None:
+        first = self.step - len(self.values)
+        for name, column in self.columns.items():
+            for i in range(0, len(column), LOG_EVERY):
+                self.writer.add_scalar(f"step/{name}", column[i].item(), first + i)
+        for name, value in record.items():
+            if name != "epoch":
+                tag = f"validation/{name[4:]}" if name.startswith("val_") else f"epoch/{name}"
+                self.writer.add_scalar(tag, value, self.step - 1)
+        self.writer.flush()
+
+    def _save(self) -> None:
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        state = {name: getattr(self, name) for name in STATE}
+        save_checkpoint(self.folder / "last.pth", "run", state | {"settings": asdict(self.settings), "parts": parts})
+
+    def _stop_if_not_finite(self) -> None:
+        """No state with bad weights is ever saved."""
+        bad = torch.stack([~column.isfinite() for column in self.columns.values()]).any(dim=0).nonzero()
+        if not len(bad):
+            return
+        step = int(bad[0])
+        shown = ", ".join(f"{name} {column[step]:.3g}" for name, column in self.columns.items())
+        message = (
+            f"training diverged at epoch {self.epoch + 1}, step {step + 1} ({shown}): start a new run with a lower"
+            " learning rate"
+        )
+        if self.is_main:
+            atomic_write(self.folder / "diverged.txt", (message + "\n").encode())
+        sys.exit(f"error: {message}")
+
+    # ---- the end ----
 
     def write_json(self, name: str, values: dict) -> None:
         atomic_write(self.folder / name, (json.dumps(values, indent=2) + "\n").encode())
 
-    def stop_if_not_finite(self, values: Tensor, names: tuple[str, ...], first: int) -> None:
-        """Ends the program when the steps' values [steps, columns], from step `first` of this epoch on, are not finite.
-
-        A gradient counts too, for after it the next loss is not finite. No state with bad weights is ever saved.
-        """
-        bad = (~values.isfinite()).any(dim=1).nonzero()
-        if not len(bad):
-            return
-        step = int(bad[0])
-        shown = ", ".join(f"{name} {value:.3g}" for name, value in zip(names, values[step].tolist(), strict=True))
-        message = (
-            f"training diverged at epoch {self.state['epoch'] + 1}, step {first + step + 1} ({shown}): start a new run"
-            " with a lower learning rate"
-        )
-        if distributed.is_main():
-            atomic_write(self.folder / "diverged.txt", (message + "\n").encode())
-        sys.exit(f"error: {message}")
+    def finish(self, metrics: dict) -> None:
+        """Write metrics.json; the run then counts as finished."""
+        self.write_json("metrics.json", metrics | {"history": self.history})
 
     def publish(self, score: str) -> str:
-        """Copy best_model.pth to the folder of all runs. Returns a note when `score` was better in what it replaces."""
+        """Copy best_model.pth to the folder of all runs. Returns a note if the replaced model was better by `score`.
+
+        Raises InputError if another process keeps the file locked.
+        """
         best, target = self.folder / "best_model.pth", self.folder.parent / "best_model.pth"
         with locked(target):
-            told = self._compare(target, best, score) if target.is_file() else ""
+            note = _compare(target, best, score) if target.is_file() else ""
             atomic_write(target, best.read_bytes())
-        return told.removesuffix("; ")
+        return note
 
-    def _compare(self, target: Path, best: Path, score: str) -> str:
-        told = ""
-        try:
-            files = [load_checkpoint(path) for path in (target, best)]
-            old, new = (file.get("metrics", {}) for file in files)
-            clips = {file.get("arch", {}).get("fingerprint") for file in files}  # of a generator, or None
-            if towers := files[0].get("arch", {}).get("modalities"):
-                told = f"the towers for {' and '.join(towers)} were those of the replaced model: train them anew; "
-            if old[score] > new[score] and len(clips) == 1:
-                earlier = self.folder.parent / str(old["run"]) / "best_model.pth"
-                back = f"; to go back: cp {earlier} {target}" if earlier.is_file() else ""
-                told += f"the replaced {target} was better on validation: {old[score]:.2%}, run {old['run']}{back}"
-        except (InputError, KeyError, TypeError):  # another version's: nothing to compare with
-            pass
-        return told
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        """On Ctrl-C, say how to resume."""
+        if self.writer is not None:
+            self.writer.close()
+        if self.lock is not None:
+            self.lock.release()
+        if kind is KeyboardInterrupt:
+            if self.is_main:
+                saved = f"resume with: {self.resume_command()}" if self.epoch else "no epoch was finished yet"
+                print(f"\ninterrupted after {self.epoch} of {self.settings.epochs} epochs; {saved}", file=sys.stderr)
+            sys.exit(130)
+        distributed.stop(after_error=kind is not None)
+
+
+def why_ended(folder: Path) -> str:
+    """Why a run cannot be resumed: it is finished, or its loss was not finite; empty if it can."""
+    if (folder / "metrics.json").exists():
+        return "is finished"
+    return "diverged" if (folder / "diverged.txt").exists() else ""
+
+
+def _find_unfinished(resume: str, runs_dir: Path) -> Path:
+    """The folder that --resume means."""
+    if resume != "latest":
+        folder = next((f for f in (runs_dir / resume, Path(resume)) if (f / "last.pth").is_file()), None)
+        if folder is None:
+            raise InputError(
+                f"there is nothing to resume in {resume}: name a folder in {runs_dir.absolute()} that holds last.pth"
+            )
+        if why_ended(folder):
+            raise InputError(f"{folder} {why_ended(folder)}, nothing is left to resume: start a new run")
+        return folder
+    for path in sorted(runs_dir.glob("*/last.pth"), key=lambda path: path.stat().st_mtime, reverse=True):
+        lock = FileLock(path.parent / ".lock", timeout=0)
+        with contextlib.suppress(Timeout, OSError, NotImplementedError), lock:  # a locked one is being trained
+            if not why_ended(path.parent):
+                return path.parent
+    raise InputError(f"there is no unfinished run in {runs_dir.absolute()} to resume")
+
+
+def _compare(target: Path, best: Path, score: str) -> str:
+    """What to say when `best` replaces `target`."""
+    notes = []
+    try:
+        kinds = "generator" if "generator" in str(target.parent.name) else "CLIP"
+        old, new = (load_checkpoint(path, kinds) for path in (target, best))
+        if towers := old["arch"].get("modalities"):
+            notes.append(f"the towers for {' and '.join(towers)} belonged to the replaced model: train them anew")
+        a, b = old["metrics"], new["metrics"]
+        if a[score] > b[score]:
+            earlier = target.parent / str(a["run"]) / "best_model.pth"
+            back = f"; to go back: {shlex.join(['cp', str(earlier), str(target)])}" if earlier.is_file() else ""
+            notes.append(f"the replaced {target} was better on validation: {a[score]:.2%}, run {a['run']}{back}")
+    except (InputError, KeyError, TypeError):  # another version's: nothing to compare with
+        pass
+    return "; ".join(notes)
 
 
 @contextlib.contextmanager
 def locked(file: Path):
-    """Within its `with` block no other run changes this file, which several may do at their end."""
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, NotImplementedError):  # a file system may have no locks
-            stack.enter_context(FileLock(file.with_name(f".{file.name}.lock")))
-        yield
+    """Within its `with` block no other run changes this file.
 
-
-class Interrupt:
-    """Within its `with` block the first Ctrl-C only sets `requested`; a second one acts at once.
-
-    SIGTERM does the same for a process that is alone; among several it is torchrun's way to end them all.
+    Raises InputError if another process has kept it locked for a minute.
     """
-
-    requested = False
-
-    def __enter__(self) -> "Interrupt":
-        alone = distributed.world_size() == 1
-        self.signals = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
-        self.previous = {number: signal.signal(number, self._handle) for number in self.signals}
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for signum, handler in self.previous.items():
-            signal.signal(signum, handler)
-
-    def _handle(self, signum, frame) -> None:
-        self.requested = True
-        self.__exit__()  # the old handlers are back, so that a second Ctrl-C acts at once
-
-
-def rng_state(device: torch.device) -> dict:
-    """The state of the generators that training draws from, as plain tensors."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def restore_rng_state(state: dict, device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-
-
-def git_commit() -> str:
-    """The commit of the code, with a + where Python files differ from it; "unknown" outside of a git checkout."""
-    root = Path(__file__).resolve().parent.parent
-    if not shutil.which("git") or not (root / ".git").exists():
-        return "unknown"
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
-
-    changed = "+" if git("status", "--porcelain", "--untracked-files=no", "--", "*.py") else ""
-    return git("rev-parse", "--short", "HEAD") + changed or "unknown"
+    lock = FileLock(file.with_name(f"{TEMPORARY}{file.name}.lock"))
+    try:
+        try:
+            lock.acquire(timeout=LOCK_NOTE)
+        except Timeout:
+            print(f"waiting for another process that holds {lock.lock_file} ...", file=sys.stderr)
+            lock.acquire(timeout=LOCK_TIMEOUT - LOCK_NOTE)
+    except Timeout:
+        raise InputError(
+            f"another process keeps {file} locked ({lock.lock_file}): end it, then resume this run; nothing is lost"
+        ) from None
+    except (OSError, NotImplementedError):  # a file system may have no locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()

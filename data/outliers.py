@@ -1,6 +1,6 @@
-"""Images of no digit, made of digits on their device: they teach the model that there is anything else.
+"""Outlier exposure (Hendrycks et al., 2019, arXiv 1812.04606): images of no digit, made of digits on their device.
 
-`captions.NOT_DIGITS` names their kinds and has their sentences.
+`captions.OUTLIERS` names their kinds and what is said of them.
 """
 
 from typing import NamedTuple
@@ -9,30 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captions import FIRST_KIND, IS_NONE, NO_DIGIT_THING, NOT_DIGITS
+from captions import OUTLIER_IDS, OUTLIERS, multi_hot
 
 PATCH = 7  # pixels along each side of the squares that are scrambled
-STROKES = 6  # of a scribble, at most; few could make a one
+STROKES = 6  # of a scribble, at most; fewer strokes could look like a one
 
 
-class NoDigits(NamedTuple):
+class Outliers(NamedTuple):
     images: Tensor  # float [N, 1, 28, 28] in [0, 1]
-    facts: Tensor  # int32 [N], as in captions.Truth
-    things: Tensor  # int64 [N], what to say of them, a place in captions.described_captions
+    facts: Tensor  # bool [N, S]
+    ids: Tensor  # int64 [N], a description of each (captions.attribute_captions)
 
 
-def no_digits(images: Tensor, digits: Tensor, generator: torch.Generator) -> NoDigits:
-    """Images of digits, uint8 [N, 28, 28], and which ones, [N] -> N images of no digit, but for 0, 1 and 8.
+def make_outliers(images: Tensor, digits: Tensor, generator: torch.Generator) -> Outliers:
+    """Digits, uint8 [M, 28, 28] and [M] -> an outlier of each, but for the digits 0, 1 and 8.
 
-    The kinds take turns; half of them are named by their kind.
+    The kinds take turns; half of the descriptions name the kind.
     """
     x = images[(digits != 0) & (digits != 1) & (digits != 8), None].float() / 255
-    kinds = torch.arange(len(x), device=x.device) % len(MAKERS)
+    index = torch.arange(len(x), device=x.device)
+    kinds = index % len(MAKERS)
     made = torch.empty_like(x)
-    for kind, name in enumerate(NOT_DIGITS):
+    for kind, name in enumerate(OUTLIERS):
         made[kinds == kind] = MAKERS[name](x[kinds == kind], generator)
-    is_named = torch.arange(len(x), device=x.device) // len(MAKERS) % 2
-    return NoDigits(made, ((1 << FIRST_KIND + kinds) + IS_NONE).int(), NO_DIGIT_THING + is_named * (1 + kinds))
+    facts = torch.stack([multi_hot(name, "no digit") for name in OUTLIERS]).to(x.device)[kinds]
+    names_kind = index // len(MAKERS) % 2
+    return Outliers(made, facts, OUTLIER_IDS.to(x.device)[names_kind * (1 + kinds)])
 
 
 # Each takes digits [N, 1, 28, 28] and a generator on their device.
@@ -57,7 +59,7 @@ def scrambled(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def turned(x: Tensor, generator: torch.Generator) -> Tensor:
-    """A quarter turn, to the left or to the right. (0, 1 and 8 may look upright then: `no_digits` leaves them out.)"""
+    """A quarter turn, to the left or to the right. (0, 1 and 8 may look upright then: `make_outliers` skips them.)"""
     to_left = torch.rand(len(x), 1, 1, 1, generator=generator, device=x.device) < 0.5
     return torch.where(to_left, x.rot90(1, (2, 3)), x.rot90(-1, (2, 3)))
 

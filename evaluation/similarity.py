@@ -1,0 +1,70 @@
+"""The similarity matrix as a matplotlib figure, and words as pictures: what TensorBoard shows of a run.
+
+Images are uint8 or float [N, 28, 28] on the CPU.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib import get_data_path
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+
+def similarity_matrix(
+    similarity: Tensor,
+    captions: Sequence[str],
+    image_names: Sequence[str],
+    title: str,
+    images: Tensor | None = None,
+    ylabel: str = "image index (true digit)",
+) -> Figure:
+    """Cosine similarity [N, T] with its values: the T texts along x, the N images along y.
+
+    `images` adds the digits themselves beside their rows. Large type and few parts: TensorBoard shows it small, and
+    training waits for it.
+    """
+    rows, columns = similarity.shape
+    strip = int(images is not None)  # one more column, for the digits
+    wide = max(map(len, captions)) > 8
+    height = 0.46 * rows + (3.2 if wide else 1.5)
+    figure = Figure(figsize=(0.5 * (columns + strip) + (2.6 if wide else 1.5), height), layout="constrained")
+    axes = figure.subplots()
+    low, high = min(0.0, float(similarity.min())), 1.0
+    axes.imshow(similarity, cmap="cividis", vmin=low, vmax=high)
+    for i, row in enumerate(similarity.tolist()):
+        for j, value in enumerate(row):
+            colour = "black" if value > (low + high) / 2 else "white"
+            style = {"ha": "center", "va": "center", "fontsize": 11, "color": colour}
+            axes.text(j, i, f"{value:.2f}", in_layout=False, **style)  # (they move nothing else)
+    if images is not None:  # one picture of all digits
+        top = 1 if images.is_floating_point() else 255
+        place = (-1.5, -0.5, rows - 0.5, -0.5)  # left, right, bottom, top
+        axes.imshow(images.reshape(-1, images.shape[-1]), cmap="gray", vmin=0, vmax=top, extent=place)
+    axes.set(xlim=(-0.5 - strip, columns - 0.5), ylim=(rows - 0.5, -0.5))
+    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(columns), captions, fontsize=11, **turned)
+    axes.set_yticks(range(rows), image_names, fontsize=11)
+    axes.set_xlabel("text label", fontsize=12)
+    axes.set_ylabel(ylabel, fontsize=12)
+    axes.set_title(f"{title}\ncosine similarity", fontsize=12)
+    return figure
+
+
+def word_images(words: Sequence[str], size: int = 28) -> Tensor:
+    """Each word drawn bright on black, as large as it fits -> uint8 [N, size, size]."""
+    path = str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
+    images = []
+    for word in words:
+        for points in range(size // 2, 3, -1):
+            font = ImageFont.truetype(path, points)
+            left, top, right, bottom = font.getbbox(word, anchor="mm")
+            if max(right - left, bottom - top) <= size:
+                break
+        canvas = Image.new("L", (size, size))
+        ImageDraw.Draw(canvas).text((size / 2, size / 2), word, fill=255, font=font, anchor="mm")
+        images.append(torch.from_numpy(np.array(canvas)))
+    return torch.stack(images)
