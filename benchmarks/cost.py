@@ -1,73 +1,196 @@
-"""How the cost of a training step grows: images/s and memory over batch size and embedding width.
+"""What training and inference cost: time of a step in its variants and by operator, memory, images per second.
 
-    python -m benchmarks.cost
+    python -m benchmarks.cost                     all four tables
+    python -m benchmarks.cost --only sizes        one of them
 
-Each row is a fresh process that takes the default training step some times, so that its peak of memory is its own:
-on a CPU the process's, on CUDA what torch allocated, each less what was held before the first step (data, model).
-Prints the table and writes it to benchmarks/results/cost.json (CUDA: cost-cuda.json).
+`steps`: a training step of each preset and in other forms. `operators`: where its time goes. `sizes`: images/s and
+memory over batch size and embedding width. `inference`: images/s of `encode_image`. Timings compared with each other
+are taken in turn, and medians are reported. Writes results/cost-NAME.json (with a GPU: cost-NAME-cuda.json).
 """
 
 import multiprocessing
 import statistics
+import sys
+from argparse import Namespace
 from pathlib import Path
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from benchmarks.common import Training, about, parser_of, suffix, timed, write_result
-from my_utils import exit_on_input_error, pick_device
+import train
+from benchmarks import common
+from benchmarks.common import Training, cell, timed, timed_in_turn
+from benchmarks.recipes import plain_net, standardized
+from evaluation.metrics import embed_images
+from my_dataset import load_mnist
+from my_utils import exit_on_error, use_bf16
+from training.settings import PRESETS
 
+STEPS = 40  # timed steps of each variant
+# A profiler's operator belongs to the first group of which its name contains a word.
+GROUPS = {
+    "convolution, backward": ("convolution_backward",),
+    "convolution, forward": ("convolution",),
+    "batch norm": ("batch_norm",),
+    "max pooling": ("max_pool",),
+    "ReLU, sums": ("threshold", "clamp_min", "relu"),
+    "matrix products of Muon": ("bmm",),  # the only batched ones
+    "matrix products of the towers, logits": ("mm", "linear"),
+    "augmentation": ("grid", "affine"),
+    "optimizer, clipping": ("adam", "norm", "foreach", "Optimizer"),
+    "the rest": ("",),
+}
 # (batch size, embed_dim, chunk size or None: the whole batch at once)
-ROWS = [
+SIZES = [
     *((batch, 64, None) for batch in (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)),
     *((256, embed_dim, None) for embed_dim in (16, 256, 1024)),
     *((batch, 64, 1024) for batch in (8192, 32768)),
 ]
-IMAGES = 16_384  # images a row at least, in at least
-STEPS = 3  # steps, after one that warms up
+SIZE_IMAGES, SIZE_STEPS = 16_384, 3  # images for each row, in so many steps at least
+BATCH, ROUNDS = 250, 7  # of inference: images that fit into a CPU's cache
+TEXT, NEAREST = "a thick seven leaning left", 10
 
 
-def main() -> None:
-    device = pick_device(parser_of(__doc__).parse_args().device)
-    spawn = multiprocessing.get_context("spawn")
-    rows = []
-    for batch_size, embed_dim, chunk_size in tqdm(ROWS, desc="rows"):
+def main(argv: list[str]) -> None:
+    parser = common.make_parser("cost", __doc__)
+    parser.add_argument("--only", choices=tuple(TABLES), nargs="+", default=list(TABLES), help="these tables alone")
+    args = common.parse(parser, argv)
+    for name in args.only:
+        columns, rows, note = TABLES[name](args)
+        common.write_result(args, f"cost-{name}{args.suffix}", columns, rows, common.origin(args.device), note)
+
+
+def measure_steps(args: Namespace) -> tuple:
+    """Training steps of several settings, all in turn."""
+    device = args.device
+    usual = use_bf16("auto", device)
+    use_bf16("fp32", device)  # float32 below is whole float32 on a GPU too, without TF32
+    adamw, wide, speed = ["--muon-lr", "0"], ["--width", "32"], ["--preset", "speed"]
+    dtypes = ("float32", "bf16")
+    variants = {
+        f"default, {dtypes[usual]}": Training([], device),
+        f"default, {dtypes[not usual]}": Training([], device, bf16=not usual),
+        "memory format NCHW": Training([], device, channels_last=False),
+        "AdamW alone (`--muon-lr 0`)": Training(adamw, device),
+        "AdamW alone, as a loop over parameters": Training(adamw, device, fused=False),
+        "frozen language model (MiniLM)": Training(common.SENTENCES, device),
+    }
+    for name, flags in (("`--width 32`", wide), ("`--preset speed`", speed)):
+        for bf16, dtype in enumerate(dtypes):
+            variants[f"{name}, {dtype}"] = Training(flags, device, bf16=bool(bf16))
+    first = {name: timed(device, training) for name, training in variants.items()}  # kernels are chosen
+    seconds = timed_in_turn(device, variants, rounds=2 if args.quick else STEPS, warm_up=3)
+    trained_language_model = Training([flag for flag in common.SENTENCES if flag != "--freeze-text"], device)
+    name = "language model (MiniLM) trained too"
+    variants[name], first[name] = trained_language_model, timed(device, trained_language_model)
+    seconds[name] = [timed(device, trained_language_model) for _ in range(1 if args.quick else 3)]
+    rows = [
+        [
+            name,
+            f"{training.settings.batch_size}",
+            cell(1000 * statistics.median(seconds[name]), " ms"),
+            cell(first[name], " s"),
+        ]
+        for name, training in variants.items()
+    ]
+    return ["a training step", "batch size", "median", "the first step"], rows, ""
+
+
+def measure_operators(args: Namespace) -> tuple:
+    """Each group's share of the operators' own time, as the torch profiler counts it."""
+    shares, is_cuda = {}, args.device.type == "cuda"
+    for name, flags in (("default", []), ("`--preset speed`", ["--preset", "speed"])):
+        training = Training(flags, args.device)
+        for _ in range(5):
+            training()
+        with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * is_cuda) as profiler:
+            for _ in range(2 if args.quick else STEPS):
+                training()
+        totals = dict.fromkeys(GROUPS, 0.0)
+        for event in profiler.key_averages():
+            if event.device_type == DeviceType.CPU:  # a kernel's time is also in the operator that launched it
+                group = next(group for group, words in GROUPS.items() if any(word in event.key for word in words))
+                totals[group] += event.self_device_time_total if is_cuda else event.self_cpu_time_total
+        shares[name] = {group: total / sum(totals.values()) for group, total in totals.items()}
+    rows = [[group, *(f"{one[group]:.0%}" for one in shares.values())] for group in GROUPS]
+    return ["operators", *shares], rows, ""
+
+
+def measure_sizes(args: Namespace) -> tuple:
+    """Speed and memory, each row in a fresh process: its peak of memory is its own."""
+    spawn, rows = multiprocessing.get_context("spawn"), []
+    for size in tqdm(SIZES[:1] if args.quick else SIZES, desc="rows"):
         with spawn.Pool(1) as pool:
-            rate, mib = pool.apply(measure, (batch_size, embed_dim, chunk_size, str(device)))
-        rows.append({"batch_size": batch_size, "embed_dim": embed_dim, "chunk_size": chunk_size})
-        rows[-1] |= {"images_per_second": rate, "step_mib": mib}
-    write_result(f"cost{suffix(device)}", about(device) | {"rows": rows})
-    print(f"\n{'batch':>8}{'embed_dim':>11}{'chunk':>8}{'images/s':>11}{'step MiB':>10}")
-    for row in rows:
-        print(
-            f"{row['batch_size']:8}{row['embed_dim']:11}{row['chunk_size'] or '-':>8}"
-            f"{row['images_per_second']:11,.0f}{row['step_mib']:10,.0f}"
-        )
+            rate, mib = pool.apply(measure_size, (*size, str(args.device)))
+        batch_size, embed_dim, chunk_size = size
+        chunk = f"{chunk_size:,}" if chunk_size else "the batch"
+        rows.append([f"{batch_size:,}", f"{embed_dim}", chunk, cell(rate, ""), cell(mib, " MiB")])
+    note = "The memory of a step is what it needs beyond the model and the data."
+    return ["batch size", "`embed_dim`", "chunk size", "images/s", "memory of a step"], rows, note
 
 
-def measure(batch_size: int, embed_dim: int, chunk_size: int | None, device: str) -> tuple[float, float]:
-    """Images/s in the median step, and the peak of memory in MiB."""
+def measure_size(batch_size: int, embed_dim: int, chunk_size: int | None, device: str) -> tuple[float, float]:
+    """Images/s in the median step after the first, and the peak of memory of all steps in MiB."""
     device = torch.device(device)
     flags = ["--batch-size", str(batch_size), "--embed-dim", str(embed_dim)]
     training = Training(flags + (["--chunk-size", str(chunk_size)] if chunk_size else []), device)
-    # The peak so far was that of loading: begin anew.
     if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_peak_memory_stats(device)  # the peak so far was that of loading
         before = torch.cuda.memory_allocated(device) / 2**20
     else:
         Path("/proc/self/clear_refs").write_text("5")
         before = process_mib("VmRSS")
-    seconds = [timed(device, training) for _ in range(1 + max(STEPS, IMAGES // batch_size))][1:]
+    seconds = [timed(device, training) for _ in range(1 + max(SIZE_STEPS, SIZE_IMAGES // batch_size))][1:]
     peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else process_mib("VmHWM")
     return batch_size / statistics.median(seconds), peak - before
 
 
 def process_mib(field: str) -> float:
-    """What this process holds now (VmRSS) or has held at most (VmHWM), in MiB. Linux tells it."""
+    """MiB that this process holds now (VmRSS) or has held at most (VmHWM), as Linux counts them."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status[field].split()[0]) / 2**10
 
 
+@torch.no_grad()
+def measure_inference(args: Namespace) -> tuple:
+    """`encode_image` of each preset, with random weights, beside a plain classifier."""
+    device = args.device
+    images = load_mnist("test", common.DATA, device).images[: 4 * BATCH if args.quick else None]
+    models = {
+        f"`--preset {name}`": train.build_model(common.settings_of(["--preset", name])).eval() for name in PRESETS
+    }
+    towers = {name: model.to(device, memory_format=torch.channels_last).encode_image for name, model in models.items()}
+    plain, model = plain_net().to(device).eval(), models["`--preset default`"]
+    towers["plain classifier"] = lambda x: plain(standardized(x))
+    batches, vectors = images.split(BATCH), embed_images(model, images)
+
+    def find() -> torch.Tensor:
+        return (vectors @ model.encode_text(TEXT)[0]).topk(NEAREST).indices
+
+    works = {name: lambda tower=tower: [tower(batch) for batch in batches] for name, tower in towers.items()}
+    seconds = timed_in_turn(device, works | {"find": find}, rounds=1 if args.quick else ROUNDS, warm_up=1)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    rows = []
+    for name, tower in towers.items():
+        flops = common.count_flops(lambda tower=tower: tower(batches[0]))
+        rows.append([name, cell(flops / BATCH / 1e6, ""), cell(len(images) / median[name], "")])
+    note = (
+        f"From the text {TEXT!r} to the {NEAREST} nearest of {len(images):,} images whose vectors are there:"
+        f" {cell(1000 * median['find'], ' ms')}."
+    )
+    return ["`encode_image` of", "MFLOP per image", "images/s"], rows, note
+
+
+TABLES = {
+    "steps": measure_steps,
+    "operators": measure_operators,
+    "sizes": measure_sizes,
+    "inference": measure_inference,
+}
+
+
 if __name__ == "__main__":
-    with exit_on_input_error():
-        main()
+    with exit_on_error():
+        sys.exit(main(sys.argv[1:]))

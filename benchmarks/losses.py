@@ -1,148 +1,203 @@
-"""The table of losses: what each contrastive loss makes of the same towers, data and budget, on validation.
+"""The contrastive losses compared, and how the modality gap depends on what captions name.
 
-    python -m benchmarks.losses --text-encoder plus --freeze-text --text-model FOLDER     with sentences
-    python -m benchmarks.losses                         with the ten captions' table
+    python -m benchmarks.losses                       both tables
+    python -m benchmarks.losses --only gap            one of them
 
-Each loss trains with three learning rates at each batch size, and its row is that of the rate that is best on
-validation. `multi_positive` is what the others are set against: with the same seed the images come in the same order,
-so that the difference is taken seed by seed, with its 95% interval (Student's t). (`infonce_distinct` has an order of
-its own, groups of ten distinct digits, and for its batch the multiple of ten below.)
+`losses`: each loss trains a small CNN on sentences, with three learning rates at each batch size; its row is that of
+the rate that is best on validation. With the same seed the images come in the same order, so that the difference to
+`multi_positive` is taken seed by seed, with its 95% interval (Student's t).
 
-Every flag but --seeds goes to train.py. Runs stay in runs/losses-<encoder>/; one that has finished is not run again,
-one that was cut off is resumed. Writes benchmarks/results/losses-<encoder>.json and benchmarks/losses-<encoder>.png.
+`gap`: the same towers, images and steps, with captions that name the digit alone, one attribute more, or all. Schrodi
+et al. (arXiv 2404.07983): what captions leave out opens the modality gap. Measured on the test split.
+
+Writes results/losses.json and results/gap.json.
 """
 
+import itertools
 import math
 import statistics
-from pathlib import Path
+import sys
+from argparse import Namespace
+from functools import partial
 
-from matplotlib.figure import Figure
+import torch
 from scipy.stats import t as student_t
+from torch import Tensor
 from tqdm import tqdm
 
-from benchmarks.common import ROOT, finished_run, machine, parser_of, same_origin, spread, write_result
-from evaluation.pictures import save_figure
-from losses import GROUP, LOSSES
-from my_utils import InputError, exit_on_input_error, number
-from training.settings import read_flags
+from attributes import ATTRIBUTES, BINS, GRADE_OF_BIN, bins, measure
+from benchmarks import common
+from benchmarks.common import Training, Variant, cell, parts_of_facts
+from captions import LABEL_ID, UNSAID, Captions, description_id
+from clip import CLIP
+from evaluation.metrics import caption_accuracy, effective_rank, embed_images, modality_gap
+from evaluation.retrieval import average_precision
+from losses import LOSSES
+from my_dataset import Batch, Split, load_mnist
+from my_utils import exit_on_error
+
+# ---- the losses compared ----
 
 BATCH_SIZES = (32, 256)
-EPOCHS = 2
-LRS_AT_256 = (3e-3, 9e-3, 2.7e-2)  # AdamW's; by the root of the batch size at others
-# A small CNN and AdamW on images as they are, so that 120 runs take half an hour; the rest is as in the default.
-BUDGET = f"--captions digit --image-encoder fast --epochs {EPOCHS} --augment none --muon-lr 0 --width 16".split()
-BUDGET += ["--init-temperature", "0.07"]
-SET_AGAINST = "multi_positive"
-MEASURES = {
-    "digit_accuracy": lambda m: m["val_digit_accuracy"],
-    "mean_average_precision": lambda m: m["val_mean_average_precision"],
-    "excess_loss": lambda m: m["history"][-1]["excess_loss"],
-    "temperature": lambda m: m["history"][-1]["temperature"],
-    "modality_gap": lambda m: m["val_modality_gap"],
+RATES = (3e-3, 9e-3, 2.7e-2)  # of AdamW at batch 256; others by the root of the batch size
+REFERENCE = "multi_positive"
+# A small CNN and AdamW on images without augmentation, so that 90 runs take less than half an hour.
+BUDGET = ["--captions", "digit", "--image-encoder", "fast", "--epochs", "2", "--augment", "none"]
+BUDGET += ["--muon-lr", "0", "--width", "16", "--init-temperature", "0.07", *common.SENTENCES]
+# Title of each column: the metric in a run's last epoch, and its unit.
+COLUMNS = {
+    "R-precision, text → image": ("val_text_to_image_precision", "%"),
+    "loss above its lowest value": ("kl", ""),
+    "temperature": ("temperature", ""),
+    "modality gap": ("val_modality_gap", ""),
 }
 
 
-def main() -> None:
-    parser = parser_of(__doc__, device=False)
-    parser.add_argument("--seeds", type=number(int, 0), nargs="+", default=[0, 1, 2, 3, 4], help="training seeds")
-    args, flags = parser.parse_known_args()
-    if len(args.seeds) < 2:
-        raise InputError("one seed tells no spread: name two or more with --seeds")
-    settings, _ = read_flags([*BUDGET, *flags])
-    encoder = settings.text_encoder
-    runs = ROOT / "runs" / f"losses-{encoder}"
-
-    keys = [(batch, loss, lr) for batch in BATCH_SIZES for loss in LOSSES for lr in LRS_AT_256]
+def compare_losses(args: Namespace) -> None:
+    sizes, rates, seeds = BATCH_SIZES, RATES, [0, 1, 2, 3, 4]
+    if args.quick:
+        sizes, rates, seeds = BATCH_SIZES[1:], RATES[:1], [0, 1]
+    keys = list(itertools.product(sizes, LOSSES, rates))
     metrics = {key: [] for key in keys}
-    for seed, (batch, loss, lr) in tqdm([(seed, key) for seed in args.seeds for key in keys], desc="runs"):
-        size = batch_size(batch, loss)
-        own = ["--loss", loss, "--seed", str(seed), "--batch-size", str(size), "--lr", lr_of(lr, batch)]
-        run = runs / f"{loss}-{size}-lr{lr:g}-seed{seed}"
-        metrics[batch, loss, lr].append(finished_run(run, [*BUDGET, *own, *flags], quiet=True))
-
-    measured = {
-        key: {name: spread([of(one) for one in own]) for name, of in MEASURES.items()} for key, own in metrics.items()
-    }
+    for seed, (size, loss, rate) in tqdm(list(itertools.product(seeds, keys)), desc="runs"):
+        flags = ["--loss", loss, "--seed", str(seed), "--batch-size", str(size), "--lr", learning_rate(rate, size)]
+        folder = args.runs / "losses" / f"{loss}-{size}-lr{rate:g}-seed{seed}"
+        run = common.finished_run(folder, [*BUDGET, *flags, "--device", str(args.device)], quiet=True)
+        metrics[size, loss, rate].append(run)
+    accuracies = {key: [one["val_digit_accuracy"] for one in own] for key, own in metrics.items()}
     rows = []
-    for batch in BATCH_SIZES:
+    for size in sizes:
         best = {
-            loss: max(LRS_AT_256, key=lambda lr: measured[batch, loss, lr]["digit_accuracy"]["mean"]) for loss in LOSSES
+            loss: max(rates, key=lambda rate, loss=loss: statistics.mean(accuracies[size, loss, rate]))
+            for loss in LOSSES
         }
-        for loss, lr in best.items():
-            row = measured[batch, loss, lr]
-            against = measured[batch, SET_AGAINST, best[SET_AGAINST]]
-            difference = paired(row["digit_accuracy"]["values"], against["digit_accuracy"]["values"])
-            rates = {lr_of(one, batch): measured[batch, loss, one]["digit_accuracy"] for one in LRS_AT_256}
-            rows.append({"loss": loss, "batch_size": batch_size(batch, loss), "lr": lr_of(lr, batch)} | row)
-            rows[-1] |= {"difference": difference, "accuracy_by_lr": rates}
-    origin = same_origin([one for own in metrics.values() for one in own])
-    result = {
-        "text_model": Path(settings.text_model).parent.name if encoder == "plus" else None,
-        "epochs": settings.epochs,
-        "seeds": args.seeds,
-        "device": machine(origin),  # the runs' own: this machine may have a GPU that they did not use
-        "torch_version": origin["torch_version"],
-        "commit": origin["commit"],
-        "date": max(one["date"] for own in metrics.values() for one in own),
-        "set_against": SET_AGAINST,
-        "rows": rows,
-    }
-    write_result(f"losses-{encoder}", result)
-    save_figure(figure_of(rows), ROOT / "benchmarks" / f"losses-{encoder}.png")
-    print(f"\n{'batch':>6} {'loss':18}{'lr':>10}{'validation accuracy':>22}   less {SET_AGAINST}, 95% interval")
-    for row in rows:
-        accuracy, difference = row["digit_accuracy"], row["difference"]
-        low, high = difference["interval"]
-        print(
-            f"{row['batch_size']:6} {row['loss']:18}{row['lr']:>10}{accuracy['mean']:14.2%} +- {accuracy['std']:.2%}"
-            f"   {100 * difference['mean']:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
-        )
+        for loss, rate in best.items():
+            last = [one["history"][-1] for one in metrics[size, loss, rate]]
+            mean, low, high = paired(accuracies[size, loss, rate], accuracies[size, REFERENCE, best[REFERENCE]])
+            difference = "" if loss == REFERENCE else f"{100 * mean:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
+            row = [f"{size}", f"`{loss}`", learning_rate(rate, size), cell(accuracies[size, loss, rate]), difference]
+            rows.append(row + [cell([one[name] for one in last], unit) for name, unit in COLUMNS.values()])
+    columns = ["batch size", "loss", "best learning rate", "validation accuracy"]
+    columns += [f"to `{REFERENCE}`, points (95% interval)", *COLUMNS]
+    note = f"{len(seeds)} seeds, 2 epochs, sentences through all-MiniLM-L6-v2."
+    origin = common.shared_origin([one for own in metrics.values() for one in own])
+    common.write_result(args, "losses", columns, rows, origin, note)
 
 
-def batch_size(batch: int, loss: str) -> int:
-    return batch - batch % GROUP if loss == "infonce_distinct" else batch
+def learning_rate(rate: float, batch_size: int) -> str:
+    return f"{rate * math.sqrt(batch_size / 256):.3g}"
 
 
-def lr_of(lr_at_256: float, batch: int) -> str:
-    return f"{lr_at_256 * math.sqrt(batch / 256):.3g}"
-
-
-def paired(values: list[float], others: list[float]) -> dict:
+def paired(values: list[float], others: list[float]) -> tuple[float, float, float]:
     """The mean difference of two lists of runs with the same seeds, and the bounds of its 95% interval."""
     differences = [value - other for value, other in zip(values, others, strict=True)]
     mean, n = statistics.mean(differences), len(differences)
     half = float(student_t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
-    return {"mean": mean, "interval": [mean - half, mean + half]}
+    return mean, mean - half, mean + half
 
 
-def figure_of(rows: list[dict]) -> Figure:
-    """Validation accuracy over the learning rate, a line for each loss, a standard deviation each way."""
-    styles = {
-        "multi_positive": ("#0072B2", "o-"),
-        "infonce": ("#D55E00", "s--"),
-        "infonce_distinct": ("#009E73", "^-"),
-        "sigmoid": ("#CC79A7", "D-"),
+# ---- how many attributes captions name, and the gap between images and texts ----
+
+GAP_FLAGS = ["--image-encoder", "fast", "--epochs", "2"]
+GAP_LOSSES = ("multi_positive", "infonce")  # the latter is CLIP's own, as in the paper
+
+
+def compare_captions(args: Namespace) -> None:
+    test, rows, metrics = load_mnist("test", common.DATA, args.device), [], []
+    seeds = [0] if args.quick else [0, 1, 2]
+    for loss, named in itertools.product(GAP_LOSSES, range(len(ATTRIBUTES) + 1)):
+        measured = []
+        for seed in seeds:
+            flags = [*GAP_FLAGS, "--loss", loss, "--seed", str(seed), "--device", str(args.device)]
+            folder = args.runs / "gap" / f"{loss}-{named}-seed{seed}"
+            build = partial(with_named_attributes, flags, named, args.device)
+            metrics.append(common.train_variant(folder, common.settings_of(flags), args.command, build))
+            measured.append(measure_space(CLIP.load(folder / "best_model.pth", args.device), named, test))
+        columns, values = list(measured[0]), zip(*(one.values() for one in measured), strict=True)
+        cells = [
+            cell(list(of_seeds), "%" if "mAP" in name else "") for name, of_seeds in zip(columns, values, strict=True)
+        ]
+        rows.append([f"`{loss}`", f"{named}", *cells])
+    note = f"{len(seeds)} seeds, 2 epochs. A random order has an mAP of about a third within a digit."
+    columns = ["loss", "attributes that captions name", *columns]
+    common.write_result(args, "gap", columns, rows, common.shared_origin(metrics), note)
+
+
+def with_named_attributes(flags: list[str], named: int, device: torch.device) -> Variant:
+    """train.py's training on all combinations, with captions of the digit and so many attributes."""
+    training = Training(flags, device)
+    training.pairs.unseen.zero_()
+    training.pairs.unknown.zero_()
+    captions, claims = training.model.captions, training.pairs.claims
+
+    def train_step(batch: Batch, lr_factor: float) -> dict[str, Tensor]:
+        return training.step(change_captions(batch, captions, claims, named), lr_factor)
+
+    return Variant(training.pairs, training.model, training.optimizers, train_step)
+
+
+def change_captions(batch: Batch, captions: Captions, claims: Tensor, named: int) -> Batch:
+    """The same images with captions of the digit and so many attributes; outliers keep theirs."""
+    facts = batch.labels.facts  # [B, S]
+    parts = parts_of_facts(facts)  # [B, 1 + A]
+    ids = describe(parts[:, 0], parts[:, 1:], named)
+    ids = torch.where(facts[:, LABEL_ID["a digit"]], ids, batch.texts.index // captions.paraphrases)
+    return batch._replace(texts=captions.sample(ids), labels=batch.labels._replace(claims=claims[ids]))
+
+
+def describe(digits: Tensor, own_bins: Tensor, named: int) -> Tensor:
+    """Digits [B] and bins [B, A] -> descriptions [B] of the digit and of `named` attributes, chosen at random."""
+    is_named = torch.rand(own_bins.shape, device=digits.device).argsort(dim=1) < named  # [B, A]
+    grades = torch.where(is_named, own_bins + GRADE_OF_BIN[0], UNSAID)
+    return description_id(digits, grades.unbind(dim=1))
+
+
+@torch.no_grad()
+def measure_space(model: CLIP, named: int, test: Split) -> dict[str, float]:
+    """The geometry of test images and captions of them as in training; and retrieval within a digit."""
+    torch.manual_seed(0)
+    images, own_bins = embed_images(model, test.images), bins(measure(test.images))
+    texts = model.encode_text(model.captions.sample(describe(test.labels, own_bins, named)))
+    retrieval = {
+        f"{attribute.name} mAP within a digit": map_within_digits(model, images, test.labels, own_bins, place, named)
+        for place, attribute in enumerate(ATTRIBUTES)
     }
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, batch in zip(figure.subplots(1, len(BATCH_SIZES), sharey=True), BATCH_SIZES, strict=True):
-        for place, (loss, (colour, style)) in enumerate(styles.items()):
-            own = next(row for row in rows if (row["loss"], row["batch_size"]) == (loss, batch_size(batch, loss)))
-            rates = own["accuracy_by_lr"]
-            places = [float(lr) * 1.04 ** (place - 1.5) for lr in rates]  # beside each other, or they would overlap
-            means, errors = ([100 * (row[key] or 0) for row in rates.values()] for key in ("mean", "std"))
-            axes.errorbar(places, means, errors, fmt=style, color=colour, capsize=3, markersize=5, label=loss)
-        axes.set_xscale("log")
-        axes.set_xticks([float(lr) for lr in rates], list(rates))
-        axes.minorticks_off()
-        axes.set_xlabel("peak learning rate of AdamW")
-        axes.set_title(f"batch {batch}", fontsize=10)
-        axes.grid(alpha=0.3)
-        axes.label_outer()
-    figure.axes[0].set_ylabel("validation accuracy (%)")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    return figure
+    return {
+        "modality gap": modality_gap(images, texts),
+        "effective rank of the images": effective_rank(images),
+        "effective rank of the captions": effective_rank(texts),
+        **retrieval,
+        "digit accuracy": caption_accuracy(images @ model.zero_shot_classifier().T, test.labels),
+    }
+
+
+def map_within_digits(model: CLIP, images: Tensor, digits: Tensor, own_bins: Tensor, place: int, named: int) -> float:
+    """Mean average precision of captions of a digit and a bin of one attribute, among the images of that digit.
+
+    If training captions always named all attributes, each vector is the mean over the bins of the other attributes.
+    """
+    others = GRADE_OF_BIN if named == len(ATTRIBUTES) else (UNSAID,)
+    precisions = []
+    for digit, bin in itertools.product(range(10), range(BINS)):
+        choices = [(GRADE_OF_BIN[bin],) if i == place else others for i in range(len(ATTRIBUTES))]
+        ids = torch.tensor([description_id(digit, grades) for grades in itertools.product(*choices)])
+        vector = model.embed_descriptions(ids).mean(dim=0)  # [embed_dim]
+        own = digits == digit
+        precisions.append(average_precision(images[own] @ vector, own_bins[own, place] == bin).item())
+    return statistics.mean(precisions)
+
+
+TABLES = {"losses": compare_losses, "gap": compare_captions}
+
+
+def main(argv: list[str]) -> None:
+    parser = common.make_parser("losses", __doc__)
+    parser.add_argument("--only", choices=tuple(TABLES), nargs="+", default=list(TABLES), help="these tables alone")
+    args = common.parse(parser, argv)
+    for name in args.only:
+        TABLES[name](args)
 
 
 if __name__ == "__main__":
-    with exit_on_input_error():
-        main()
+    with exit_on_error():
+        sys.exit(main(sys.argv[1:]))

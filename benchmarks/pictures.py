@@ -1,13 +1,14 @@
-"""Makes the pictures of the documents and runs the notebook; with a generator, the drawings too; that of the demo.
+"""Make the pictures that the documents show, and run the notebook: all from one trained model.
 
-    python -m benchmarks.pictures                                     both of runs/best_model.pth
-    python -m benchmarks.pictures --notebook A.pth --evaluation B.pth
+    python -m benchmarks.pictures                    of runs/best_model.pth and its generator
+    python -m benchmarks.pictures --clip A.pth --generator B.pth
 
-Runs evaluate.py and inference.ipynb in a folder of their own, copies the pictures that the documents show to
-docs/pictures/, and writes the executed notebook to inference.ipynb.
+Runs evaluate.py, generate.py, the notebook and the demo in a folder of their own, then copies the pictures that the
+documents name to docs/pictures/, and the executed notebook to inference.ipynb.
 """
 
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -22,84 +23,67 @@ import generate
 from benchmarks.common import ROOT
 from clip import CLIP
 from demo.app import serve
-from demo.look import Playground
+from demo.playground import Playground
 from my_dataset import DATA_PATH, load_mnist
-from my_utils import ArgumentParser, InputError, exit_on_input_error
+from my_utils import ArgumentParser, InputError, exit_on_error
 
 CHROMIUM, PORT = "/usr/bin/chromium", 7870
-SEVEN = ((0.28, 0.25), (0.72, 0.25), (0.46, 0.8))  # of the canvas
-SHOWN = {
-    "notebook": (
-        "described_search.png",
-        "described_sheet.png",
-        "described_matrix.png",
-        "similarity_matrix.png",
-        "free_sentences.png",
-        "hardest_mistakes.png",
-        "strokes_read.png",
-    ),
-    "demo": ("demo.png",),
-    "drawn": (
-        "drawn_cells.png",
-        "drawn_variations_0.png",
-        "drawn_way_3_to_0.png",
-        "drawn_direction_2.png",
-    ),
-    "evaluation": ("evaluation_robustness.png", "evaluation_open_set.png"),
-}
+SEVEN = ((0.28, 0.25), (0.72, 0.25), (0.46, 0.8))  # the path of the pen, as shares of the canvas
+GENERATED = (["--image", "0"], ["--from", "3", "--to", "0"], ["--image", "2", "--direction", "thin", "thick"])
 
 
-def main() -> None:
-    parser = ArgumentParser(prog="python -m benchmarks.pictures", description=__doc__.split("\n")[0])
-    newest = ROOT / "runs" / "best_model.pth"
-    for name in ("notebook", "evaluation"):
-        parser.add_argument(f"--{name}", type=Path, default=newest, help=f"model of the {name}")
-    parser.add_argument(
-        "--generator", type=Path, default=ROOT / "runs" / "generator" / "best_model.pth", help="of the notebook's model"
-    )
-    args = parser.parse_args()
+def main(argv: list[str]) -> None:
+    parser = ArgumentParser(prog="benchmarks.pictures", description=__doc__.split("\n")[0])
+    runs = ROOT / "runs"
+    parser.add_argument("--clip", type=Path, default=runs / "best_model.pth", help="the trained CLIP")
+    parser.add_argument("--generator", type=Path, default=runs / "generator" / "best_model.pth", help="its generator")
+    args = parser.parse_args(argv)
+    data = str((ROOT / DATA_PATH).resolve())
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        (place / "runs").mkdir()
-        (place / DATA_PATH).symlink_to((ROOT / DATA_PATH).resolve())
-        made = place / "inference_test"
-        flags = [str(args.evaluation.resolve()), "--data-path", str(ROOT / DATA_PATH), "--pictures", str(made)]
-        evaluate.main(evaluate.read_flags(flags))
-        shutil.copy(args.notebook, place / "runs" / "best_model.pth")
+        place, made = Path(folder), Path(folder) / "inference_test"
+        (place / "runs" / "generator").mkdir(parents=True)
+        (place / DATA_PATH).symlink_to(data)
+        clip = shutil.copy(args.clip, place / "runs" / "best_model.pth")
+        files = ["--data-path", data, "--pictures", str(made)]
+        evaluate.main([str(clip), *files])
         if args.generator.exists():
-            (place / "runs" / "generator").mkdir()
-            shutil.copy(args.generator, place / "runs" / "generator" / "best_model.pth")
-            draw(args.notebook, args.generator, made)
-        execute(place)
-        page(args.notebook, args.generator, made)
-        for pictures in SHOWN.values():
-            for name in pictures:
-                shown = ROOT / "docs" / "pictures" / name
-                if (made / name).exists():
-                    shutil.copy(made / name, shown)
-                elif shown.exists():
-                    print(f"{shown} stays as it is: this model does not draw it")
-                else:
-                    raise InputError(
-                        f"{name} was not drawn: name a model of described captions, or with --text-encoder plus"
-                    )
+            generator = shutil.copy(args.generator, place / "runs" / "generator" / "best_model.pth")
+            for flags in GENERATED:
+                generate.main([*flags, "--count", "8", "--clip", str(clip), "--generator", str(generator), *files])
+        execute_notebook(place)
+        if Path(CHROMIUM).is_file():
+            photograph_demo(place, made / "demo.png")
+        documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "benchmarks" / "README.md"]
+        names = {name for path in documents for name in re.findall(r"pictures/(\w+\.png)", path.read_text("utf-8"))}
+        for name in sorted(names):
+            if (made / name).exists():
+                shutil.copy(made / name, ROOT / "docs" / "pictures" / name)
+            else:
+                print(f"docs/pictures/{name} stays as it is: this model gave no such picture")
     print(f"written: inference.ipynb and {ROOT / 'docs' / 'pictures'}")
 
 
-def draw(clip_path: Path, generator_path: Path, made: Path) -> None:
-    """The pictures that generate.py draws."""
-    files = ["--clip", str(clip_path), "--generator", str(generator_path), "--pictures", str(made)]
-    files += ["--data-path", str(ROOT / DATA_PATH), "--count", "8"]
-    for flags in (["--image", "0"], ["--from", "3", "--to", "0"], ["--image", "2", "--direction", "thin", "thick"]):
-        generate.main(generate.read_flags([*flags, *files]))
+def execute_notebook(place: Path) -> None:
+    """Run the notebook in that folder and write it with its outputs. Raises InputError if they name the folder."""
+    notebook = nbformat.read(ROOT / "inference.ipynb", as_version=4)
+    os.environ |= {"PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}  # of the notebook's process
+    kernel = dict(notebook.metadata.get("kernelspec", {}))
+    notebook.metadata.kernelspec.name = "python3"
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(place)}}).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # the times of this run
+    notebook.metadata.kernelspec = kernel
+    text = nbformat.writes(notebook)
+    if str(place) in text or sys.prefix in text:
+        raise InputError("the notebook's outputs name a folder of this machine: remove what prints it")
+    nbformat.write(notebook, ROOT / "inference.ipynb")
 
 
-def page(clip_path: Path, generator_path: Path, made: Path) -> None:
-    """The demo in a browser, with a seven drawn on it; not where Chromium is not installed."""
-    if not Path(CHROMIUM).is_file():
-        return
-    clip = CLIP.load(clip_path)
-    playground = Playground.load(clip, load_mnist("test"), load_mnist("val"), generator_path)
+def photograph_demo(place: Path, picture: Path) -> None:
+    """The demo's page in a browser, with a seven drawn on it."""
+    clip = CLIP.load(place / "runs" / "best_model.pth")
+    test, val = (load_mnist(split, place / DATA_PATH) for split in ("test", "val"))
+    playground = Playground.load(clip, test, val, place / "runs" / "generator" / "best_model.pth")
     with tempfile.TemporaryDirectory() as sounds, sync_playwright() as playwright:
         site = serve(playground, "runs/best_model.pth", PORT, sounds)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
@@ -113,27 +97,11 @@ def page(clip_path: Path, generator_path: Path, made: Path) -> None:
                 tab.mouse.down()
         tab.mouse.up()
         tab.locator("#seen .bar").first.wait_for()
-        tab.screenshot(path=made / "demo.png")
+        tab.screenshot(path=picture)
         browser.close()
         site.close(verbose=False)
 
 
-def execute(place: Path) -> None:
-    """The notebook, run in that folder; its outputs go into the file of this checkout."""
-    notebook = nbformat.read(ROOT / "inference.ipynb", as_version=4)
-    os.environ |= {"PYTHONPATH": str(ROOT), "JUPYTER_PLATFORM_DIRS": "1"}
-    kernel = dict(notebook.metadata.get("kernelspec", {}))
-    notebook.metadata.kernelspec.name = "python3"
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(place)}}).execute()
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # the times of this run
-    notebook.metadata.kernelspec = kernel
-    text = nbformat.writes(notebook)
-    if str(place) in text or sys.prefix in text:
-        raise InputError("the notebook's outputs name a folder of this machine: remove what prints it")
-    nbformat.write(notebook, ROOT / "inference.ipynb")
-
-
 if __name__ == "__main__":
-    with exit_on_input_error():
-        main()
+    with exit_on_error():
+        sys.exit(main(sys.argv[1:]))

@@ -1,11 +1,12 @@
-"""What a person would train instead, as published, each written from its facts: data from memory, the same machine.
+"""Other people's recipes for MNIST as published, to be run beside ours on the same data and machine.
 
-Every function trains on the data's device, in this process. Its seconds are those of training alone: the images lie
-ready as floats, and loading, the final test and, for the recipes that run "to" an accuracy, the looks at the test split
-in between are left out. These looks only stop other people's recipes; nothing of ours is selected by them.
+Every function trains on the data's device, in this process. Its seconds are those of training alone: they leave out
+loading, the final test and, for recipes that train to a given accuracy, the tests in between. These tests only stop
+other people's recipes; nothing of ours is selected by them.
 """
 
 import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,31 +17,29 @@ from tqdm import tqdm
 
 from benchmarks.common import Stopwatch
 from clip import CLIP
+from data.augment import augment
 from image_encoder import PIXEL_MEAN, PIXEL_STD, ImageEncoder
-from my_dataset import Batch, Split, random_warp
-from training.optimizers import WARMUP, warmup_cosine
-from training.step import GRAD_CLIP
+from my_dataset import Batch, Split, batch_indices
+from training.optim import warmup_cosine
+from training.step import GRAD_CLIP, update
 
 
-class Run(NamedTuple):
-    """One training: its seconds, test accuracy in 0..1, what to know about it, and the validation accuracy of ours."""
+class Trained(NamedTuple):
+    """One training: its seconds, test accuracy in 0..1, and a note on how long it trained."""
 
     seconds: float
     accuracy: float
     note: str
-    val_accuracy: float | None = None
 
 
 @torch.no_grad()
-def accuracy(classify, images: Tensor, labels: Tensor) -> float:
-    """classify: float images [B, 1, 28, 28] -> scores [B, 10]."""
-    right = [
-        (classify(x).argmax(dim=1) == y).sum() for x, y in zip(images.split(1000), labels.split(1000), strict=True)
-    ]
-    return float(torch.stack(right).sum()) / len(labels)
+def measure_accuracy(classify: Callable, images: Tensor, labels: Tensor) -> float:
+    """The share of images [N, 1, 28, 28] whose highest score, of `classify(images)` [N, 10], is at their label."""
+    predicted = torch.cat([classify(part).argmax(dim=1) for part in images.split(1000)])
+    return (predicted == labels).float().mean().item()
 
 
-def pixels(images: Tensor) -> Tensor:
+def standardized(images: Tensor) -> Tensor:
     """uint8 [N, 28, 28] -> floats [N, 1, 28, 28] of mean 0 and standard deviation 1."""
     return (images[:, None].float() / 255 - PIXEL_MEAN) / PIXEL_STD
 
@@ -64,7 +63,7 @@ def plain_net() -> nn.Module:
     )
 
 
-def plain_classifier(train: Split, test: Split, seed: int) -> Run:
+def plain_classifier(train: Split, test: Split, seed: int) -> Trained:
     """`plain_net`; Adam with betas 0.7 and 0.9, one-cycle to 0.01, batch 256, one epoch over all 60,000 images in fixed
     order, no augmentation."""
     torch.manual_seed(seed)
@@ -73,7 +72,7 @@ def plain_classifier(train: Split, test: Split, seed: int) -> Run:
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01, betas=(0.7, 0.9))
     steps = -(-len(train.labels) // 256)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.01, total_steps=steps, cycle_momentum=False)
-    x_train, watch = pixels(train.images), Stopwatch(device)
+    x_train, watch = standardized(train.images), Stopwatch(device)
     with watch:
         for x, y in zip(x_train.split(256), train.labels.split(256), strict=True):
             loss = F.cross_entropy(net(x), y)
@@ -81,13 +80,13 @@ def plain_classifier(train: Split, test: Split, seed: int) -> Run:
             loss.backward()
             optimizer.step()
             schedule.step()
-    return Run(watch.seconds, accuracy(net.eval(), pixels(test.images), test.labels), "one epoch")
+    return Trained(watch.seconds, measure_accuracy(net.eval(), standardized(test.images), test.labels), "one epoch")
 
 
 # ---- PyTorch's own MNIST example ----
 
 
-def pytorch_example(train: Split, test: Split, seed: int, target: float = 0.99, limit: int = 14) -> Run:
+def pytorch_example(train: Split, test: Split, seed: int, target: float = 0.99, limit: int = 14) -> Trained:
     """3x3 convolutions of 32 and 64, max-pooling, dropout, linear 128 and 10; Adadelta at 1.0, falling by 0.7 an
     epoch, batch 64, random order; to the end of the first epoch that reaches `target`."""
     torch.manual_seed(seed)
@@ -107,7 +106,7 @@ def pytorch_example(train: Split, test: Split, seed: int, target: float = 0.99, 
     ).to(device)
     optimizer = torch.optim.Adadelta(net.parameters(), lr=1.0)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.7)
-    x_train, x_test, watch = pixels(train.images), pixels(test.images), Stopwatch(device)
+    x_train, x_test, watch = standardized(train.images), standardized(test.images), Stopwatch(device)
     epochs, reached = 0, 0.0
     while reached < target and epochs < limit:
         epochs += 1
@@ -119,9 +118,9 @@ def pytorch_example(train: Split, test: Split, seed: int, target: float = 0.99, 
                 loss.backward()
                 optimizer.step()
             schedule.step()
-        reached = accuracy(net.eval(), x_test, test.labels)
+        reached = measure_accuracy(net.eval(), x_test, test.labels)
     note = f"{epochs} epochs, to {target:.0%}" if reached >= target else f"{epochs} epochs, {target:.0%} not reached"
-    return Run(watch.seconds, reached, note)
+    return Trained(watch.seconds, reached, note)
 
 
 # ---- owenliang/mnist-clip: the toy CLIP that people meet first ----
@@ -162,11 +161,13 @@ class _ToyClip(nn.Module):
 
 
 def toy_clip(
-    train: Split, test: Split, seed: int, target: float = 0.96, limit: float = 200.0, look_every: int = 500
-) -> Run:
-    """Ten distinct digits a step, pixels in 0..1, symmetric cross-entropy on the 10x10 products, Adam at 1e-3; to the
-    first look, every `look_every` steps, at which it reaches `target`, or for `limit` seconds. It publishes no accuracy
-    of its own: 96% is about where it levels off."""
+    train: Split, test: Split, seed: int, target: float = 0.96, limit: float = 200.0, test_every: int = 500
+) -> Trained:
+    """Ten distinct digits a step, pixels in 0..1, symmetric cross-entropy on the 10x10 products, Adam at 1e-3.
+
+    It is tested every `test_every` steps and stops at the accuracy `target`, or after `limit` seconds. It publishes no
+    accuracy of its own: 96% is about where it levels off.
+    """
     torch.manual_seed(seed)
     device = train.images.device
     net = _ToyClip().to(device)
@@ -179,26 +180,28 @@ def toy_clip(
     while reached < target and watch.seconds < limit:
         net.train()
         with watch:
-            picks = torch.stack([one[torch.randint(len(one), (look_every,), device=device)] for one in of_digit], dim=1)
+            picks = torch.stack([one[torch.randint(len(one), (test_every,), device=device)] for one in of_digit], dim=1)
             for index in picks:  # [10], one image of each digit
                 logits = net(x_train[index], digits)
                 loss = (F.cross_entropy(logits, digits) + F.cross_entropy(logits.T, digits)) / 2
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-        steps += look_every
+        steps += test_every
         net.eval()
-        reached = accuracy(lambda x: net(x, digits), x_test, test.labels)
+        reached = measure_accuracy(lambda x: net(x, digits), x_test, test.labels)
     note = f"{steps:,} steps, to {target:.0%}" if reached >= target else f"{steps:,} steps, {target:.0%} not reached"
-    return Run(watch.seconds, reached, note)
+    return Trained(watch.seconds, reached, note)
 
 
 # ---- mlfoundations/open_clip: the reference implementation, around our towers ----
 
 
 class OpenClip:
-    """open_clip's own model class around copies of our two towers: its forward, its normalisation, its scale, its
-    ClipLoss. Each call takes a training step with AdamW, clipping gradients where ours does."""
+    """open_clip's model class around copies of our two towers, with its forward, normalisation, scale and ClipLoss.
+
+    Each call takes a training step with AdamW, clipping gradients where ours does.
+    """
 
     def __init__(self, ours: CLIP, lr: float = 3e-3):
         dim = ours.arch["embed_dim"]
@@ -207,7 +210,8 @@ class OpenClip:
         self.model = CustomTextCLIP(dim, vision, text)
         self.model.visual, self.model.text = (copy.deepcopy(ours.towers[name]) for name in ("image", "text"))
         self.model.to(ours.logit_scale.device, memory_format=torch.channels_last).train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=lr, weight_decay=0.05, fused=True)
+        group = {"params": list(self.model.parameters()), "lr": lr, "peak_lr": lr}
+        self.optimizer = torch.optim.AdamW([group], weight_decay=0.05, fused=True)
         self.loss, self.tokenize = ClipLoss(), ours.tokenize
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -215,27 +219,26 @@ class OpenClip:
         loss = self.loss(image, text, scale)
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), GRAD_CLIP)
-        self.optimizer.step()
+        update([self.optimizer], 1.0, GRAD_CLIP)
         return loss.detach()
 
 
-# ---- the judge of what a generator draws ----
+# ---- an independent classifier of digits, to judge generated images ----
 
 
-def classifier(images: Tensor, digits: Tensor, epochs: int, seed: int) -> nn.Module:
+def digit_cnn(images: Tensor, digits: Tensor, epochs: int, seed: int) -> nn.Module:
     """The image tower's CNN with ten outputs, trained by cross-entropy on images uint8 [N, 28, 28] and digits [N]."""
     torch.manual_seed(seed)
     net = ImageEncoder(10, width=16).to(images.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0.05)
-    total, done = epochs * (len(images) // 128), 0
+    group = {"params": list(net.parameters()), "lr": 3e-3, "peak_lr": 3e-3}
+    optimizer = torch.optim.AdamW([group], weight_decay=0.05, fused=True)
+    step, batch_size = 0, min(128, len(images))
+    total = epochs * (len(images) // batch_size)
     for epoch in tqdm(range(epochs), leave=False, desc="a classifier", disable=None):
-        for rows in torch.randperm(len(images)).to(images.device).split(128)[: len(images) // 128]:
-            x = random_warp(images[rows]) if epoch + 1 < epochs else images[rows, None].float() / 255
-            for group in optimizer.param_groups:
-                group["lr"] = 3e-3 * warmup_cosine(done, total, round(WARMUP * total))
+        for index in batch_indices(len(images), batch_size, seed, epoch, images.device):
+            x = augment(images[index], "affine" if epoch + 1 < epochs else "none")  # [B, 1, 28, 28]
             optimizer.zero_grad()
-            F.cross_entropy(net(x), digits[rows], label_smoothing=0.05).backward()
-            optimizer.step()
-            done += 1
+            F.cross_entropy(net(x), digits[index], label_smoothing=0.05).backward()
+            update([optimizer], warmup_cosine(step, total), GRAD_CLIP)
+            step += 1
     return net.eval()

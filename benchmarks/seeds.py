@@ -1,63 +1,41 @@
-"""Train one setting with several seeds and write mean and spread: the figures of the result tables.
+"""Train one setting of train.py with several seeds: accuracy both ways and time, mean and standard deviation.
 
-    python -m benchmarks.seeds --name default --seeds 0 1 2
+    python -m benchmarks.seeds --name default
     python -m benchmarks.seeds --name wide --seeds 0 1 2 -- --width 32 --epochs 30
 
-Everything behind `--` goes to train.py. The table goes to the screen, the figures to
-benchmarks/results/<name>.json. Runs stay in runs/<name>-seed<S>/ (--runs: another folder); one that has finished is not
-run again, one that was cut off is resumed.
+Everything behind `--` goes to train.py. Writes results/NAME.json (with a GPU: NAME-cuda.json). Runs stay in
+runs/benchmarks/NAME-seed<S>/: one that has finished is not trained again, one that was interrupted is resumed.
 """
 
 import shlex
-from pathlib import Path
+import sys
 
-from benchmarks.common import (
-    ROOT,
-    finished_run,
-    machine,
-    parse_with_flags,
-    parser_of,
-    same_origin,
-    spread,
-    write_result,
-)
-from my_utils import exit_on_input_error, number
+from benchmarks.common import cell, make_parser, parse, read_metrics, shared_origin, trained_clip, write_result
+from my_utils import exit_on_error
 
-COLUMNS = (
-    "val_digit_accuracy",
-    "test_digit_accuracy",
-    "test_text_to_image_precision",
-    "train_seconds",
-)
+# Title of each column: the metric, and its unit.
+COLUMNS = {
+    "test accuracy, image → text": ("test_digit_accuracy", "%"),
+    "test R-precision, text → image": ("test_text_to_image_precision", "%"),
+    "validation accuracy": ("val_digit_accuracy", "%"),
+    "training": ("train_seconds", " s"),
+}
 
 
-def main() -> None:
-    parser = parser_of(__doc__, device=False)
-    parser.add_argument("--name", required=True, help="name of the setting, and of its result file")
-    parser.add_argument("--seeds", type=number(int, 0), nargs="+", default=[0, 1, 2], help="training seeds")
-    parser.add_argument("--runs", type=Path, default=ROOT / "runs", help="folder of the runs")
-    args, flags = parse_with_flags(parser)
-
-    runs = args.runs.resolve()
-    metrics = [finished_run(runs / f"{args.name}-seed{seed}", ["--seed", str(seed), *flags]) for seed in args.seeds]
-    rows = {column: spread([m[column] for m in metrics]) for column in COLUMNS}
-    result = {
-        "command": shlex.join(["python", "train.py", "--seed", "S", *flags]),
-        "seeds": args.seeds,
-        **same_origin(metrics),
-        "epochs": metrics[0]["epochs"],
-        "date": max(m["date"] for m in metrics),
-        "results": rows,
-    }
-    write_result(args.name, result)
-
-    print(f"\n{result['command']}\nseeds {args.seeds}, {machine(result)}, torch {result['torch_version']}")
-    for column, row in rows.items():
-        scale, unit = (1, " s") if column.endswith("seconds") else (100, "%")
-        std = "" if row["std"] is None else f" +- {row['std'] * scale:.2f}"
-        print(f"  {column:30}{row['mean'] * scale:8.2f}{std}{unit}")
+def main(argv: list[str]) -> None:
+    parser = make_parser("seeds", __doc__, seeds=[0, 1, 2])
+    parser.add_argument("--name", required=True, help="name of the setting, its runs and its result")
+    parser.add_argument("train_flags", nargs="*", metavar="FLAG", help="behind --: flags of train.py")
+    args = parse(parser, argv)
+    models = [trained_clip(args, seed, args.name, args.train_flags) for seed in args.seeds]
+    metrics = [read_metrics(path.parent) for path in models]
+    values = {name: [one[name] for one in metrics] for name, _ in COLUMNS.values()}
+    trained_by = shlex.join(["python", "train.py", *args.train_flags])
+    row = [f"`{trained_by}`", ", ".join(map(str, args.seeds))]
+    row += [cell(values[name], unit) for name, unit in COLUMNS.values()]
+    write_result(args, args.name + args.suffix, ["command", "seeds", *COLUMNS], [row], shared_origin(metrics), **values)
 
 
 if __name__ == "__main__":
-    with exit_on_input_error():
-        main()
+    with exit_on_error():
+        sys.exit(main(sys.argv[1:]))

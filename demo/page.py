@@ -1,38 +1,40 @@
-"""The page: what `look` finds as HTML, and where it stands."""
+"""The page: where its parts stand, and the playground's results as HTML."""
 
 import base64
+import functools
 import html
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import gradio as gr
 from PIL import Image
 from torch import Tensor
 
-from demo.look import Playground, Shown
+from demo.playground import Playground, Thumbnail
 from my_utils import InputError
 
 HERE = Path(__file__).parent
 EXAMPLES = ("a thick seven leaning left", "a thin zero", "an italic four in fine strokes", "a fat upright eight")
-ANSWER = {"show_progress": "hidden", "queue": False}  # asked directly: Gradio's queue would take longer than the model
+# Asked directly: Gradio's queue would take longer than the model. Of the changes meanwhile only the last one is asked.
+ANSWER = {"show_progress": "hidden", "queue": False, "trigger_mode": "always_last"}
 
 
 def build(playground: Playground, name: str) -> gr.Blocks:
     """The page on a model; `name` says which."""
-    described = playground.clip.captions.described
     with gr.Blocks(analytics_enabled=False, title="MINIST-CLIP", delete_cache=(600, 600)) as page:
         gr.Markdown(f"## MINIST-CLIP: try the model\n`{name}`")
         with gr.Tab("Draw"), gr.Row():
             with gr.Column(scale=3, min_width=280):
                 pad = canvas()
             with gr.Column(scale=4, min_width=300):
-                seen = answer("seen")
+                seen = gr.HTML(elem_id="seen", elem_classes="answer")
             with gr.Column(scale=2, min_width=220):
                 sentences = gr.Textbox(
-                    "\n".join(playground.first_sentences()),
+                    "\n".join(playground.suggested_sentences()),
                     lines=12,
                     max_lines=24,
-                    label="sentences, one a line",
+                    label="sentences, one per line",
                     info="compared with what you draw or say",
                     elem_id="sentences",
                 )
@@ -40,17 +42,17 @@ def build(playground: Playground, name: str) -> gr.Blocks:
             with gr.Row():
                 text = gr.Textbox(
                     label="description",
-                    placeholder="such as: a thick seven leaning left",
                     scale=5,
                     min_width=240,
                     max_lines=1,
                     elem_id="text",
                 )
-                find = gr.Button("Find and draw", variant="primary", scale=1, min_width=150, elem_id="find")
-            examples = gr.Examples(list(EXAMPLES if described else ("seven", "0")), text, label="for example")
-            found = answer("found")
+                button = gr.Button("Find and generate", variant="primary", scale=1, min_width=150, elem_id="find")
+            examples = EXAMPLES if playground.clip.captions.name_attributes else ("seven", "0")
+            example = gr.Examples(list(examples), text, label="for example").load_input_event
+            found = gr.HTML(elem_id="found", elem_classes="answer")
         with gr.Tab("Say"):
-            if playground.can_hear:
+            if "speech" in playground.clip.towers:
                 sound = gr.Audio(
                     sources=["microphone", "upload"],
                     type="filepath",
@@ -58,29 +60,16 @@ def build(playground: Playground, name: str) -> gr.Blocks:
                     label="say a digit, in English",
                     elem_id="sound",
                 )
-                heard = answer("heard")
-                gr.on(
-                    [sound.change, sentences.change],
-                    hear(playground),
-                    [sound, sentences],
-                    heard,
-                    api_name="hear",
-                    trigger_mode="always_last",
-                    **ANSWER,
-                )
+                heard = gr.HTML(elem_id="heard", elem_classes="answer")
+                run, triggers = functools.partial(answer, hear, playground), [sound.change, sentences.change]
+                gr.on(triggers, run, [sound, sentences], heard, api_name="hear", **ANSWER)
             else:
                 gr.HTML(missing("This model has no tower for speech.", "make speech"), elem_classes="answer")
-        gr.on(
-            [page.load, pad.change, sentences.change],
-            see(playground),
-            [pad, sentences],
-            seen,
-            api_name="see",
-            trigger_mode="always_last",
-            **ANSWER,
-        )
-        gr.on([text.submit, find.click], look_for(playground), text, found, api_name="find", **ANSWER)
-        examples.load_input_event.success(look_for(playground), text, found, api_name="find_example", **ANSWER)
+        run, triggers = functools.partial(answer, see, playground), [page.load, pad.change, sentences.change]
+        gr.on(triggers, run, [pad, sentences], seen, api_name="see", **ANSWER)
+        run = functools.partial(answer, find, playground)
+        gr.on([text.submit, button.click], run, text, found, api_name="find", **ANSWER)
+        example.success(run, text, found, api_name="find_example", **ANSWER)
     return page
 
 
@@ -94,70 +83,46 @@ def canvas() -> gr.HTML:
     return gr.HTML("", html_template=template, js_on_load=script, elem_id="pad")
 
 
-def answer(name: str) -> gr.HTML:
-    """The place of an answer, empty."""
-    return gr.HTML(elem_id=name, elem_classes="answer")
+# ---- answers: values of the page -> HTML ----
 
 
-# ---- what is asked, as functions from the page's values to HTML ----
+def answer(function: Callable[..., str], playground: Playground, *values) -> str:
+    """`function(playground, *values)`, or what was wrong with the values."""
+    try:
+        return function(playground, *values)
+    except InputError as error:
+        return problem(error)
 
 
-def see(playground: Playground):
-    """The canvas's value and the list of sentences -> what `Playground.see` finds, or the one sentence on why not."""
-
-    def run(picture: str, sentences: str) -> str:
-        try:
-            seen = playground.see(picture or "", sentences or "")
-        except InputError as error:
-            return problem(error)
-        verdict = (
-            f"the model reads: <b>{seen.reading}</b>"
-            if seen.is_digit
-            else "<b>This is no digit</b>, by its digit score"
-        )
-        bound = f"digit score {seen.score:.2f}; 99% of the validation digits have {playground.least_score:.2f} or more"
-        return (
-            "<h3>as the model sees it: 28x28</h3><div class='seen'>"
-            f"{picture_of(seen.image, 'the drawing as the model sees it')}"
-            f"<div><p class='verdict'>{verdict}</p><p>measured: {seen.looks}</p><p><small>{bound}</small></p></div>"
-            "</div>"
-            f"{''.join(map(problem, seen.problems))}{bars(seen.bars)}"
-            f"{images('the most similar test images, with their labels', seen.similar)}"
-        )
-
-    return run
+def see(playground: Playground, picture: str, sentences: str) -> str:
+    """The canvas's value and the list of sentences -> `Playground.see`."""
+    seen = playground.see(picture or "", sentences or "")
+    reading = f"the model reads: <b>{seen.caption}</b>"
+    verdict = reading if seen.is_digit else "<b>This is no digit</b>, by its digit score"
+    threshold = f"99% of the validation digits have {playground.threshold:.2f} or more"
+    return (
+        "<h3>as the model sees it: 28x28</h3><div class='seen'>"
+        f"{picture_of(seen.image, 'the drawing as the model sees it')}"
+        f"<div><p class='verdict'>{verdict}</p><p>measured: {seen.measured}</p>"
+        f"<p><small>digit score {seen.score:.2f}; {threshold}</small></p></div></div>"
+        f"{bars(seen.bars, seen.problems)}{images('the most similar test images, with their labels', seen.nearest)}"
+    )
 
 
-def look_for(playground: Playground):
-    """A description -> what `Playground.find` finds, or the one sentence on why not."""
-
-    def run(text: str) -> str:
-        try:
-            found, drawn = playground.find(text or "")
-        except InputError as error:
-            return problem(error)
-        marks = "" if found[0].fits is None else " (blue frame: as described; orange: not)"
-        return images(f"the test images that fit best, with their labels{marks}", found) + drawings(playground, drawn)
-
-    return run
+def find(playground: Playground, text: str) -> str:
+    """A description -> `Playground.find`."""
+    found, samples = playground.find(text or "")
+    marks = "" if found[0].is_match is None else " (blue frame: as described; orange: not)"
+    return images(f"the test images that fit best, with their labels{marks}", found) + generated(playground, samples)
 
 
-def hear(playground: Playground):
-    """A wav file's path, None without one, and the sentences -> what `Playground.hear` finds, or why not."""
-
-    def run(path: str | None, sentences: str) -> str:
-        if not path:
-            return ""
-        try:
-            heard = playground.hear(path, sentences or "")
-        except InputError as error:
-            return problem(error)
-        return (
-            f"{''.join(map(problem, heard.problems))}{bars(heard.bars)}"
-            f"{images('the nearest test images, with their labels', heard.similar)}{drawings(playground, heard.drawn)}"
-        )
-
-    return run
+def hear(playground: Playground, path: str | None, sentences: str) -> str:
+    """A wav file's path, None without one, and the sentences -> `Playground.hear`."""
+    if not path:
+        return ""
+    heard = playground.hear(path, sentences or "")
+    nearest = images("the nearest test images, with their labels", heard.nearest)
+    return bars(heard.bars, heard.problems) + nearest + generated(playground, heard.samples)
 
 
 # ---- HTML ----
@@ -170,7 +135,7 @@ def problem(error: InputError | str) -> str:
 
 
 def missing(reason: str, command: str) -> str:
-    """A greyed part, and the command that makes it."""
+    """A grey part of the page, and the command that makes it."""
     return f"<div class='missing'><p>{html.escape(reason)}</p><p>This makes it: <code>{command}</code></p></div>"
 
 
@@ -178,34 +143,34 @@ def picture_of(image: Tensor, name: str) -> str:
     """uint8 [28, 28] -> an <img> that holds the pixels."""
     content = io.BytesIO()
     Image.fromarray(image.numpy()).save(content, "PNG")
-    return (
-        f"<img src='data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}' alt='{html.escape(name)}'>"
-    )
+    data = base64.b64encode(content.getvalue()).decode()
+    return f"<img src='data:image/png;base64,{data}' alt='{html.escape(name)}'>"
 
 
-def bars(pairs: list[tuple[str, float]]) -> str:
-    """Sentences and cosines in -1..1, a bar each; those below 0 have no length."""
+def bars(pairs: list[tuple[str, float]], problems: list[str]) -> str:
+    """Sentences and cosines in -1..1, a bar each (none below 0), under what could not be read."""
     rows = [
         f"<div class='bar'><span class='name'>{html.escape(name)}</span><span class='track'><span"
         f" style='width:{100 * max(0.0, cosine):.0f}%'></span></span><span class='value'>{cosine:.2f}</span></div>"
         for name, cosine in pairs
     ]
-    return f"<h3>the best captions, by cosine similarity</h3>{''.join(rows)}" if rows else ""
+    title = "<h3>the best captions, by cosine similarity</h3>" if rows else ""
+    return "".join(map(problem, problems)) + title + "".join(rows)
 
 
-def images(title: str, shown: list[Shown]) -> str:
-    """Images with their lines below; the colour of a frame says whether one is as asked."""
+def images(title: str, shown: list[Thumbnail]) -> str:
+    """Images with their lines below; the colour of a frame says whether one is as described."""
     marks = {True: " class='right'", False: " class='wrong'", None: ""}
     figures = [
-        f"<figure{marks[one.fits]}>{picture_of(one.image, ', '.join(one.lines))}"
+        f"<figure{marks[one.is_match]}>{picture_of(one.image, ', '.join(one.lines))}"
         f"<figcaption>{'<br>'.join(one.lines)}</figcaption></figure>"
         for one in shown
     ]
     return f"<h3>{title}</h3><div class='images'>{''.join(figures)}</div>"
 
 
-def drawings(playground: Playground, drawn: list[Shown]) -> str:
-    """The drawings, or what is missing to make some."""
+def generated(playground: Playground, samples: list[Thumbnail]) -> str:
+    """The generated images, or what is missing to make some."""
     if playground.generator is None:
-        return "<h3>drawn anew</h3>" + missing(f"Nothing is drawn: {playground.no_generator}.", "make generator")
-    return images("drawn anew, with what the model reads", drawn)
+        return "<h3>generated</h3>" + missing(f"Nothing is generated: {playground.no_generator}.", "make generator")
+    return images("generated, with what the model reads", samples)

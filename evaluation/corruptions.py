@@ -1,41 +1,39 @@
-"""Seven ways to spoil a digit, at five severities each: what a model should bear without having been trained for it.
+"""Robustness: the accuracy on test images that are corrupted in seven ways, at five severities each.
 
-(With `--augment corrupted` it is trained on milder forms of five of them, all but rotation and translation.)
-
-A corruption takes float images [B, 28, 28] in [0, 1], an amount and a CPU generator, and returns as many such images.
-The same generator state gives the same images.
+(With `--augment corrupted` training shows milder forms of five of them, all but rotation and translation.) A corruption
+takes float images [B, 28, 28] in [0, 1], an amount and a CPU generator, and returns as many such images.
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from clip import CLIP
+from evaluation.metrics import caption_accuracy, embed_images
+from my_dataset import Split
+
 
 def rotation(images: Tensor, degrees: float, generator: Generator) -> Tensor:
-    """Each image turned by this angle, to a side drawn by lot. At 90 degrees some digits are no longer themselves."""
+    """Each image rotated by + or - this angle. At 90 degrees some digits are no longer themselves."""
     angle = random_signs(len(images), generator) * math.radians(degrees)
-    zero = torch.zeros(len(images))
-    return affine(images, [[angle.cos(), -angle.sin(), zero], [angle.sin(), angle.cos(), zero]])
+    return warp(images, angle, torch.zeros(2, len(images)))
 
 
 def translation(images: Tensor, pixels: float, generator: Generator) -> Tensor:
-    """Each image moved this far, along x and along y, to sides drawn by lot; what leaves the frame is lost."""
-    shift_x, shift_y = random_signs(2 * len(images), generator).view(2, -1) * pixels / 14  # the frame is -1..1
-    one, zero = torch.ones(len(images)), torch.zeros(len(images))
-    return affine(images, [[one, zero, shift_x], [zero, one, shift_y]])
+    """Each image shifted by + or - this distance along x and along y; what leaves the frame is lost."""
+    shift = random_signs(2 * len(images), generator).view(2, -1) * pixels / 14  # the frame is -1..1
+    return warp(images, torch.zeros(len(images)), shift)
 
 
 def noise(images: Tensor, std: float, generator: Generator) -> Tensor:
-    """Gaussian noise on every pixel, cut to [0, 1]."""
+    """Gaussian noise on every pixel."""
     return (images + std * torch.randn(images.shape, generator=generator)).clamp(0, 1)
 
 
 def blur(images: Tensor, sigma: float, generator: Generator) -> Tensor:
-    """A Gaussian filter of this standard deviation in pixels; beyond the frame all is dark."""
+    """A Gaussian filter with this standard deviation in pixels."""
     radius = math.ceil(3 * sigma)
     kernel = torch.exp(-((torch.arange(-radius, radius + 1) / sigma) ** 2) / 2)
     kernel = kernel / kernel.sum()
@@ -44,13 +42,13 @@ def blur(images: Tensor, sigma: float, generator: Generator) -> Tensor:
 
 
 def contrast(images: Tensor, factor: float, generator: Generator) -> Tensor:
-    """Each pixel's distance from its image's mean, times this factor."""
+    """The distance of each pixel from its image's mean, times this factor."""
     mean = images.mean(dim=(1, 2), keepdim=True)
     return mean + factor * (images - mean)
 
 
 def occlusion(images: Tensor, side: float, generator: Generator) -> Tensor:
-    """A dark square of this side in pixels, wholly within the central 20x20 pixels, where the ink is."""
+    """A black square of this side in pixels, within the central 20x20 pixels, where the ink is."""
     side = int(side)
     corner = 4 + (torch.rand(2, len(images), 1, generator=generator) * (20 - side + 1)).long()
     rows, columns = (torch.arange(28) >= corner) & (torch.arange(28) < corner + side)  # [B, 28] each
@@ -58,26 +56,19 @@ def occlusion(images: Tensor, side: float, generator: Generator) -> Tensor:
 
 
 def inversion(images: Tensor, blend: float, generator: Generator) -> Tensor:
-    """Colours from the image's own (0) towards its negative's (1): beyond one half, dark digits on bright ground."""
+    """From the image (0) towards its negative (1): beyond one half, dark digits on a bright background."""
     return (1 - blend) * images + blend * (1 - images)
 
 
-class Corruption(NamedTuple):
-    """`change(images, amount, generator)` for each amount, mildest first; `unit` names what the amounts are."""
-
-    change: Callable[[Tensor, float, Generator], Tensor]
-    unit: str
-    amounts: tuple[float, ...]
-
-
+# Each one's function, unit, and amounts, mildest first.
 CORRUPTIONS = {
-    "rotation": Corruption(rotation, "degrees", (18, 36, 54, 72, 90)),
-    "translation": Corruption(translation, "pixels", (2, 4, 6, 8, 10)),
-    "noise": Corruption(noise, "std", (0.05, 0.1, 0.2, 0.3, 0.5)),
-    "blur": Corruption(blur, "sigma, pixels", (0.5, 1, 1.5, 2, 3)),
-    "contrast": Corruption(contrast, "factor", (0.9, 0.7, 0.5, 0.3, 0.1)),
-    "occlusion": Corruption(occlusion, "side, pixels", (4, 6, 8, 10, 12)),
-    "inversion": Corruption(inversion, "share", (0.1, 0.2, 0.4, 0.8, 1)),
+    "rotation": (rotation, "degrees", (18, 36, 54, 72, 90)),
+    "translation": (translation, "pixels", (2, 4, 6, 8, 10)),
+    "noise": (noise, "std", (0.05, 0.1, 0.2, 0.3, 0.5)),
+    "blur": (blur, "sigma, pixels", (0.5, 1, 1.5, 2, 3)),
+    "contrast": (contrast, "factor", (0.9, 0.7, 0.5, 0.3, 0.1)),
+    "occlusion": (occlusion, "side, pixels", (4, 6, 8, 10, 12)),
+    "inversion": (inversion, "share", (0.1, 0.2, 0.4, 0.8, 1)),
 }
 
 
@@ -85,8 +76,34 @@ def random_signs(n: int, generator: Generator) -> Tensor:
     return torch.randint(2, (n,), generator=generator) * 2.0 - 1
 
 
-def affine(images: Tensor, rows: list[list[Tensor]]) -> Tensor:
-    """One map for each image, given as its two rows of three numbers [B], from the target's place to the source's."""
-    matrix = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)  # [B, 2, 3]
+def warp(images: Tensor, angle: Tensor, shift: Tensor) -> Tensor:
+    """Each image rotated by its angle [B] and shifted by [2, B]."""
+    rows = [angle.cos(), -angle.sin(), shift[0], angle.sin(), angle.cos(), shift[1]]
+    matrix = torch.stack(rows, dim=1).view(-1, 2, 3)  # from the target's coordinates to the source's
     grid = F.affine_grid(matrix, [len(images), 1, 28, 28], align_corners=False)
     return F.grid_sample(images[:, None], grid, align_corners=False)[:, 0].clamp(0, 1)
+
+
+def corrupt(images: Tensor, name: str, amount: float) -> Tensor:
+    """uint8 [B, 28, 28] -> float [B, 28, 28], with the same random numbers at every severity."""
+    function, _, _ = CORRUPTIONS[name]
+    return function(images.float() / 255, amount, torch.Generator().manual_seed(0))
+
+
+def evaluate_robustness(model: CLIP, captions: Tensor, split: Split) -> dict:
+    """Accuracy under each corruption and severity. captions [10, embed_dim] on the CPU.
+
+    The mean corruption error is the mean of 1 - accuracy over severities and corruptions (Hendrycks & Dietterich, 2019,
+    arXiv 1903.12261), without their division by AlexNet's error, which MNIST does not have.
+    """
+
+    def accuracy(images: Tensor) -> float:
+        return caption_accuracy(embed_images(model, images).cpu() @ captions.T, split.labels)
+
+    results = {"images": len(split.labels), "clean": accuracy(split.images), "corruptions": {}}
+    for name, (_, unit, amounts) in CORRUPTIONS.items():
+        accuracies = [accuracy(corrupt(split.images, name, amount)) for amount in amounts]
+        error = 1 - sum(accuracies) / len(accuracies)
+        results["corruptions"][name] = {"unit": unit, "amounts": amounts, "accuracies": accuracies, "error": error}
+    errors = [one["error"] for one in results["corruptions"].values()]
+    return results | {"mean_corruption_error": sum(errors) / len(errors)}

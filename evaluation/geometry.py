@@ -1,16 +1,10 @@
-"""The geometry of the shared space, of unit vectors [N, embed_dim]; and calibration: whether an answer given with 90%
-confidence is right in 90% of cases."""
+"""Geometry of the shared space, of unit vectors [N, embed_dim]; calibration; and the interval of an accuracy."""
 
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def modality_gap(images: Tensor, texts: Tensor) -> float:
-    """Distance between the mean image and the mean text vector, 0..2 (Liang et al., 2022, arXiv 2203.02053)."""
-    return (images.mean(dim=0) - texts.mean(dim=0)).norm().item()
 
 
 def alignment(x: Tensor, y: Tensor) -> float:
@@ -30,14 +24,18 @@ def uniformity(x: Tensor, t: float = 2.0) -> float:
     return torch.tensor((total - own) / (n * (n - 1))).log().item()
 
 
-def effective_rank(x: Tensor) -> float:
-    """exp of the entropy of the singular values as shares of their sum, 1..embed_dim (Roy & Vetterli, 2007).
+def fit_temperature(similarity: Tensor, labels: Tensor, low: float = 1e-3, high: float = 10.0) -> float:
+    """The temperature from `low` to `high` with the lowest cross-entropy of softmax(similarity / temperature).
 
-    Of the vectors as they are, not centred.
+    Temperature scaling (Guo et al., 2017). similarity [N, 10], labels [N]: of a split that the figures are not taken
+    from. Without a mistake in the data it is `low`.
     """
-    values = torch.linalg.svdvals(x)
-    shares = values / values.sum()
-    return torch.special.entr(shares).sum().exp().item()
+    from scipy.optimize import minimize_scalar  # scipy takes a second to import
+
+    def loss(log_temperature: float) -> float:
+        return F.cross_entropy(similarity.double() / math.exp(log_temperature), labels).item()
+
+    return math.exp(minimize_scalar(loss, bounds=(math.log(low), math.log(high)), method="bounded").x)
 
 
 def reliability(probabilities: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
@@ -63,20 +61,14 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     return ((confidence - accuracy).abs() * count).sum().item() / len(labels)
 
 
-def fit_temperature(similarity: Tensor, labels: Tensor, low: float = 1e-3, high: float = 10.0) -> float:
-    """The temperature from `low` to `high` with the lowest cross-entropy of softmax(similarity / temperature).
+def wilson_interval(correct: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """The interval of the share correct / n, at 95% for z = 1.96 (Wilson, 1927). Within 0..1, n > 0."""
+    centre = (correct + z**2 / 2) / (n + z**2)
+    half = z / (n + z**2) * math.sqrt(correct * (n - correct) / n + z**2 / 4)
+    return (centre - half if correct else 0.0), (centre + half if correct < n else 1.0)  # rounding would miss these two
 
-    Temperature scaling (Guo et al., 2017) by golden-section search: the cross-entropy is convex in the inverse
-    temperature, so along its logarithm too it falls and then rises. Without a mistake in the data it falls all the
-    way, to `low`. similarity [N, 10], labels [N]: of a split that the figures are not taken from.
-    """
 
-    def loss(log_temperature: float) -> float:
-        return F.cross_entropy(similarity.double() / math.exp(log_temperature), labels).item()
-
-    golden = (math.sqrt(5) - 1) / 2
-    a, b = math.log(low), math.log(high)
-    while b - a > 1e-4:
-        c, d = b - golden * (b - a), a + golden * (b - a)
-        a, b = (a, d) if loss(c) <= loss(d) else (c, b)
-    return math.exp((a + b) / 2)
+def accuracy_with_ci(predicted: Tensor, labels: Tensor) -> dict:
+    """The share of correct predictions, both [N], with its 95% interval and its counts."""
+    correct, n = int((predicted == labels).sum()), len(labels)
+    return {"accuracy": correct / n, "interval": wilson_interval(correct, n), "correct": correct, "images": n}

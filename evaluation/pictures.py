@@ -1,353 +1,342 @@
-"""The pictures, as matplotlib figures. Images are uint8 or float [N, 28, 28] on the CPU.
+"""Pictures of what a model has learned, as matplotlib figures.
 
-Digits are shown as the model reads them, bright on black.
+Images are uint8 or float [N, 28, 28] on the CPU, shown bright on black. Features are unit vectors [N, embed_dim] of a
+split's images, captions [10, embed_dim].
 """
 
+import io
+import itertools
+import tempfile
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from matplotlib import get_data_path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from attributes import SLANT, THICKNESS, is_clear, measure
-from captions import DIGIT_WORDS, facts_of, holds, thing, with_article
+from attributes import ATTRIBUTES, BINS, GRADES, combination_ids, format_values, is_unambiguous, measure
+from captions import (
+    DIGIT_WORDS,
+    OUTLIER_IDS,
+    OUTLIERS,
+    UNSAID,
+    combination_caption,
+    combination_description_ids,
+    description_id,
+    image_facts,
+    match,
+    short_caption,
+)
 from clip import CLIP
-from data.not_digits import overlap
+from data.outliers import MAKERS, overlap
+from evaluation.corruptions import CORRUPTIONS, corrupt
 from evaluation.metrics import embed_images
+from evaluation.ood import inverted_noise, letters, ood_score
+from evaluation.similarity import similarity_matrix
 from my_dataset import Split
-from my_utils import InputError
+from my_utils import InputError, atomic_write
 
-# Okabe and Ito's colours: told apart by colour-blind readers, and in print.
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
 RIGHT, WRONG = "#0072B2", "#D55E00"
 COLOURS = (RIGHT, WRONG, "#009E73", "#CC79A7")
+NEVER = "never trained"
+COLUMNS = 10  # of a grid of predictions
 
 
-def show_digit(axes: Axes, image: Tensor, caption: str = "", colour: str = "black") -> None:
+def save_figure(figure: Figure, path: str | Path) -> Figure:
+    """Write a PNG, whole or not at all; returns the figure. Raises InputError if it cannot be written."""
+    content = io.BytesIO()
+    figure.savefig(content, dpi=110, format="png")
+    figure.set_layout_engine("none")  # a notebook that shows it need not lay it out again
+    check_writable(Path(path).parent)
+    atomic_write(path, content.getvalue())
+    return figure
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder if need be. Raises InputError if no file can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write into {folder.absolute()}: {error.strerror or error}; free it, or name another folder"
+        ) from None
+
+
+# ---- grids of images ----
+
+
+def show_image(axes: Axes, image: Tensor, caption: str = "", colour: str = "black") -> None:
     axes.imshow(image, cmap="gray", vmin=0, vmax=1 if image.is_floating_point() else 255)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.set_title(caption, fontsize=9, color=colour, parse_math=False)
     for spine in axes.spines.values():
         spine.set(edgecolor=colour, linewidth=1.5)
 
 
-def prediction_grid(
-    images: Tensor, true: Sequence[str], predicted: Sequence[str], title: str, columns: int = 10, notes=None
-) -> Figure:
-    """Each image under its true caption and, below that, the predicted one; mistakes in another colour.
+def ranked_images(rows: Sequence[tuple], title: str, size: float = 1.05) -> Figure:
+    """A row for each query: its name and image, if it has them, then images under their captions.
 
-    `notes` adds a third line to each image.
-    """
-    rows = max(1, -(-len(images) // columns))
-    figure = Figure(figsize=(1.15 * columns, (1.75 if notes else 1.55) * rows + 0.6), layout="constrained")
-    figure.suptitle(title)
-    grid = figure.subplots(rows, columns, squeeze=False).flat
-    for i, axes in enumerate(grid):
-        if i >= len(images):
-            axes.axis("off")
-            continue
-        caption = f"true: {true[i]}\npred: {predicted[i]}" + (f"\n{notes[i]}" if notes else "")
-        show_digit(axes, images[i], caption, RIGHT if true[i] == predicted[i] else WRONG)
-    return figure
-
-
-def ranked_images(
-    rows: Sequence[tuple[str, Tensor | None, Tensor, Sequence[str], Sequence[bool]]], title: str
-) -> Figure:
-    """A row for each query: its name (and image, where it has one), then its best images with captions.
-
-    A row is (name, query image or None, images [K, 28, 28], captions K, right or wrong or None for neither K).
+    A row is (name, query image or None, images [K, 28, 28], K captions, K times True (blue), False (orange) or None).
     """
     columns = max(len(row[2]) for row in rows)
-    first = max(1.0, max(len(line) for row in rows for line in row[0].split("\n")) / 11)  # a long name needs room
-    height = 1.35 + 0.18 * max(caption.count("\n") for row in rows for caption in row[3])
-    figure = Figure(figsize=(1.05 * (columns + first), height * len(rows) + 0.6), layout="constrained")
+    longest = max(len(line) for row in rows for line in row[0].split("\n"))
+    first = max(1.0, longest / 11) if longest else 0.01  # the width of the column of names
+    height = size + 0.3 + 0.18 * max(caption.count("\n") for row in rows for caption in row[3])  # inches
+    figure = Figure(figsize=(size * (columns + first), height * len(rows) + 0.6), layout="constrained")
     figure.suptitle(title)
     grid = figure.subplots(len(rows), columns + 1, squeeze=False, width_ratios=[first] + [1] * columns)
-    for line, (name, query, images, captions, right) in zip(grid, rows, strict=True):
+    for (query_axes, *line), (name, query, images, captions, is_right) in zip(grid, rows, strict=True):
         if query is None:
-            line[0].axis("off")
-            line[0].text(
-                0.5, 0.5, name, ha="center", va="center", fontsize=11, transform=line[0].transAxes, parse_math=False
-            )
+            query_axes.axis("off")
+            style = {"ha": "center", "va": "center", "fontsize": 11, "parse_math": False}
+            query_axes.text(0.5, 0.5, name, transform=query_axes.transAxes, **style)
         else:
-            show_digit(line[0], query, name)
-        for axes, image, caption, good in zip(line[1:], images, captions, right, strict=True):
-            show_digit(axes, image, caption, "black" if good is None else RIGHT if good else WRONG)
+            show_image(query_axes, query, name)
+        for axes, image, caption, good in zip(line, images, captions, is_right, strict=False):
+            show_image(axes, image, caption, "black" if good is None else RIGHT if good else WRONG)
+        for axes in line[len(images) :]:
+            axes.axis("off")
     return figure
+
+
+def prediction_grid(images: Tensor, true: Tensor, predicted: Tensor, title: str, notes: Sequence[str] = ()) -> Figure:
+    """Each image under its true and its predicted digit, [N] each, and a note if there are any."""
+    lines = zip(true.tolist(), predicted.tolist(), notes or [""] * len(true), strict=True)
+    captions = [f"true: {DIGIT_WORDS[a]}\npred: {DIGIT_WORDS[b]}\n{note}".rstrip() for a, b, note in lines]
+    is_right = (true == predicted).tolist()
+    parts = [slice(i, i + COLUMNS) for i in range(0, len(images), COLUMNS)]
+    return ranked_images([("", None, images[part], captions[part], is_right[part]) for part in parts], title)
 
 
 def closest_images(
-    similarity: Tensor, names: Sequence[str], images: Tensor, fits: Tensor, title: str, queries=None, count: int = 8
+    similarity: Tensor,
+    names: Sequence[str],
+    images: Tensor,
+    is_right: Tensor,
+    title: str,
+    queries: Sequence[Tensor | None] | None = None,
+    notes: Sequence[str] = (),
+    count: int = 8,
 ) -> Figure:
-    """For each of Q queries the images closest to it, best first, with their cosines.
+    """For each of Q queries the images closest to it, best first, under their notes or their cosines.
 
-    similarity [Q, N]; `fits`, bool [Q, N], says which are right; `queries` [Q, 28, 28] where they are images.
+    similarity [Q, N], is_right bool [Q, N]; `queries` [Q, 28, 28] if they are images; a note for each of N images.
     """
-    best = similarity.topk(count, dim=1)
-    rows = []
-    for i, (name, found, cosines) in enumerate(zip(names, best.indices, best.values, strict=True)):
+    best, rows = similarity.topk(count, dim=1), []
+    for i, (index, cosines) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True)):
+        captions = [notes[j] for j in index] if notes else [f"{cosine:.3f}" for cosine in cosines]
         query = None if queries is None else queries[i]
-        rows.append((name, query, images[found], [f"{cosine:.3f}" for cosine in cosines], fits[i, found].tolist()))
+        rows.append((names[i], query, images[index], captions, is_right[i, index].tolist()))
     return ranked_images(rows, title)
 
 
-# ---- the pictures of described captions: of a model that has them, a split, and its images' features ----
-
-# Descriptions: (digit, thickness, slant), as `captions.thing` counts them; -1 is unsaid.
-SEARCHED = ((7, 2, 0), (3, 0, -1), (-1, 2, 2), (0, -1, 1))
-COMPARED = ((7, 2, 0), (7, 0, 2), (1, 0, 1), (1, 2, 1), (4, 0, 0), (4, 2, 2), (2, 1, 1), (8, 2, 0))
-NEVER = "never trained"
+# ---- captions of attributes ----
 
 
-def described_search(model: CLIP, split: Split, features: Tensor, count: int = 8) -> Figure:
-    """The images closest to six descriptions, best first, with their measures; the last two are of unseen cells."""
-    cells = facts_of(split.labels, *measure(split.images))[1].bincount(minlength=90).view(10, 3, 3)
-    unseen = torch.unravel_index((cells * model.unseen).flatten().topk(2).indices, cells.shape)  # most frequent ones
-    rows = []
-    for said in (*SEARCHED, *zip(*(side.tolist() for side in unseen), strict=True)):
-        best, notes, is_true = found(model, split, features, said, count)
-        name = in_short(*said).replace(" leaning", "\nleaning") + f"\n({NEVER})" * is_unseen(model, said)
-        rows.append((name, None, split.images[best], [note.replace(", ", "\n") for note in notes], is_true))
-    return ranked_images(rows, "the test images closest to each description, and how they measure")
-
-
-def described_sheet(model: CLIP, split: Split, features: Tensor, digit: int = 7) -> Figure:
-    """One digit, thickness by slant: the image closest to each description. Unseen cells have dashed frames."""
-    figure = Figure(figsize=(6.4, 7.6), layout="constrained")
-    figure.suptitle(f"{DIGIT_WORDS[digit]}: the test image closest to each description")
-    grid = figure.subplots(3, 3)
-    for (thickness, slant), axes in np.ndenumerate(grid):
-        said = (digit, thickness, slant)
-        best, (note,), (is_true,) = found(model, split, features, said, 1)
-        never = is_unseen(model, said)
-        show_digit(axes, split.images[best[0]], f"{NEVER}\n" * never + note, RIGHT if is_true else WRONG)
-        for spine in axes.spines.values() if never else ():
-            spine.set(linestyle=(0, (2, 1.5)), linewidth=4)
-        axes.title.set_fontsize(11)
-        if slant == 0:
-            axes.set_ylabel(THICKNESS[thickness], fontsize=13)
-        if thickness == 2:
-            axes.set_xlabel(SLANT[slant], fontsize=13)
-    return figure
-
-
-def described_matrix(model: CLIP, split: Split, features: Tensor) -> Figure:
-    """An image of each of eight descriptions, the first that is clear of all bounds, and two digits on top of each
-    other, against the nine sentences: those of the diagonal are true."""
-    thickness, slant = measure(split.images)
-    cells, clear = facts_of(split.labels, thickness, slant)[1], is_clear(thickness, slant)
-    compared = np.ravel_multi_index(tuple(np.transpose(COMPARED)), (10, 3, 3))
-    index = [int(((cells == cell) & clear).nonzero()[0, 0]) for cell in compared]
-    two = overlap(split.images[:2, None].float() / 255, torch.Generator().manual_seed(0))[:1, 0]
-    vectors = torch.cat([features[index], embed_images(model, two).cpu()])
-    sentences = [*(in_short(*said) for said in COMPARED), "two digits on top of each other"]
-    marks = [" *" * is_unseen(model, said) for said in COMPARED] + [""]
-    names = [f"{DIGIT_WORDS[split.labels[i]]}, {in_figures(thickness[i], slant[i])}" for i in index] + ["two digits"]
-    figure = similarity_matrix(
-        vectors @ read(model, sentences).T,
-        [sentence + mark for sentence, mark in zip(sentences, marks, strict=True)],
-        names,
-        f"test images against descriptions (*: {NEVER})",
-        torch.cat([split.images[index].float() / 255, two]),
+def attribute_search(model: CLIP, split: Split, features: Tensor) -> Figure:
+    """The images closest to both extremes of each attribute, and to the two most frequent unseen combinations."""
+    require_attributes(model)
+    values, unseen = measure(split.images), model.unseen.flatten()
+    descriptions = {}  # name -> id
+    for i, extreme in itertools.product(range(len(ATTRIBUTES)), (0, GRADES - 1)):
+        grades = [extreme if j == i else UNSAID for j in range(len(ATTRIBUTES))]
+        descriptions[short_caption(UNSAID, grades)] = description_id(UNSAID, grades)
+    counts = combination_ids(split.labels, values).bincount(minlength=len(unseen))
+    for combination in (counts * unseen).topk(2).indices.tolist():
+        descriptions[f"{combination_caption(combination)} ({NEVER})"] = combination_description_ids()[combination]
+    ids, facts = torch.tensor(list(descriptions.values())), image_facts(split.labels, values)
+    is_true, _ = match(facts, model.captions.claims[ids], torch.zeros_like(facts))  # [N, Q]
+    names, notes = (
+        [textwrap.fill(name, 18) for name in descriptions],
+        [format_values(one).replace(", ", "\n") for one in values],
     )
-    figure.axes[0].set_ylabel("image: digit, thickness, slant", fontsize=12)
-    return figure
+    title = "the test images closest to each description, and what they measure"
+    similarity = model.embed_descriptions(ids).cpu() @ features.T  # [Q, N]
+    return closest_images(similarity, names, split.images, is_true.T, title, notes=notes)
 
 
-def found(model: CLIP, split: Split, features: Tensor, said: tuple, count: int) -> tuple[Tensor, list[str], list[bool]]:
-    """The `count` images closest to a description: their places, their measures, and whether it is true of them."""
-    best = (features @ read(model, [in_short(*said)])[0]).topk(count).indices
-    thickness, slant = measure(split.images[best])
-    facts, _ = facts_of(split.labels[best], thickness, slant)
-    notes = [in_figures(*measures) for measures in zip(thickness, slant, strict=True)]
-    return best, notes, holds(model.captions.claims[thing(*said)], facts).tolist()
+def attribute_sheet(model: CLIP, split: Split, features: Tensor, digit: int = 7) -> Figure:
+    """The image closest to each combination of one digit: bins of the first attribute by those of the others."""
+    require_attributes(model)
+    values, size = measure(split.images), model.unseen[digit].numel()
+    ids = torch.arange(digit * size, (digit + 1) * size)
+    captions = model.embed_descriptions(combination_description_ids()[ids]).cpu()
+    best = (features @ captions.T).argmax(dim=0)  # [size]
+    is_true = (combination_ids(split.labels, values)[best] == ids).tolist()
+    columns = ["\n".join(names) for names in itertools.product(*(attribute.bins for attribute in ATTRIBUTES[1:]))]
+    marks = [f"\n({NEVER})" * is_unseen for is_unseen in model.unseen[digit].flatten().tolist()]
+    lines = zip(columns * BINS, values[best], marks, strict=True)
+    notes = [f"{name}\n{format_values(measured)}{mark}" for name, measured, mark in lines]
+    parts = [slice(i, i + len(columns)) for i in range(0, size, len(columns))]
+    pairs = zip(ATTRIBUTES[0].bins, parts, strict=True)
+    rows = [(name, None, split.images[best[part]], notes[part], is_true[part]) for name, part in pairs]
+    return ranked_images(rows, f"{DIGIT_WORDS[digit]}: the test image closest to each description", size=1.9)
 
 
-def in_short(digit: int, thickness: int, slant: int) -> str:
-    """A description in the fewest words: "a thick seven leaning left", "an upright digit"."""
-    before = [THICKNESS[thickness]] * (thickness >= 0) + [SLANT[slant]] * (slant == 1)
-    noun = DIGIT_WORDS[digit] if digit >= 0 else "digit"
-    return with_article(" ".join(["a", *before, noun, *[SLANT[slant]] * (slant in (0, 2))]))
+def attribute_matrix(model: CLIP, split: Split, features: Tensor, digit: int = 4) -> Figure:
+    """An unambiguous image of each combination of one digit, and two digits on top of each other, against the captions.
+
+    Those of the diagonal are true.
+    """
+    require_attributes(model)
+    values, size = measure(split.images), model.unseen[digit].numel()
+    combinations = combination_ids(split.labels, values).masked_fill(~is_unambiguous(values), -1)
+    shown = [one for one in range(digit * size, (digit + 1) * size) if (combinations == one).any()]
+    index = [int((combinations == one).nonzero()[0, 0]) for one in shown]
+    two = overlap(split.images[:2, None].float() / 255, torch.Generator().manual_seed(0))[:1, 0]
+    overlap_id = OUTLIER_IDS[[1 + list(OUTLIERS).index("overlap")]]
+    captions = model.embed_descriptions(torch.cat([combination_description_ids()[shown], overlap_id])).cpu()
+    unseen = model.unseen.flatten().tolist()
+    return similarity_matrix(
+        torch.cat([features[index], embed_images(model, two).cpu()]) @ captions.T,
+        [combination_caption(one) + " *" * unseen[one] for one in shown] + ["two overlapping digits"],
+        [format_values(values[i]) for i in index] + ["two digits"],
+        f"test images of a {DIGIT_WORDS[digit]} against captions (*: {NEVER})",
+        torch.cat([split.images[index].float() / 255, two]),
+        ylabel="image: measured attributes",
+    )
 
 
-def in_figures(thickness: float, slant: float) -> str:
-    return f"{thickness:.1f} px, {slant:+.2f} rad"
+def outlier_images(model: CLIP, split: Split, count: int = 8) -> Figure:
+    """Digits, each kind of outlier, and two kinds that are never trained, under the nearest caption."""
+    require_attributes(model)
+    generator = torch.Generator().manual_seed(0)
+    digits = split.images[split.labels > 1][:count, None].float() / 255  # (a rotated zero is a zero)
+    sets = {"digits": split.images[:count]} | {name: MAKERS[name](digits, generator)[:, 0] for name in OUTLIERS}
+    sets |= {f"letters\n({NEVER})": letters(count), f"inverted noise\n({NEVER})": inverted_noise(split.images[:count])}
+    captions = model.embed_descriptions(torch.cat([model.captions.digit_ids, OUTLIER_IDS])).cpu()
+    names = (*DIGIT_WORDS, "no digit", *OUTLIERS)
+    rows = []
+    for name, images in sets.items():
+        nearest = (embed_images(model, images).cpu() @ captions.T).argmax(dim=1)
+        is_right = nearest == split.labels[:count] if name == "digits" else nearest >= len(DIGIT_WORDS)
+        rows.append((name, None, images, [names[i] for i in nearest], is_right.tolist()))
+    return ranked_images(rows, "images of no digit, and the nearest caption")
 
 
-def is_unseen(model: CLIP, said: tuple) -> bool:
-    return -1 not in said and bool(model.unseen[said])
+def require_attributes(model: CLIP) -> None:
+    """Raises InputError for a model whose captions name the digit alone."""
+    if not model.captions.name_attributes:
+        raise InputError("this picture needs a model of --captions attributes: this one knows captions of digits alone")
 
 
-@torch.no_grad()
-def read(model: CLIP, sentences: list[str]) -> Tensor:
-    return model.encode_text(sentences).cpu()
+def generated_combinations(images: Tensor, unseen: Tensor) -> Figure:
+    """A generated image of each combination, [C, 28, 28]. `unseen` ones, bool of shape COMBINATIONS, are orange."""
+    columns = ["\n".join(names) for names in itertools.product(*(attribute.bins for attribute in ATTRIBUTES))]
+    pairs = zip(DIGIT_WORDS, images.unflatten(0, (10, -1)), unseen.reshape(10, -1), strict=True)
+    rows = [(word, None, own, columns, [False if one else None for one in is_unseen]) for word, own, is_unseen in pairs]
+    return ranked_images(rows, f"generated from texts (orange: {NEVER}, neither in the CLIP nor in the generator)")
 
 
-# ---- what is drawn ----
+# ---- evaluate.py ----
 
 
-def drawn_cells(images: Tensor, unseen: Tensor) -> Figure:
-    """One drawn image of each cell, float [90, 28, 28], digits by thickness and slant; unseen [10, 3, 3] are framed."""
-    figure = Figure(figsize=(9.6, 11.2), layout="constrained")
-    figure.suptitle(f"drawn from texts: digit by thickness and slant (framed: {NEVER}, neither by CLIP nor to draw)")
-    grid = figure.subplots(10, 9)
-    for (digit, column), axes in np.ndenumerate(grid):
-        thickness, slant = divmod(column, 3)
-        show_digit(axes, images[9 * digit + column], colour=WRONG if unseen[digit, thickness, slant] else "black")
-        for spine in axes.spines.values():
-            spine.set(linewidth=4 if unseen[digit, thickness, slant] else 0)
-        if column == 0:
-            axes.set_ylabel(DIGIT_WORDS[digit], fontsize=12)
-        if digit == 0:
-            axes.set_title(f"{THICKNESS[thickness]}\n{SLANT[slant]}", fontsize=11, color="black")
-    return figure
-
-
-# ---- the pictures of evaluate.py ----
-
-
-def confusion_matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Figure:
-    """Images of each true digit (y) by what they are taken for (x). Mistakes alone have colour, or none would show."""
-    figure = Figure(figsize=(7.2, 6.4), layout="constrained")
+def confusion_matrix(classification: dict) -> Figure:
+    """Images by true and predicted digit. Only mistakes have a colour, or the diagonal would hide them."""
+    figure = Figure(figsize=(8.4, 6.4), layout="constrained")
     axes = figure.subplots()
-    mistakes = [[0 if i == j else n for j, n in enumerate(row)] for i, row in enumerate(counts)]
-    most = max(map(max, mistakes))
+    counts = torch.tensor(classification["confusion"])
+    mistakes = counts - counts.diag().diag()
+    most = int(mistakes.max())
     picture = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(1, most))
-    for i, row in enumerate(counts):
-        for j, n in enumerate(row):
-            weight, colour = ("bold", RIGHT) if i == j else ("normal", "white" if 2 * n > most > 0 else "black")
-            axes.text(j, i, f"{n:,}" if n else "", ha="center", va="center", fontsize=9, color=colour, weight=weight)
-    axes.set_xticks(range(len(names)), names, rotation=40, ha="right")
-    axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted digit")
-    axes.set_ylabel("true digit")
-    axes.set_title("confusion matrix, test images")
+    for i, j in counts.nonzero().tolist():
+        weight, colour = ("bold", RIGHT) if i == j else ("normal", "white" if 2 * counts[i, j] > most else "black")
+        axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=9, color=colour, weight=weight)
+    accuracies = [f"{one['accuracy']:.1%}" for one in classification["digits"]]
+    axes.set_xticks(range(10), DIGIT_WORDS, rotation=40, ha="right")
+    axes.set_yticks(range(10), [f"{word}  {share}" for word, share in zip(DIGIT_WORDS, accuracies, strict=True)])
+    axes.set(xlabel="predicted digit", ylabel="true digit, accuracy", title="confusion matrix, test images")
     figure.colorbar(picture, ax=axes, label="mistakes (images)", fraction=0.05)
     return figure
 
 
-def digit_accuracy(digits: Sequence[dict]) -> Figure:
-    """Accuracy of each digit with its 95% interval, as `sections.right_of` gives them."""
-    figure = Figure(figsize=(7.2, 3.8), layout="constrained")
-    axes = figure.subplots()
-    values = [100 * digit["accuracy"] for digit in digits]
-    low, high = zip(*(digit["interval"] for digit in digits), strict=True)
-    whiskers = [
-        [v - 100 * x for v, x in zip(values, low, strict=True)],
-        [100 * x - v for v, x in zip(values, high, strict=True)],
-    ]
-    axes.errorbar(range(len(values)), values, whiskers, fmt="o", color=RIGHT, capsize=4)
-    axes.set_xticks(range(len(values)))
-    axes.set_xlabel("digit")
-    axes.set_ylabel("accuracy (%)")
-    axes.set_title("accuracy of each digit, nearest caption, 95% Wilson intervals, test images")
-    axes.grid(axis="y", alpha=0.3)
-    return figure
-
-
 def reliability_diagram(calibration: dict) -> Figure:
-    """Accuracy by confidence before and after temperature scaling, above how many images each bin holds."""
-    figure = Figure(figsize=(9.0, 5.2), layout="constrained")
-    grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 1))
-    for column, (name, one) in enumerate(calibration.items()):
-        count, confidence, accuracy = (one["bins"][key] for key in ("count", "confidence", "accuracy"))
-        filled = [i for i, n in enumerate(count) if n]
-        above, below = grid[0, column], grid[1, column]
-        above.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect calibration")
-        above.plot([confidence[i] for i in filled], [accuracy[i] for i in filled], "o-", color=RIGHT, label="model")
-        above.set_title(f"{name} temperature {one['temperature']:.3f}: ECE {one['ece']:.2%}")
-        above.legend(loc="upper left")
-        below.bar([(i + 0.5) / len(count) for i in range(len(count))], count, 0.9 / len(count), color=RIGHT)
-        below.set_yscale("log")
-        below.set_ylim(bottom=0.5)  # one image shows too
-        below.set_xlabel("confidence of the best caption")
-    grid[0, 0].set_ylabel("accuracy")
-    grid[1, 0].set_ylabel("images")
-    figure.suptitle("reliability on test images; the fitted temperature is validation's")
+    """Accuracy by confidence before and after temperature scaling, above the number of images in each bin."""
+    figure = Figure(figsize=(7.2, 6.0), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    above.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect calibration")
+    for (name, one), colour in zip(calibration.items(), COLOURS, strict=False):
+        count, confidence, accuracy = (torch.tensor(one["bins"][key]) for key in ("count", "confidence", "accuracy"))
+        label = f"{name} temperature {one['temperature']:.3f}: ECE {one['ece']:.2%}"
+        above.plot(confidence[count > 0], accuracy[count > 0], "o-", color=colour, label=label)
+        below.stairs(count, torch.linspace(0, 1, len(count) + 1), color=colour)
+    above.set(ylabel="accuracy", title="reliability on test images; fitted on validation")
+    above.legend(loc="lower right")
+    below.set(yscale="log", ylim=(0.5, None), ylabel="images", xlabel="confidence of the best caption")
     return figure
 
 
-def embedding_map(points: Tensor, labels: Tensor, names: Sequence[str]) -> Figure:
-    """Points [N + 10, 2] of N images with these labels, then of the captions, a star with its name each."""
+def embedding_map(features: Tensor, labels: Tensor, captions: Tensor) -> Figure:
+    """Images and captions in two dimensions by t-SNE (van der Maaten & Hinton, 2008)."""
+    from sklearn.manifold import TSNE  # scikit-learn takes a second to import
+
+    points = TSNE(metric="cosine", random_state=0).fit_transform(torch.cat([features, captions]))
+    images, stars = points[: len(labels)], points[len(labels) :]
     figure = Figure(figsize=(7.6, 6.6), layout="constrained")
     axes = figure.subplots()
-    images, captions = points[: len(labels)], points[len(labels) :]
-    # (Ten digits need ten colours, more than Okabe and Ito have: the names beside the stars say which is which.)
     axes.scatter(*images.T, c=labels, cmap="tab10", s=9, alpha=0.7, label="test image, coloured by its digit")
-    axes.scatter(*captions.T, marker="*", s=200, color="black", edgecolor="white", label="caption")
-    for digit, (name, (x, y)) in enumerate(zip(names, captions.tolist(), strict=True)):
-        side = -1 if x < float(images[labels == digit, 0].mean()) else 1  # the name stands away from the images
-        align = {"ha": "right" if side < 0 else "left", "va": "center", "fontsize": 10}
-        axes.annotate(name, (x, y), (9 * side, 0), textcoords="offset points", **align)
+    axes.scatter(*stars.T, marker="*", s=200, color="black", edgecolor="white", label="caption")
+    for word, place in zip(DIGIT_WORDS, stars, strict=True):
+        axes.annotate(word, place, (9, 0), textcoords="offset points", va="center", fontsize=10)
     axes.margins(0.09)
-    axes.set_xlabel("t-SNE 1 (no unit)")
-    axes.set_ylabel("t-SNE 2 (no unit)")
+    axes.set(xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
     axes.set_title("images and captions in one space, by cosine distance")
     axes.legend(loc="best", fontsize=9)
     return figure
 
 
 def robustness_curves(robustness: dict) -> Figure:
-    """Accuracy by severity, a panel for each corruption with its own unit; the first point is the clean image."""
-    corruptions = robustness["corruptions"]
-    columns = -(-len(corruptions) // 2)
-    figure = Figure(figsize=(3.0 * columns, 5.6), layout="constrained")
-    grid = figure.subplots(2, columns, sharey=True)
-    for axes, (name, one) in zip(grid.flat, corruptions.items(), strict=False):
+    """Accuracy by severity of each corruption; severity 0 is the clean image."""
+    figure = Figure(figsize=(9.6, 4.8), layout="constrained")
+    axes = figure.subplots()
+    for name, one in robustness["corruptions"].items():
         accuracies = [100 * accuracy for accuracy in (robustness["clean"], *one["accuracies"])]
-        axes.plot(range(len(accuracies)), accuracies, "o-", color=RIGHT)
-        axes.axhline(10, color=WRONG, linestyle="--")
-        axes.set_xticks(range(len(accuracies)), ["clean", *(f"{amount:g}" for amount in one["amounts"])])
-        axes.set_xlabel(one["unit"])
-        axes.set_title(f"{name}: mean error {one['error']:.1%}", fontsize=10)
-        axes.set_ylim(0, 103)
-        axes.grid(axis="y", alpha=0.3)
-    for axes in grid.flat[len(corruptions) :]:
-        axes.axis("off")
-        axes.legend(handles=grid.flat[0].lines, labels=["the model", "chance"], loc="center", fontsize=11)
-    for axes in grid[:, 0]:
-        axes.set_ylabel("accuracy (%)")
-    figure.suptitle(f"robustness: mean corruption error {robustness['mean_corruption_error']:.1%}")
+        axes.plot(accuracies, "o-", label=f"{name} (mean error {one['error']:.1%})")
+    axes.axhline(10, color="grey", linestyle="--", label="chance")
+    axes.set(xlabel="severity (0: clean)", ylabel="accuracy (%)", ylim=(0, 103))
+    axes.set_title(f"robustness: mean corruption error {robustness['mean_corruption_error']:.1%}")
+    figure.legend(loc="outside right upper")
     return figure
 
 
-def open_set(scores: dict[str, Tensor], label: str, examples: dict[str, Tensor]) -> Figure:
-    """Histograms of a score, the digits' and each other set's, above some images of the other sets."""
-    figure = Figure(figsize=(10.0, 3.6 + 0.7 * len(examples)), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(3.4, 0.7 * len(examples)))
-    axes = top.subplots()
-    low, high = (float(torch.cat(list(scores.values())).aminmax()[i]) for i in (0, 1))
+def corruption_examples(model: CLIP, captions: Tensor, split: Split) -> Figure:
+    """A test image for each corruption, at five severities, with the predicted digit."""
+    rows = []
+    for i, (name, (_, unit, amounts)) in enumerate(CORRUPTIONS.items()):
+        images = torch.cat([corrupt(split.images[i : i + 1], name, amount) for amount in amounts])
+        predicted = (embed_images(model, images).cpu() @ captions.T).argmax(dim=1)
+        notes = [f"{amount:g}: {DIGIT_WORDS[digit]}" for amount, digit in zip(amounts, predicted, strict=True)]
+        rows.append((f"{name}\n{unit}", split.images[i], images, notes, (predicted == split.labels[i]).tolist()))
+    return ranked_images(rows, "corruptions at five severities, and the predicted digit")
+
+
+def mistakes(test: Split, listed: list[dict]) -> Figure:
+    """The mistakes that `sections.classification` lists, of which there is at least one."""
+    index, true, predicted = (torch.tensor([one[key] for one in listed]) for key in ("index", "true", "predicted"))
+    notes = [f"{one['confidence']:.0%} sure" for one in listed]
+    title = "the most confident mistakes on the test split"
+    return prediction_grid(test.images[index], true, predicted, title, notes)
+
+
+def ood_histograms(model: CLIP, features: dict[str, Tensor]) -> Figure:
+    """`ood_score` of digits and of each OOD set."""
+    figure = Figure(figsize=(9.0, 4.2), layout="constrained")
+    axes = figure.subplots()
+    scores = {name: ood_score(model, x) for name, x in features.items()}
+    bounds = torch.cat(list(scores.values())).aminmax()
+    edges = torch.linspace(float(bounds.min), float(bounds.max), 61)
     for (name, values), colour in zip(scores.items(), COLOURS, strict=False):
-        edges = [low + (high - low) * i / 60 for i in range(61)]
-        share = [100 / len(values)] * len(values)
-        axes.hist(values, edges, weights=share, histtype="stepfilled", alpha=0.35, color=colour)
-        axes.hist(values, edges, weights=share, histtype="step", color=colour, label=f"{name} ({len(values):,} images)")
-    axes.set_xlabel(label)
-    axes.set_ylabel("share of the set (%)")
-    axes.set_title("digits, and images that are no digit")
+        label = f"{name.replace('_', ' ')} ({len(values):,} images)"
+        style = {"bins": edges, "weights": torch.full_like(values, 100 / len(values)), "color": colour}
+        axes.hist(values, histtype="stepfilled", alpha=0.35, **style)
+        axes.hist(values, histtype="step", label=label, **style)
+    less = ", less that to the nearest outlier caption" if model.captions.name_attributes else ""
+    axes.set(xlabel=f"cosine to the nearest digit caption{less}", ylabel="share of the set (%)")
+    axes.set_title("digits, and images of no digit")
     axes.legend(loc="best", fontsize=9)
-    for axes, (name, images) in zip(
-        bottom.subplots(len(examples), 1, squeeze=False).flat, examples.items(), strict=True
-    ):
-        axes.imshow(images.permute(1, 0, 2).flatten(1), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(name, fontsize=9)
-        axes.axis("off")
-    return figure
-
-
-def save_figure(figure: Figure, path: str | Path) -> Figure:
-    """Write a PNG, making its folder, and hand the figure on. Raises InputError when it cannot be written."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
-        figure.set_layout_engine("none")  # whoever shows it need not lay it out again
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from None
     return figure

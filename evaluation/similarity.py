@@ -1,16 +1,8 @@
-"""The similarity matrix as a matplotlib figure, and words as pictures: what TensorBoard shows of a run.
-
-Images are uint8 or float [N, 28, 28] on the CPU.
-"""
+"""The similarity matrix as a matplotlib figure."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
-import torch
-from matplotlib import get_data_path
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 
@@ -52,19 +44,3 @@ def similarity_matrix(
     axes.set_ylabel(ylabel, fontsize=12)
     axes.set_title(f"{title}\ncosine similarity", fontsize=12)
     return figure
-
-
-def word_images(words: Sequence[str], size: int = 28) -> Tensor:
-    """Each word drawn bright on black, as large as it fits -> uint8 [N, size, size]."""
-    path = str(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf")
-    images = []
-    for word in words:
-        for points in range(size // 2, 3, -1):
-            font = ImageFont.truetype(path, points)
-            left, top, right, bottom = font.getbbox(word, anchor="mm")
-            if max(right - left, bottom - top) <= size:
-                break
-        canvas = Image.new("L", (size, size))
-        ImageDraw.Draw(canvas).text((size / 2, size / 2), word, fill=255, font=font, anchor="mm")
-        images.append(torch.from_numpy(np.array(canvas)))
-    return torch.stack(images)

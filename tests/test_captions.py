@@ -1,4 +1,4 @@
-"""No caption lies: what a sentence says is read from its words here, by code that knows nothing of captions.py."""
+"""No caption is false: what a sentence says is read from its words here, by code that knows nothing of captions.py."""
 
 import itertools
 import re
@@ -7,27 +7,42 @@ import pytest
 import torch
 
 import my_dataset
-from attributes import SLANT_BOUNDS, THICKNESS_BOUNDS, measure, unseen_cells
+from attributes import ATTRIBUTES, measure, unseen_combinations
 from captions import (
     DIGIT_WORDS,
-    NO_DIGIT_THING,
-    NOT_DIGITS,
-    SLANT_BAND,
-    STATEMENTS,
-    THICKNESS_BAND,
-    captions_of,
-    described_captions,
-    facts_of,
-    in_words,
-    thing,
-    things_of_cells,
+    LABELS,
+    OUTLIER_IDS,
+    OUTLIERS,
+    P_EXTREME,
+    P_MENTION,
+    TRAIN_TEMPLATES,
+    UNSAID,
+    attribute_captions,
+    captions_for,
+    combination_caption,
+    combination_description_ids,
+    description_id,
+    fill_templates,
+    format_labels,
+    image_facts,
+    match,
+    multi_hot,
+    one_hot_labels,
+    parse_claims,
+    sample_descriptions,
+    short_caption,
+    unknown_labels,
+    with_article,
+    words_of,
 )
-from data.not_digits import no_digits
+from data.outliers import make_outliers
 from my_dataset import MNISTPairs, load_mnist
 
-STEPS = (("thin", "medium", "thick"), ("leaning left", "upright", "leaning right"))
-OUTER = (("very thin", "very thick"), ("leaning far left", "leaning far right"))
-# Words that give a kind away, the first that is found.
+GRADES = (
+    ("very thin", "thin", "medium", "thick", "very thick"),
+    ("leaning far left", "leaning left", "upright", "leaning right", "leaning far right"),
+)
+# Words that give a kind of outlier away; the first that is found counts.
 KINDS = {
     "noise": r"noise",
     "scrambled": r"scrambled|patches|shuffled",
@@ -53,249 +68,373 @@ WORDS = {
 }
 
 
-def said(sentence: str) -> set[str]:
-    """What a sentence that describes says, in the words of STATEMENTS."""
+def claims_of(sentence: str) -> set[str]:
+    """The claims of a caption, as labels."""
     if re.fullmatch(r"(this is )?not (a|one) digit|anything but one digit", sentence):
         return {"no digit"}
     for kind, pattern in KINDS.items():
         if re.search(pattern, sentence):
             return {kind}
     words = re.findall(r"[\w-]+", sentence)
-    found = {WORDS[word] for word in words if word in WORDS}
-    if not found & set(DIGIT_WORDS):
+    claims = {WORDS[word] for word in words if word in WORDS}
+    if not claims & set(DIGIT_WORDS):
         assert {"digit", "number", "numeral"} & set(words), sentence
-        found.add("a digit")
-    return found
+        claims.add("a digit")
+    return claims
 
 
-def seen(digit: int, thickness: float, slant: float) -> tuple[set[str], tuple[int, int, int]]:
-    """What is true of an image, in the words of STATEMENTS, and its cell."""
-    names, cell = {DIGIT_WORDS[digit], "a digit"}, [digit]
-    for value, (lowest, low, high, highest), steps, (very_low, very_high) in zip(
-        (thickness, slant), (THICKNESS_BOUNDS, SLANT_BOUNDS), STEPS, OUTER, strict=True
-    ):
-        cell.append(sum(value >= bound for bound in (low, high)))
-        names.add(steps[cell[-1]])
-        if value < lowest:
-            names.add(very_low)
-        if value >= highest:
-            names.add(very_high)
-    return names, tuple(cell)
+def facts_of(digit: int, values: list[float]) -> tuple[set[str], tuple[int, ...]]:
+    """What is true of an image, as labels, and its combination."""
+    facts, combination = {DIGIT_WORDS[digit], "a digit"}, [digit]
+    for value, grades, attribute in zip(values, GRADES, ATTRIBUTES, strict=True):
+        grade = sum(value >= edge for edge in attribute.edges)
+        facts |= {grades[grade], grades[min(max(grade, 1), 3)]}  # a very thin digit is thin too
+        combination.append(min(max(grade, 1), 3) - 1)
+    return facts, tuple(combination)
 
 
-# ---- the sentences ----
+def names(vector: torch.Tensor) -> set[str]:
+    return {LABELS[i] for i in vector.nonzero().flatten().tolist()}
+
+
+# ---- words ----
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("7", "seven"),
+        ("A bold SEVEN, leaning: right!", "a bold seven leaning right"),
+        ("it's a 7", "it's a seven"),
+        ("it\u2019s (7)?", "it's seven"),
+        ("left-leaning", "left leaning"),
+        ("hand-written 3", "hand written three"),
+        ("1, 2 and 10", "one two and 10"),
+        ("07 7th 7.0 7,0 -7 +7 \u22127 7e3 1.000,5", "07 7th 7.0 7,0 -7 +7 -7 7e3 1.000,5"),  # numbers, but no digits
+        ("七 ³ \uff17", "七 ³ \uff17"),
+        (" ?! ", ""),
+    ],
+)
+def test_a_digit_alone_is_its_word_and_punctuation_separates_words(text, words):
+    assert words_of(text) == words.split()
+
+
+def test_an_eight_has_another_article_than_a_one():
+    assert with_article("a eight, A 8, a upright seven, a one, a seven, data eight") == (
+        "an eight, An 8, an upright seven, a one, a seven, data eight"
+    )
+    assert fill_templates(("{word}", "a {numeral}"))[14:18] == ("seven", "a 7", "eight", "an 8")
+
+
+@pytest.mark.parametrize(
+    ("text", "claims"),
+    [
+        ("seven", {"seven"}),
+        ("A bold 7 leaning to the LEFT.", {"seven", "thick", "leaning left"}),
+        ("3, as if with a thin pen", {"three", "thin"}),
+        ("an eight without a slant", {"eight", "upright"}),
+        ("in the finest of lines, backslanted", {"very thin", "leaning far left"}),
+        ("one digit on top of another", {"overlap"}),
+        ("nothing but noise", {"noise"}),
+        ("not a digit", {"no digit"}),
+        ("This is not a digit!", {"no digit"}),
+        ("not a seven", set()),
+        ("this isn't a seven", set()),
+        ("it isn\u2019t bold", set()),
+        ("anything but a seven", set()),
+        ("a seven, never bold", set()),
+        ("-7 or 7.0", set()),
+        ("a dog running on a beach", set()),
+        ("", set()),
+    ],
+)
+def test_a_sentence_claims_what_its_words_say_and_nothing_if_it_negates(text, claims):
+    assert names(parse_claims(text)) == claims
+
+
+def test_labels_and_descriptions_in_few_words():
+    assert format_labels(multi_hot("four", "a digit", "very thin", "thin", "leaning left")) == (
+        "four, very thin, leaning left"
+    )
+    assert format_labels(multi_hot("noise", "no digit")) == "noise"
+    assert format_labels(multi_hot("a digit")) == "a digit"
+    assert format_labels(multi_hot("four", "medium", "leaning far right", "leaning right")) == (
+        "four, medium, leaning far right"
+    )
+    assert short_caption(7, [3, 1]) == "a thick seven leaning left"
+    assert short_caption(UNSAID, [UNSAID, 2]) == "an upright digit"
+    assert short_caption(8, [UNSAID, UNSAID]) == "an eight"
+    assert combination_caption(4 * 9 + 2 * 3 + 1) == "a thick upright four"
+
+
+# ---- the captions ----
 
 
 def test_every_sentence_says_what_its_claims_say():
-    captions = described_captions()
-    assert len(captions.sentences) == len(captions.claims) * captions.phrasings
+    captions = attribute_captions()
+    assert len(captions.sentences) == len(captions.claims) * captions.paraphrases
     for i, sentence in enumerate(captions.sentences):
-        claims = int(captions.claims[i // captions.phrasings])
-        assert said(sentence) == {name for k, name in enumerate(STATEMENTS) if claims >> k & 1}, sentence
+        claims = captions.claims[i // captions.paraphrases]
+        assert claims_of(sentence) == names(claims), sentence
+        assert names(parse_claims(sentence)) | {"a digit"} == names(claims) | {"a digit"}, sentence
         assert not re.search(r"\b[Aa] (?!one\b)[aeiou8]|\b[Aa]n (one\b|[^aeiou8])|  | ,", sentence), sentence
 
 
-def test_each_thing_has_its_place_and_many_phrasings():
-    captions = described_captions()
-    names = (DIGIT_WORDS, STEPS[0] + OUTER[0], STEPS[1] + OUTER[1])
-    places = []
-    for parts in itertools.product(range(-1, 10), range(-1, 5), range(-1, 5)):
-        expected = {of[part] for of, part in zip(names, parts, strict=True) if part >= 0}
-        places.append(thing(*parts))
-        sentences = captions.sentences[places[-1] * captions.phrasings :][: captions.phrasings]
-        for sentence in sentences:
-            assert said(sentence) - {"a digit"} == expected, sentence
+def test_each_description_has_its_place_and_many_paraphrases():
+    captions, places = attribute_captions(), []
+    for digit, *grades in itertools.product(range(UNSAID, 10), range(UNSAID, 5), range(UNSAID, 5)):
+        expected = {own[grade] for own, grade in zip(GRADES, grades, strict=True) if grade != UNSAID}
+        expected.add("a digit" if digit == UNSAID else DIGIT_WORDS[digit])
+        places.append(description_id(digit, grades))
+        assert names(captions.claims[places[-1]]) == expected
+        sentences = captions.sentences[places[-1] * captions.paraphrases :][: captions.paraphrases]
         assert len(set(sentences)) >= 8
-    for kind, name in enumerate(("no digit", *NOT_DIGITS)):
-        places.append(NO_DIGIT_THING + kind)
-        assert in_words(captions.claims[places[-1]]) == name
+    for place, kind in zip(OUTLIER_IDS.tolist(), ("no digit", *OUTLIERS), strict=True):
+        places.append(place)
+        assert names(captions.claims[place]) == {kind}
     assert sorted(places) == list(range(len(captions.claims)))
-    assert captions.of_digits().tolist() == [thing(digit) for digit in range(10)]
-    cells = [thing(*parts) for parts in itertools.product(range(10), range(3), range(3))]
-    assert things_of_cells().tolist() == cells
+    assert captions.digit_ids.tolist() == [description_id(digit) for digit in range(10)]
+    combinations = [
+        description_id(digit, grades) for digit in range(10) for grades in itertools.product((1, 2, 3), (1, 2, 3))
+    ]
+    assert combination_description_ids().tolist() == combinations
 
 
-def test_captions_that_name_the_digit_have_a_thing_for_each():
-    assert captions_of("digit", "table").sentences == DIGIT_WORDS
+def test_digit_captions_are_words_for_the_table_and_sentences_for_a_language_model():
+    assert captions_for("digit", "table").sentences == DIGIT_WORDS
+    captions = captions_for("digit", "plus")
+    assert captions.sentences == fill_templates(TRAIN_TEMPLATES)
+    assert [names(claims) for claims in captions.claims] == [{word} for word in DIGIT_WORDS]
     torch.manual_seed(0)
-    sentences = captions_of("digit", "plus")
-    assert sentences.claims.tolist() == [2**digit for digit in range(10)]
-    drawn, claims = sentences.draw(torch.arange(10).repeat(500))
-    assert set(drawn.strings()) == set(sentences.sentences)
-    digits = {text: i // sentences.phrasings for i, text in enumerate(sentences.sentences)}
-    assert [1 << digits[text] for text in drawn.strings()] == claims.tolist()
+    digits = torch.arange(10).repeat(500)
+    sampled = captions.sample(digits).strings()
+    assert set(sampled) == set(captions.sentences)
+    for digit, sentence in zip(digits.tolist(), sampled, strict=True):
+        assert names(parse_claims(sentence)) == {DIGIT_WORDS[digit]}
+    everything = captions.all_paraphrases(torch.tensor([7, 2])).strings()
+    assert everything == [sentence for d in (7, 2) for sentence in captions.sentences[d * 30 :][:30]]
+
+
+# ---- what belongs together ----
+
+
+def test_match_agrees_with_sets():
+    generator = torch.Generator().manual_seed(0)
+    chances = torch.tensor([0.6, 0.06, 0.5])[:, None, None]
+    facts, claims, unknown = torch.rand(3, 60, len(LABELS), generator=generator) < chances
+    positive, ignored = match(facts, claims, unknown)
+    assert 0.2 < positive.float().mean() < 0.6
+    assert 0.1 < ignored.float().mean() < 0.4
+    for i, j in itertools.product(range(60), range(60)):
+        lacking = names(claims[j]) - names(facts[i])
+        assert positive[i, j] == (not lacking)
+        assert ignored[i, j] == (bool(lacking) and lacking <= names(unknown[i]))
+
+
+def test_labels_match_some_rows_as_they_match_all(data_path):
+    labels = next(MNISTPairs("val", data_path).epoch(50)).labels
+    rows = torch.tensor([3, 7, 40])
+    for some, every in zip(labels.match(images=rows), labels.match(), strict=True):
+        assert torch.equal(some, every[rows])
+    for some, every in zip(labels.match(texts=rows), labels.match(), strict=True):
+        assert torch.equal(some, every[:, rows])
+
+
+def test_pairs_of_other_data_belong_together_if_their_ids_are_equal():
+    positive, ignored = one_hot_labels(torch.tensor([500, 3, 500, -1])).match()
+    assert positive.int().tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
+    assert not ignored.any()
+
+
+def test_the_labels_that_lead_to_an_unseen_combination_are_unknown_by_hand():
+    unseen = torch.zeros(10, 3, 3, dtype=torch.bool)
+    unseen[7, 0, 1] = unseen[7, 1, 0] = True  # thin and upright, medium and leaning left
+    unknown = unknown_labels(unseen).view(10, 3, 3, -1)
+    assert names(unknown[7, 0, 0]) == {"upright", "medium"}
+    assert names(unknown[7, 0, 2]) == {"upright"}
+    assert names(unknown[7, 1, 1]) == {"thin", "very thin", "leaning left", "leaning far left"}
+    assert names(unknown[7, 2, 0]) == {"medium"}
+    assert names(unknown[7, 2, 2]) == set()
+    assert not unknown[:7].any()
+
+
+def test_facts_name_the_grade_and_its_bin():
+    values = torch.tensor([[1.9, 0.3], [2.5, -0.2], [3.3, 0.1]])
+    expected = [{"seven", "a digit", "very thin", "thin", "leaning right"}]
+    expected += [{"zero", "a digit", "medium", "leaning far left", "leaning left"}]
+    expected += [{"nine", "a digit", "very thick", "thick", "upright"}]
+    assert [names(facts) for facts in image_facts(torch.tensor([7, 0, 9]), values)] == expected
+
+
+# ---- sampling ----
+
+
+def test_a_caption_mentions_each_part_at_random_and_the_extreme_in_half_of_the_cases():
+    torch.manual_seed(0)
+    n = 20_000
+    ids = sample_descriptions(torch.full((n,), 7), torch.tensor([1.8, 0.1]).expand(n, 2))  # very thin, upright
+    claims = attribute_captions().claims[ids].float().mean(dim=0)
+    shares = dict(zip(LABELS, claims.tolist(), strict=True))
+    assert shares["seven"] == pytest.approx(P_MENTION, abs=0.015)
+    assert shares["upright"] == pytest.approx(P_MENTION, abs=0.015)
+    assert shares["very thin"] == pytest.approx(P_MENTION * P_EXTREME, abs=0.015)
+    assert shares["thin"] == pytest.approx(P_MENTION * (1 - P_EXTREME), abs=0.015)
+    assert sum(shares.values()) == pytest.approx(3 * P_MENTION + 1 - P_MENTION, abs=0.03), "nothing else"
+    mentions = attribute_captions().claims[ids].int()
+    both = mentions[:, LABELS.index("seven")] * mentions[:, LABELS.index("upright")]
+    assert both.float().mean() == pytest.approx(P_MENTION**2, abs=0.015), "independently"
+
+
+@pytest.mark.parametrize(("side", "attribute"), enumerate(ATTRIBUTES))
+def test_a_value_close_to_an_edge_is_left_out(side, attribute):
+    middle = torch.tensor([2.6, 0.1])
+
+    def words(value: float) -> set[str]:
+        values = middle.clone()
+        values[side] = value
+        ids = sample_descriptions(torch.full((200,), 7), values.expand(200, 2))
+        return {label for row in attribute_captions().claims[ids] for label in names(row)} & set(GRADES[side])
+
+    lowest, low, high, highest = attribute.edges
+    inside, outside = 0.9 * attribute.margin, 1.1 * attribute.margin
+    for edge in (low, high):
+        assert words(edge - inside) == words(edge + inside) == set()
+    assert words(low - outside) == {GRADES[side][1]}
+    assert words(high + outside) == {GRADES[side][3]}
+    assert words(low + outside) == words(high - outside) == {GRADES[side][2]}
+    for edge, name, extreme in ((lowest, GRADES[side][1], -1), (highest, GRADES[side][3], 1)):
+        assert words(edge + extreme * inside) == words(edge - extreme * inside) == {name}, "but the bin is certain"
+        assert len(words(edge + extreme * outside)) == 2
 
 
 # ---- images with their captions ----
 
 
-@pytest.fixture
-def origins(monkeypatch):
-    """What images of a batch were made of: bytes of an image -> its digit, or its kind where it is of no digit."""
-    found, warp = {}, my_dataset.random_warp
-
-    def remember(images: torch.Tensor, names: list) -> None:
-        found.update(zip((image.numpy().tobytes() for image in images), names, strict=True))
-
-    def make(pairs: MNISTPairs) -> dict:
-        names = pairs.labels.tolist()
-        whole = {image.numpy().tobytes(): digit for image, digit in zip(pairs.images, names, strict=True)}
-
-        def warped(images, bent):
-            result = warp(images, bent)
-            remember(result, [whole[image.numpy().tobytes()] for image in images])
-            return result
-
-        def others(*arguments):
-            result = no_digits(*arguments)
-            remember(result.images, [list(NOT_DIGITS)[i % len(NOT_DIGITS)] for i in range(len(result.images))])
-            return result
-
-        monkeypatch.setattr(my_dataset, "random_warp", warped)
-        monkeypatch.setattr(my_dataset, "no_digits", others)
-        if pairs.augment == "none":
-            remember(pairs.images[:, None].float() / 255, names)
-        return found
-
-    return make
-
-
 @pytest.mark.parametrize("augment", ["none", "elastic"])
-def test_no_caption_is_false_and_no_pair_lies_in_an_unseen_cell(data_path, origins, augment):
+def test_no_caption_is_false_and_no_pair_lies_in_an_unseen_combination(data_path, monkeypatch, augment):
     torch.manual_seed(0)
-    unseen = unseen_cells(3)
+    unseen = unseen_combinations(3)
     pairs = MNISTPairs("val", data_path, unseen=unseen, augment=augment)
-    known, kinds, claimed, digits = origins(pairs), set(), [], 0
+    originals = {
+        image.numpy().tobytes(): digit for image, digit in zip(pairs.images, pairs.labels.tolist(), strict=True)
+    }
+    digits, kinds = {}, {}  # of the images that go into training, by their bytes
+    real_augment = my_dataset.augment
+
+    def augmented(images, kind):
+        result = real_augment(images, kind)
+        for before, after in zip(images, result, strict=True):
+            digits[after.numpy().tobytes()] = originals[before.numpy().tobytes()]
+        return result
+
+    def outliers(*arguments):
+        result = make_outliers(*arguments)
+        kinds.update((image.numpy().tobytes(), list(OUTLIERS)[i % 7]) for i, image in enumerate(result.images))
+        return result
+
+    monkeypatch.setattr(my_dataset, "augment", augmented)
+    monkeypatch.setattr(my_dataset, "make_outliers", outliers)
+
+    every_claim, n_digits, n_outliers = set(), 0, {kind: 0 for kind in OUTLIERS}
     for batch in itertools.islice(pairs.epoch(250), 4):
-        facts, cells, look = [], [], list(zip(*(x.tolist() for x in measure(batch.images)), strict=True))
-        for image, (thickness, slant) in zip(batch.images, look, strict=True):
-            origin = known[image.numpy().tobytes()]
-            if isinstance(origin, str):
-                names, cell = {origin, "no digit"}, None
-                kinds.add(origin)
+        facts, combinations = [], []
+        for image, values in zip(batch.images, measure(batch.images).tolist(), strict=True):
+            if (kind := kinds.get(image.numpy().tobytes())) is not None:
+                facts.append({kind, "no digit"})
+                combinations.append(None)
+                n_outliers[kind] += 1
             else:
-                names, cell = seen(origin, thickness, slant)
-                assert not unseen[cell]
-            facts.append(names)
-            cells.append(cell)
-        texts = [said(text) for text in batch.texts.strings()]
-        for names, text, cell, (thickness, slant) in zip(facts, texts, cells, look, strict=True):
-            assert text <= names
-            digits += cell is not None
-            for value, bounds, band, steps, outer in (
-                (thickness, THICKNESS_BOUNDS, THICKNESS_BAND, STEPS[0], OUTER[0]),
-                (slant, SLANT_BOUNDS, SLANT_BAND, STEPS[1], OUTER[1]),
-            ):  # what lies close to a bound is unsaid
-                assert not text & {*steps, *outer} or min(abs(value - bound) for bound in bounds[1:3]) > band - 1e-5
-                assert not text & set(outer) or min(abs(value - bound) for bound in bounds[::3]) > band - 1e-5
-            claimed += text
-
-        true = torch.tensor([[text <= names for text in texts] for names in facts])
-        found = batch.truth.decide()
-        assert torch.equal(found[0], true)
-        undecided = [
-            [not text <= names and cell is not None and leads_to_unseen(text - names, cell, unseen) for text in texts]
-            for names, cell in zip(facts, cells, strict=True)
+                own, combination = facts_of(digits[image.numpy().tobytes()], values)
+                assert not unseen[combination]
+                facts.append(own)
+                combinations.append(combination)
+                n_digits += 1
+        claims = [claims_of(text) for text in batch.texts.strings()]
+        every_claim.update(*claims)
+        positive, ignored = batch.labels.match()
+        assert positive.diagonal().all()
+        assert positive.tolist() == [[said <= own for said in claims] for own in facts]
+        expected = [
+            [not said <= own and place is not None and leads_to_unseen(said - own, place, unseen) for said in claims]
+            for own, place in zip(facts, combinations, strict=True)
         ]
-        assert torch.equal(found[1], torch.tensor(undecided))
-        assert 0 < found[1].sum() < true.sum()
-    assert kinds == set(NOT_DIGITS)
-    assert 800 < digits < 1000
-    assert set(claimed) == set(STATEMENTS), "all that there is was said"
-    assert 400 < sum(claimed.count(word) for word in DIGIT_WORDS) < 900
-    if augment:  # there was something to leave out
-        images = torch.stack([torch.frombuffer(bytearray(image), dtype=torch.float32) for image in known])
-        labels = torch.tensor([-1 if isinstance(origin, str) else origin for origin in known.values()])
-        look = measure(images.view(-1, 28, 28)[labels >= 0])
-        assert unseen.flatten()[facts_of(labels[labels >= 0], *look)[1]].sum() > 100
+        assert ignored.tolist() == expected
+        assert 0 < ignored.sum() < positive.sum()
+    assert min(n_outliers.values()) > 0
+    assert 880 < n_digits < 920, "eleven of twelve"
+    assert every_claim == set(LABELS), "each label was claimed"
 
 
-def leads_to_unseen(missing: set[str], cell: tuple[int, int, int], unseen: torch.Tensor) -> bool:
-    """Whether each of these claims would move the image, by itself, into a cell that is never trained."""
-    digit, t, s = cell
-    moved = {name: (digit, k, s) for k, name in enumerate(STEPS[0])}
-    moved |= {name: (digit, k, s) for k, name in zip((0, 2), OUTER[0], strict=True)}
-    moved |= {name: (digit, t, k) for k, name in enumerate(STEPS[1])}
-    moved |= {name: (digit, t, k) for k, name in zip((0, 2), OUTER[1], strict=True)}
-    return all(name in moved and bool(unseen[moved[name]]) for name in missing)
+def leads_to_unseen(lacking: set[str], combination: tuple[int, int, int], unseen: torch.Tensor) -> bool:
+    """Whether each of these claims, by itself, would move the image into a combination that is never trained."""
+    digit, thickness, slant = combination
+    moved = {name: (digit, (0, 0, 1, 2, 2)[grade], slant) for grade, name in enumerate(GRADES[0])}
+    moved |= {name: (digit, thickness, (0, 0, 1, 2, 2)[grade]) for grade, name in enumerate(GRADES[1])}
+    return all(name in moved and bool(unseen[moved[name]]) for name in lacking)
 
 
-def test_described_batches_are_those_of_seed_epoch_and_the_generator(data_path):
+def test_batches_depend_on_seed_epoch_and_the_random_state_alone(data_path):
     pairs = MNISTPairs("val", data_path, augment="affine")
 
     def batches(epoch: int = 0, **options) -> list:
         torch.manual_seed(1)
         return list(itertools.islice(pairs.epoch(200, 0, epoch, **options), 3))
 
-    def same(one, other) -> bool:
-        texts = one.texts.strings() == other.texts.strings()
-        return texts and all(map(torch.equal, (one.images, *one.truth), (other.images, *other.truth)))
+    def is_same(one, other) -> bool:
+        tensors = zip((one.images, *one.labels), (other.images, *other.labels), strict=True)
+        return one.texts.strings() == other.texts.strings() and all(torch.equal(*both) for both in tensors)
 
     first = batches()
-    assert all(map(same, first, batches()))
-    assert not same(first[0], batches(1)[0])
-    torch.manual_seed(1)
-    whole = pairs.epoch(200)
-    assert same(next(whole), first[0])
-    state = torch.get_rng_state()
-    rest = list(itertools.islice(whole, 2))
-    torch.set_rng_state(state)
-    assert all(map(same, rest, itertools.islice(pairs.epoch(200, skip=1), 2))), "as a resumed run draws them"
-    shares = [batches(share=(rank, 2))[0] for rank in range(2)]
+    assert all(map(is_same, first, batches()))
+    assert not is_same(first[0], batches(epoch=1)[0])
+    shares = [batches(rank=rank, world_size=2)[0] for rank in range(2)]
     assert [len(share.images) for share in shares] == [100, 100]
-    assert [share.size for share in shares] == [200, 200]
+    assert not torch.equal(shares[0].images[1:], shares[1].images[1:])
 
 
 def test_one_pair_is_true(data_path):
     pairs, val = MNISTPairs("val", data_path), load_mnist("val", data_path)
     for i in range(50):
         image, text = pairs[i]
-        look = (x.item() for x in measure(val.images[i : i + 1]))
-        assert said(text) <= seen(int(val.labels[i]), *look)[0]
+        assert claims_of(text) <= facts_of(int(val.labels[i]), measure(val.images[i]).tolist()[0])[0]
         assert torch.equal((image[0] * 255).round().byte(), val.images[i])
 
 
-# ---- images of no digit ----
+# ---- outliers ----
 
 
-def test_images_of_no_digit_are_of_their_kind(data_path):
-    images, labels = load_mnist("val", data_path)
-    keeps_no_pose = (labels != 0) & (labels != 1) & (labels != 8)  # the others may look upright on their side
-    images, labels = images[keeps_no_pose][:280], labels[keeps_no_pose][:280]
-    made = no_digits(images, labels, torch.Generator().manual_seed(0))
-    x, kinds = images[:, None].float() / 255, list(NOT_DIGITS)
-    assert (made.images.shape, made.images.dtype) == (x.shape, torch.float32)
-    for digit in (0, 1, 8):
-        assert len(no_digits(images, torch.full_like(labels, digit), torch.Generator().manual_seed(0)).images) == 0
-    assert made.images.min() >= 0
-    assert made.images.max() <= 1
-    again, other = (no_digits(images, labels, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+def test_outliers_are_of_their_kinds(data_path):
+    images, digits = load_mnist("val", data_path)
+    can_be_turned = (digits != 0) & (digits != 1) & (digits != 8)
+    images, digits = images[can_be_turned][:280], digits[can_be_turned][:280]
+    made, again, other = (make_outliers(images, digits, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
     assert torch.equal(made.images, again.images)
     assert not torch.equal(made.images, other.images)
-    claims = described_captions().claims
-    for i, (facts, place) in enumerate(zip(made.facts.tolist(), made.things.tolist(), strict=True)):
-        assert in_words(facts) == kinds[i % len(kinds)]
-        assert in_words(int(claims[place])) in ("no digit", kinds[i % len(kinds)])
-    assert 0.4 < (made.things == NO_DIGIT_THING).float().mean() < 0.6
+    x, kinds = images[:, None].float() / 255, list(OUTLIERS)
+    assert (made.images.shape, made.images.dtype) == (x.shape, torch.float32)
+    assert made.images.min() >= 0
+    assert made.images.max() <= 1
+    for digit in (0, 1, 8):  # these may look upright when they are turned
+        assert len(make_outliers(images, torch.full_like(digits, digit), torch.Generator()).images) == 0
+    for i, (facts, place) in enumerate(zip(made.facts, made.ids.tolist(), strict=True)):
+        assert names(facts) == {kinds[i % 7], "no digit"}
+        assert names(attribute_captions().claims[place]) < names(facts)
+    assert (made.ids == OUTLIER_IDS[0]).float().mean() == 0.5, "half of the descriptions name the kind"
 
-    of = {kind: (x[k :: len(kinds)], made.images[k :: len(kinds)]) for k, kind in enumerate(kinds)}
-    before, after = of["inverted"]
-    torch.testing.assert_close(after, 1 - before)
-    before, after = (part.flatten(1) for part in of["scrambled"])
-    torch.testing.assert_close(before.sort().values, after.sort().values)
-    assert (before != after).any(dim=1).all()
-    before, after = of["turned"]
-    sides = [(after == before.rot90(k, (2, 3))).all((1, 2, 3)) for k in (1, -1)]
+    before, after = ({kind: part[k::7] for k, kind in enumerate(kinds)} for part in (x, made.images))
+    torch.testing.assert_close(after["inverted"], 1 - before["inverted"])
+    scrambled, digits = after["scrambled"].flatten(1), before["scrambled"].flatten(1)
+    torch.testing.assert_close(scrambled.sort().values, digits.sort().values)
+    assert (scrambled != digits).any(dim=1).all()
+    sides = [(after["turned"] == before["turned"].rot90(k, (2, 3))).all((1, 2, 3)) for k in (1, -1)]
     assert (sides[0] | sides[1]).all()
-    level = of["empty"][1].flatten(1)
+    level = after["empty"].flatten(1)
     assert (level == level[:, :1]).all()
     assert level.max() < 0.2
-    before, after = of["overlap"]
-    assert (after >= before).all()
-    assert (after.sum((1, 2, 3)) > 1.2 * before.sum((1, 2, 3))).float().mean() > 0.9
-    noise = of["noise"][1]
-    rough = noise.diff(dim=3).square().mean((1, 2, 3)) / noise.var((1, 2, 3))
-    assert rough.min() > 1.5, "neighbours have nothing to do with each other"
-    scribble = of["scribble"][1]
-    assert scribble.sum((1, 2, 3)).min() > 20
-    assert scribble.diff(dim=3).square().mean((1, 2, 3)).div(scribble.var((1, 2, 3))).max() < 1
+    assert (after["overlap"] >= before["overlap"]).all()
+    more = after["overlap"].sum((1, 2, 3)) / before["overlap"].sum((1, 2, 3))
+    assert (more > 1.2).float().mean() > 0.9
+    roughness = {kind: part.diff(dim=3).square().mean((1, 2, 3)) / part.var((1, 2, 3)) for kind, part in after.items()}
+    assert roughness["noise"].min() > 1.5, "neighbouring pixels are independent"
+    assert roughness["scribble"].max() < 1
+    assert after["scribble"].sum((1, 2, 3)).min() > 20

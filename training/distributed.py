@@ -42,13 +42,12 @@ def own_device(name: str) -> str:
     """The device of this process: with several processes, each takes a GPU of its own."""
     if world_size() == 1 or name not in ("auto", "cuda") or (name == "auto" and not torch.cuda.is_available()):
         return name
-    if not torch.cuda.is_available():
-        raise InputError("--device cuda, but this machine has no GPU that PyTorch can use: use --device cpu, or auto")
-    local = int(os.environ.get("LOCAL_RANK", rank()))
-    if local >= torch.cuda.device_count():
-        raise InputError(f"{local + 1} processes but {torch.cuda.device_count()} GPUs: lower --nproc-per-node")
-    torch.cuda.set_device(local)
-    return f"cuda:{local}"
+    local, count = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
+    if local >= count > 0:
+        raise InputError(f"{local + 1} processes but {count} GPUs: lower --nproc-per-node")
+    if count:
+        torch.cuda.set_device(local)
+    return f"cuda:{local}"  # (without a GPU, `pick_device` says so)
 
 
 def wrap(model: nn.Module) -> nn.Module:
@@ -84,7 +83,7 @@ def broadcast(value):
 
 
 def stop(after_error: bool = False) -> None:
-    """Leave together: a process that ends early looks like a lost one to the others. (After an error they are ended.)"""
+    """Leave together: a process that ends early looks like a lost one. (After an error, torchrun ends them all.)"""
     if dist.is_initialized() and not after_error:
         dist.barrier()
         dist.destroy_process_group()

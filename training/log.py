@@ -8,7 +8,7 @@ from torch.utils.tensorboard.summary import hparams
 from captions import DIGIT_WORDS
 from clip import CLIP
 from evaluation.metrics import embed_images
-from evaluation.similarity import similarity_matrix, word_images
+from evaluation.similarity import similarity_matrix
 from my_dataset import Split
 from training.run import Run
 from training.settings import NOT_RECORDED
@@ -41,11 +41,11 @@ def log_end(run: Run, model: CLIP, split: Split) -> None:
     for summary in hparams(values, results):
         run.writer.file_writer.add_summary(summary)
     for name, value in results.items():
-        run.writer.add_scalar(name, value, run.step - 1)
+        run.writer.add_scalar(name, value, run.step)  # (dropped if the run is resumed after this)
     images, labels = split.images[:PROJECTOR_IMAGES], split.labels[:PROJECTOR_IMAGES]
     run.writer.add_embedding(
         torch.cat([embed_images(model, images), model.zero_shot_classifier()]),
         metadata=[str(label) for label in labels.tolist()] + [f"caption {word}" for word in DIGIT_WORDS],
-        label_img=torch.cat([images, word_images(DIGIT_WORDS).to(images.device)])[:, None].float() / 255,
+        label_img=torch.cat([images, images.new_full((10, 28, 28), 255)])[:, None].float() / 255,  # captions are white
         tag="images and captions",
     )

@@ -20,47 +20,35 @@ class Muon(torch.optim.Optimizer):
     momentum, decoupled weight decay. As published, a matrix taller than wide steps further, by the root of its ratio.
     """
 
-    def __init__(self, params, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0, iterations: int = 3):
+    def __init__(
+        self, params, lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.0, iterations: int = 3
+    ):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "iterations": iterations}
         super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if not params:
-                continue
-            for p in params:
+            for p in (p for p in group["params"] if p.grad is not None):
                 if not self.state[p]:
                     self.state[p]["momentum"] = torch.zeros_like(p)
-            gradients, momenta = [p.grad for p in params], [self.state[p]["momentum"] for p in params]
-            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-            updates = torch._foreach_lerp(gradients, momenta, group["momentum"])
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            by_shape: dict[torch.Size, list] = {}  # matrices of one shape go through one batched product
-            for p, update in zip(params, updates, strict=True):
-                if p.ndim == 4 and p.is_contiguous(memory_format=torch.channels_last):
-                    # Columns in memory order: it saves copies, and orthogonality does not mind.
-                    p, update = p.permute(0, 2, 3, 1), update.permute(0, 2, 3, 1)
-                by_shape.setdefault(p.shape, []).append((p.view(len(p), -1), update.reshape(len(p), -1)))
-            for pairs in by_shape.values():
-                matrices = torch.stack([update for _, update in pairs])  # [M, out, the rest]
-                stretch = max(1.0, matrices.shape[1] / matrices.shape[2]) ** 0.5
-                steps = orthogonalise(matrices, group["iterations"]) * (-group["lr"] * stretch)
-                torch._foreach_add_([p for p, _ in pairs], list(steps.unbind()))
+                momentum = self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                update = orthogonalise(p.grad.lerp(momentum, group["momentum"]).flatten(1), group["iterations"])
+                stretch = max(1.0, update.shape[0] / update.shape[1]) ** 0.5
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(update.view_as(p), alpha=-group["lr"] * stretch)
 
 
-def orthogonalise(matrices: Tensor, iterations: int = 3) -> Tensor:
-    """[M, m, n] -> [M, m, n] with the same singular vectors and singular values near 1; zero matrices stay zero."""
-    x = matrices / (matrices.flatten(1).norm(dim=1)[:, None, None] + 1e-7)
-    if tall := x.shape[1] > x.shape[2]:
-        x = x.mT
+def orthogonalise(matrix: Tensor, iterations: int = 3) -> Tensor:
+    """[m, n] -> [m, n] with the same singular vectors and singular values near 1; a zero matrix stays zero."""
+    x = matrix / (matrix.norm() + 1e-7)
+    if is_tall := len(x) > x.shape[1]:
+        x = x.T
     a, b, c = NEWTON_SCHULZ
     for _ in range(iterations):
-        square = x @ x.mT
-        factor = torch.baddbmm(square, square, square, beta=b, alpha=c)
-        x = torch.baddbmm(x, factor, x, beta=a)  # a x + (b x x^T + c (x x^T)^2) x
-    return x.mT if tall else x
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.T if is_tall else x
 
 
 def make_optimizers(model: nn.Module, lr: float, muon_lr: float, muon_momentum: float) -> dict:

@@ -18,7 +18,6 @@ import os
 import shlex
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from datetime import datetime
@@ -86,11 +85,7 @@ class Run:
         return run
 
     def _make_folder(self) -> None:
-        # A folder in which no epoch was saved is taken again.
-        is_taken = os.path.lexists(self.folder) and not (
-            self.folder.is_dir() and all(path.name.startswith(OWN_FILES) for path in self.folder.iterdir())
-        )
-        if is_taken:
+        if os.path.lexists(self.folder) and not (self.folder.is_dir() and is_unsaved(self.folder)):
             can_resume = (self.folder / "last.pth").is_file() and not why_ended(self.folder)
             resume = f", or resume that run with {self.resume_command()}" if can_resume else ""
             raise InputError(f"{self.folder} is there already: choose another --run-name{resume}")
@@ -103,14 +98,11 @@ class Run:
         self._take_lock()
 
     def _take_lock(self) -> None:
-        lock = FileLock(self.folder / ".lock", timeout=0)
+        self.lock = FileLock(self.folder / ".lock", timeout=0)
         try:
-            lock.acquire()
+            self.lock.acquire()
         except Timeout:
             raise InputError(f"another process is training in {self.folder}: wait for it, or start a new run") from None
-        except (OSError, NotImplementedError) as error:
-            warnings.warn(f"{self.folder} cannot be locked ({short(error)}): start no second run in it", stacklevel=2)
-        self.lock = lock
 
     def resume_command(self) -> str:
         """What to type to resume the run."""
@@ -134,8 +126,6 @@ class Run:
                     part.load_state_dict(self.saved["parts"][name])
             except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
                 raise InputError(f"{path} fits another version of this program: {short(error)}") from None
-            if self.epoch > self.settings.epochs:
-                raise InputError(f"{path} has more epochs than its settings: start a new run")
             if not self.commit.endswith(commit := git_commit()):  # resumed onto other code
                 self.commit += f" then {commit}"
             self.saved = None
@@ -154,7 +144,10 @@ class Run:
             yield epoch
 
     def progress(self, batches: Iterable, total: int) -> Iterator:
-        """The batches of an epoch, under a progress bar and the clock. Ends the program if a logged value is not finite."""
+        """The batches of an epoch, under a progress bar and the clock.
+
+        Ends the program if a logged value is not finite.
+        """
         self.values: list[dict] = []
         started = time.perf_counter()
         hidden = None if self.is_main else True
@@ -226,7 +219,8 @@ class Run:
         )
         if self.is_main:
             atomic_write(self.folder / "diverged.txt", (message + "\n").encode())
-        sys.exit(f"error: {message}")
+        distributed.broadcast(None)  # whichever process ends first, torchrun ends the others
+        sys.exit(f"error: {message}" if self.is_main else 1)
 
     # ---- the end ----
 
@@ -237,16 +231,24 @@ class Run:
         """Write metrics.json; the run then counts as finished."""
         self.write_json("metrics.json", metrics | {"history": self.history})
 
-    def publish(self, score: str) -> str:
-        """Copy best_model.pth to the folder of all runs. Returns a note if the replaced model was better by `score`.
+    def publish(self, kind: str, score: str) -> str:
+        """Copy best_model.pth, a checkpoint of this kind, to the folder of all runs.
 
-        Raises InputError if another process keeps the file locked.
+        Returns a note about the model that it replaces. Raises InputError if another process keeps the file locked.
         """
         best, target = self.folder / "best_model.pth", self.folder.parent / "best_model.pth"
+        notes = []
         with locked(target):
-            note = _compare(target, best, score) if target.is_file() else ""
+            with contextlib.suppress(InputError, KeyError, TypeError):  # another version's, or none
+                new, old = (load_checkpoint(path, kind) for path in (best, target))
+                if towers := old["arch"].get("modalities"):
+                    notes.append(f"had towers for {' and '.join(towers)}, train them anew")
+                reached, run = old["metrics"][score], old["metrics"]["run"]
+                if reached > new["metrics"][score]:
+                    back = shlex.join(["cp", str(target.parent / run / "best_model.pth"), str(target)])
+                    notes.append(f"was better on validation ({reached:.2%}), to go back: {back}")
             atomic_write(target, best.read_bytes())
-        return note
+        return f"the replaced model {' and '.join(notes)}" if notes else ""
 
     def __enter__(self) -> "Run":
         return self
@@ -256,13 +258,26 @@ class Run:
         if self.writer is not None:
             self.writer.close()
         if self.lock is not None:
+            if self.writer is None:  # nothing was written: leave no empty folder
+                with contextlib.suppress(OSError):
+                    (self.folder / ".lock").unlink()
+                    self.folder.rmdir()
             self.lock.release()
         if kind is KeyboardInterrupt:
             if self.is_main:
-                saved = f"resume with: {self.resume_command()}" if self.epoch else "no epoch was finished yet"
-                print(f"\ninterrupted after {self.epoch} of {self.settings.epochs} epochs; {saved}", file=sys.stderr)
+                is_saved = (self.folder / "last.pth").is_file()
+                advice = f"resume with: {self.resume_command()}" if is_saved else "no epoch was finished yet"
+                print(f"\ninterrupted; {advice}", file=sys.stderr)
             sys.exit(130)
         distributed.stop(after_error=kind is not None)
+
+
+def is_unsaved(folder: Path) -> bool:
+    """Whether the folder holds only what a run leaves that was killed in its first epoch: it can be used again."""
+    names = {path.name for path in folder.iterdir()}
+    if "config.json" in names:
+        names.discard("best_model.pth")  # written just before last.pth
+    return all(name.startswith(OWN_FILES) for name in names)
 
 
 def why_ended(folder: Path) -> str:
@@ -285,28 +300,10 @@ def _find_unfinished(resume: str, runs_dir: Path) -> Path:
         return folder
     for path in sorted(runs_dir.glob("*/last.pth"), key=lambda path: path.stat().st_mtime, reverse=True):
         lock = FileLock(path.parent / ".lock", timeout=0)
-        with contextlib.suppress(Timeout, OSError, NotImplementedError), lock:  # a locked one is being trained
+        with contextlib.suppress(Timeout), lock:  # a locked one is being trained
             if not why_ended(path.parent):
                 return path.parent
     raise InputError(f"there is no unfinished run in {runs_dir.absolute()} to resume")
-
-
-def _compare(target: Path, best: Path, score: str) -> str:
-    """What to say when `best` replaces `target`."""
-    notes = []
-    try:
-        kinds = "generator" if "generator" in str(target.parent.name) else "CLIP"
-        old, new = (load_checkpoint(path, kinds) for path in (target, best))
-        if towers := old["arch"].get("modalities"):
-            notes.append(f"the towers for {' and '.join(towers)} belonged to the replaced model: train them anew")
-        a, b = old["metrics"], new["metrics"]
-        if a[score] > b[score]:
-            earlier = target.parent / str(a["run"]) / "best_model.pth"
-            back = f"; to go back: {shlex.join(['cp', str(earlier), str(target)])}" if earlier.is_file() else ""
-            notes.append(f"the replaced {target} was better on validation: {a[score]:.2%}, run {a['run']}{back}")
-    except (InputError, KeyError, TypeError):  # another version's: nothing to compare with
-        pass
-    return "; ".join(notes)
 
 
 @contextlib.contextmanager
@@ -316,19 +313,15 @@ def locked(file: Path):
     Raises InputError if another process has kept it locked for a minute.
     """
     lock = FileLock(file.with_name(f"{TEMPORARY}{file.name}.lock"))
-    try:
+    with contextlib.ExitStack() as stack:
         try:
-            lock.acquire(timeout=LOCK_NOTE)
+            stack.enter_context(lock.acquire(timeout=LOCK_NOTE))
         except Timeout:
             print(f"waiting for another process that holds {lock.lock_file} ...", file=sys.stderr)
-            lock.acquire(timeout=LOCK_TIMEOUT - LOCK_NOTE)
-    except Timeout:
-        raise InputError(
-            f"another process keeps {file} locked ({lock.lock_file}): end it, then resume this run; nothing is lost"
-        ) from None
-    except (OSError, NotImplementedError):  # a file system may have no locks
-        pass
-    try:
+            try:
+                stack.enter_context(lock.acquire(timeout=LOCK_TIMEOUT - LOCK_NOTE))
+            except Timeout:
+                raise InputError(
+                    f"another process keeps {file} locked ({lock.lock_file}): end it, then resume; nothing is lost"
+                ) from None
         yield
-    finally:
-        lock.release()

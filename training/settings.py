@@ -219,9 +219,8 @@ def resumed_settings(kind: type, overrides: dict, record: dict, folder: Path):
         if name in LOCATION:
             setattr(settings, name, value)
         elif name not in NOT_RECORDED and value != getattr(settings, name):
-            raise InputError(
-                f"--resume takes the run's own settings ({flag(name)} {getattr(settings, name)}): leave out {flag(name)}"
-            )
+            own = f"{flag(name)} {getattr(settings, name)}"
+            raise InputError(f"--resume takes the run's own settings ({own}): leave out {flag(name)}")
     settings.runs_dir, settings.run_name, settings.resume = str(folder.parent), folder.name, None
     return settings
 
@@ -237,9 +236,9 @@ def _type(one) -> type:
 def _convert(one, value: str):
     """A flag's text -> its value. Raises argparse.ArgumentTypeError."""
     checks = one.metadata
-    if _type(one) in (int, float):
-        return number(_type(one), checks["low"], checks.get("high", math.inf), checks.get("exclusive_min", False))(value)
-    return text(value)
+    if _type(one) is str:
+        return text(value)
+    return number(_type(one), checks["low"], checks.get("high", math.inf), checks.get("exclusive_min", False))(value)
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

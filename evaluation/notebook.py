@@ -1,0 +1,39 @@
+"""Helpers of inference.ipynb."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from clip import CLIP
+from evaluation.pictures import save_figure
+from my_utils import InputError, pick_device
+
+
+class StopNotebook(Exception):
+    """Ends "Run All" with one sentence instead of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # Jupyter's hook
+        return [str(self)]
+
+
+def load_model(path: str) -> CLIP:
+    """The model of a checkpoint, whose results are printed. Stops the notebook if there is none."""
+    try:
+        model = CLIP.load(path, pick_device("auto"))
+    except InputError as error:
+        raise StopNotebook(f"{error}. Then run this notebook again.") from None
+    print(f"text encoder {model.arch['text_encoder']}, image encoder {model.arch['image_encoder']}")
+    print("trained with", ", ".join(f"{name} {model.config[name]}" for name in ("captions", "loss", "epochs", "seed")))
+    for name in ("digit_accuracy", "seen_accuracy", "unseen_accuracy"):
+        if f"test_{name}" in model.metrics:
+            print(name, ", ".join(f"{split} {model.metrics[f'{split}_{name}']:.2%}" for split in ("val", "test")))
+    return model
+
+
+def show(name: str, draw: Callable[[], Figure]) -> Figure | None:
+    """Draw a figure and save it in inference_test/; or print what is missing for it."""
+    try:
+        return save_figure(draw(), Path("inference_test") / f"{name}.png")
+    except InputError as error:
+        print(error)

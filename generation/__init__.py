@@ -1,0 +1,1 @@
+"""Images from texts, on a finished CLIP: the generator, its training, and whether images agree with their captions."""

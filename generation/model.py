@@ -1,0 +1,239 @@
+"""From a text to an image through the shared space (unCLIP, Ramesh et al., 2022, arXiv 2204.06125).
+
+    text -> text embedding -> [prior] -> image embedding -> [decoder] -> latent -> [autoencoder] -> image
+
+Both embeddings are those of a trained CLIP, which stays unchanged. The embedding of a text and those of the images that
+it describes lie apart (the modality gap), so a prior leads from one to the other. Prior and decoder are flows: they
+learn the velocity at which noise becomes data along straight lines (flow matching, Lipman et al., 2023, arXiv
+2210.02747); sampling follows it from noise. The decoder works in the latent space of an autoencoder (Rombach et al.,
+2022, arXiv 2112.10752), where a step costs little.
+
+    generator = Generator.load("runs/generator/best_model.pth", clip)
+    images = generator.sample(clip.encode_text(["a thick seven"] * 16))
+"""
+
+import math
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clip import CLIP
+from image_encoder import PIXEL_MEAN, PIXEL_STD, ResidualBlock, halve
+from my_utils import InputError, load_checkpoint, save_checkpoint, short
+
+# All of these were chosen on validation. The autoencoder renders what it is unsure of in grey, which makes strokes 0.11
+# pixels thicker; sharpening undoes that.
+STEPS = 6  # of Heun's method, from noise to data
+PRIOR_GUIDANCE, DECODER_GUIDANCE = 3.0, 1.5  # 1: none
+SHARPEN, DARKEN = 1.5, 0.25  # on the logits of pixels
+LATENT_NOISE = 0.1  # added to latents of unit variance in the autoencoder's training: a flow's samples are not exact
+P_UNCOND = 0.1  # share of the training pairs that a flow learns without their condition (arXiv 2207.12598)
+FREQUENCIES = 16  # of the sinusoidal time embedding
+
+
+class Autoencoder(nn.Module):
+    """Images [B, 1, 28, 28] in [0, 1] <-> latents [B, latent_dim], each number of mean 0 and variance 1 in training."""
+
+    def __init__(self, latent_dim: int, width: int):
+        super().__init__()
+        self.encoder = nn.Sequential(
+            *halve(1, width, kernel=5),
+            *halve(width, 2 * width),
+            ResidualBlock(2 * width),
+            nn.Flatten(),  # [B, 2 * width * 7 * 7]
+            nn.Linear(2 * width * 49, latent_dim),
+            nn.BatchNorm1d(latent_dim, affine=False),
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(latent_dim, 4 * width * 49),
+            nn.Unflatten(1, (4 * width, 7, 7)),
+            ResidualBlock(4 * width),
+            nn.Conv2d(4 * width, 8 * width, 3, padding=1, bias=False),
+            nn.PixelShuffle(2),  # [B, 2 * width, 14, 14]
+            nn.BatchNorm2d(2 * width),
+            nn.ReLU(),
+            ResidualBlock(2 * width),
+            nn.Conv2d(2 * width, 4, 3, padding=1),
+            nn.PixelShuffle(2),  # [B, 1, 28, 28]
+        )
+
+    def encode(self, images: Tensor) -> Tensor:
+        return self.encoder((images - PIXEL_MEAN) / PIXEL_STD)  # [B, latent_dim]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (SHARPEN * (self.decoder(latents) - DARKEN)).sigmoid()  # [B, 1, 28, 28]
+
+    def loss(self, images: Tensor) -> Tensor:
+        """Cross-entropy of the pixels, summed over an image: nats, a scalar."""
+        latents = self.encode(images)  # [B, latent_dim]
+        logits = self.decoder(latents + LATENT_NOISE * torch.randn_like(latents))  # [B, 1, 28, 28]
+        return F.binary_cross_entropy_with_logits(logits, images, reduction="sum") / len(images)
+
+
+class FlowBlock(nn.Module):
+    """A residual MLP; the condition scales, shifts and gates it (adaLN-zero, Peebles & Xie, 2023, arXiv 2212.09748)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulation = nn.Linear(width, 3 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift, gate = self.modulation(condition).chunk(3, dim=-1)  # [B, width] each
+        return x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+
+
+class Flow(nn.Module):
+    """Conditional flow: samples vectors [B, dim] given conditions [B, condition_dim]; both have unit variance.
+
+    Between noise x0 and data x1 lies x_t = (1 - t) x0 + t x1, whose velocity is x1 - x0. The network learns its mean at
+    (x_t, t, condition).
+    """
+
+    def __init__(self, dim: int, condition_dim: int, width: int, blocks: int):
+        super().__init__()
+        self.dim = dim
+        self.null_condition = nn.Parameter(torch.zeros(condition_dim))  # stands for an absent condition
+        self.time_embed = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.condition_embed = nn.Sequential(nn.Linear(condition_dim, width), nn.SiLU(), nn.Linear(width, width))
+        self.proj_in, self.proj_out = nn.Linear(dim, width), nn.Linear(width, dim)
+        self.blocks = nn.ModuleList(FlowBlock(width) for _ in range(blocks))
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        """Points [B, dim], times [B] in 0..1 and conditions [B, condition_dim] -> velocities [B, dim]."""
+        frequencies = torch.arange(1, FREQUENCIES + 1, device=x.device) * math.pi / 2
+        angles = t[:, None] * frequencies  # [B, FREQUENCIES]
+        time = self.time_embed(torch.cat([angles.sin(), angles.cos()], dim=1))  # [B, width]
+        condition = F.silu(time + self.condition_embed(condition))  # [B, width]
+        h = self.proj_in(x)  # [B, width]
+        for block in self.blocks:
+            h = block(h, condition)
+        return self.proj_out(F.layer_norm(h, h.shape[-1:]))  # [B, dim]
+
+    def loss(self, data: Tensor, condition: Tensor) -> Tensor:
+        """The mean squared error of the velocity at random times, a scalar."""
+        noise = torch.randn_like(data)
+        t = torch.randn(len(data), device=data.device).sigmoid()  # logit-normal (Esser et al., 2024, arXiv 2403.03206)
+        is_absent = torch.rand(len(data), 1, device=data.device) < P_UNCOND
+        x = torch.lerp(noise, data, t[:, None])
+        velocity = self(x, t, torch.where(is_absent, self.null_condition, condition))
+        return F.mse_loss(velocity, data - noise)
+
+    @torch.no_grad()
+    def sample(self, condition: Tensor, noise: Tensor, guidance: float, steps: int) -> Tensor:
+        """Conditions [B, condition_dim] and noise [B, dim] -> vectors [B, dim], by `steps` steps of Heun's method."""
+        x = noise
+        for step in range(steps):
+            t, size = step / steps, 1 / steps
+            first = self.guided_velocity(x, t, condition, guidance)
+            second = self.guided_velocity(x + size * first, t + size, condition, guidance)
+            x = x + size / 2 * (first + second)
+        return x
+
+    def guided_velocity(self, x: Tensor, t: float, condition: Tensor, guidance: float) -> Tensor:
+        """Classifier-free guidance: the velocity, `guidance` times as far from the one without a condition [B, dim]."""
+        times = torch.full((len(x),), t, device=x.device)
+        if guidance == 1:
+            return self(x, times, condition)
+        conditions = torch.cat([condition, self.null_condition.expand_as(condition)])
+        cond, uncond = self(x.repeat(2, 1), times.repeat(2), conditions).chunk(2)  # [2 * B, dim] -> [B, dim] each
+        return uncond + guidance * (cond - uncond)
+
+
+class Generator(nn.Module):
+    """Prior, decoder and autoencoder, for the CLIP with this `fingerprint`, whose embeddings have `embed_dim`."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        fingerprint: str,
+        latent_dim: int = 48,
+        autoencoder_width: int = 12,
+        decoder_width: int = 384,
+        decoder_blocks: int = 5,
+        prior_width: int = 256,
+        prior_blocks: int = 3,
+    ):
+        super().__init__()
+        self.arch = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self.config: dict = {}  # how it was trained
+        self.metrics: dict = {}  # what it reached
+        self.scale = math.sqrt(embed_dim)  # unit vectors times this have components of about unit variance
+        self.autoencoder = Autoencoder(latent_dim, autoencoder_width)
+        self.decoder = Flow(latent_dim, embed_dim, decoder_width, decoder_blocks)
+        self.prior = Flow(embed_dim, embed_dim, prior_width, prior_blocks)
+
+    def flow_losses(self, latents: Tensor, image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents [B, latent_dim] and embeddings [B, embed_dim] of pairs -> the decoder's and the prior's loss."""
+        images, texts = self.scale * image_embeds, self.scale * text_embeds
+        return self.decoder.loss(latents, images), self.prior.loss(images, texts)
+
+    def sample(self, text_embeds: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Embeddings of texts [B, embed_dim] -> an image of each, [B, 1, 28, 28] in [0, 1]."""
+        return self.decode(self.sample_prior(text_embeds, generator), generator)
+
+    def sample_prior(self, text_embeds: Tensor, generator: torch.Generator | None = None, steps: int = STEPS) -> Tensor:
+        """Embeddings of texts -> embeddings of images that they could describe, both [B, embed_dim]."""
+        noise = torch.randn(len(text_embeds), self.prior.dim, generator=generator, device=text_embeds.device)
+        return F.normalize(self.prior.sample(self.scale * text_embeds, noise, PRIOR_GUIDANCE, steps), dim=-1)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        image_embeds: Tensor,
+        generator: torch.Generator | None = None,
+        steps: int = STEPS,
+        same_noise: bool = False,
+    ) -> Tensor:
+        """Embeddings of images [B, embed_dim] -> images [B, 1, 28, 28] in [0, 1].
+
+        `same_noise` starts all from the same noise, so that only the embedding differs.
+        """
+        rows = 1 if same_noise else len(image_embeds)
+        noise = torch.randn(rows, self.decoder.dim, generator=generator, device=image_embeds.device)
+        noise = noise.expand(len(image_embeds), -1)  # [B, latent_dim]
+        return self.autoencoder.decode(self.decoder.sample(self.scale * image_embeds, noise, DECODER_GUIDANCE, steps))
+
+    def save(self, path: str | Path) -> None:
+        """Write all to one file, whole or not at all. Raises InputError if the folder cannot be written."""
+        content = {"arch": self.arch, "config": self.config, "metrics": self.metrics, "state_dict": self.state_dict()}
+        save_checkpoint(path, "generator", content)
+
+    @classmethod
+    def load(cls, path: str | Path, clip: CLIP) -> "Generator":
+        """Rebuild it from its file, in eval mode, on the device of the CLIP that it was trained with.
+
+        Raises InputError for a file that is no generator, or that belongs to another CLIP.
+        """
+        checkpoint = load_checkpoint(path, "generator")
+        try:
+            generator = cls(**checkpoint["arch"])
+            generator.load_state_dict(checkpoint["state_dict"])
+            generator.config, generator.metrics = checkpoint["config"], checkpoint["metrics"]
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise InputError(f"{path} holds another architecture than this version builds: {short(error)}") from None
+        if generator.arch["fingerprint"] != clip.fingerprint():
+            raise InputError(
+                f"{path} was trained with another CLIP than this one: name that one with --clip, or train a new"
+                " generator with `make generator`"
+            )
+        return generator.to(clip.logit_scale.device).eval()
+
+
+def slerp(start: Tensor, end: Tensor, shares: Tensor) -> Tensor:
+    """Spherical interpolation of two unit vectors [embed_dim] at `shares` [K] in 0..1 -> [K, embed_dim].
+
+    (Shoemake, 1985.) Opposite vectors have no shortest path on the sphere; then it is linear.
+    """
+    angle = torch.arccos((start @ end).clamp(-1, 1))
+    if angle.sin() < 1e-4:
+        return F.normalize(torch.lerp(start, end, shares[:, None]), dim=-1)
+    weights = torch.stack([((1 - shares) * angle).sin(), (shares * angle).sin()], dim=1) / angle.sin()  # [K, 2]
+    return weights @ torch.stack([start, end])

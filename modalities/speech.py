@@ -1,0 +1,250 @@
+"""Speech: spoken digits as mel spectrograms, and their encoder: `model.encode("speech", read_wav("seven.wav"))`.
+
+The data are the free spoken digit dataset 1.0.10 (FSDD; Jakobovski et al.; CC BY-SA 4.0): 3,000 recordings at 8 kHz,
+each of ten digits said fifty times by each of six speakers.
+"""
+
+import hashlib
+import io
+import math
+import struct
+import urllib.request
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.io import wavfile
+from torch import Tensor, nn
+
+from clip import TOWERS
+from data.fetch import TIMEOUT, obtain
+from image_encoder import ResidualBlock, halve
+from my_utils import InputError, read_file, short
+
+FILE = "free-spoken-digit-dataset-1.0.10.zip"
+ADDRESS = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.zip"
+SHA256 = "45a9b976ba3397a2fd5c70a9f2e43c34f442a3a6be47392ecfc41174b678f37e"  # of names and contents
+SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+OFFICIAL_TEST = 5  # takes of each digit and speaker
+
+RATE = 8_000  # samples per second, as in FSDD; other rates are resampled
+WINDOW, HOP = 256, 128  # samples: 32 ms and 16 ms
+MELS, FRAMES = 40, 64  # bands up to 4 kHz, and one second of frames
+# Each band is a triangle over two of these equal steps, from 50 Hz on, on the mel scale log(1 + Hz / 700).
+MEL_EDGES = torch.linspace(math.log1p(50 / 700), math.log1p(RATE / 2 / 700), MELS + 2, dtype=torch.double)
+QUIET = 1e-4  # share of the loudest frame's power below which the beginning and the end are cut off: -40 dB
+SILENCE = 1e-4  # largest amplitude, of 1, that counts as silence
+FLOOR = 1e-5  # share of the mean power that is added before the logarithm
+# The range of each change in augmentation, chosen on two held-out speakers.
+VOICE = 0.2  # frequencies scaled, on a log scale: long and short vocal tracts
+SPEED = 0.25  # duration scaled, on a log scale
+SHIFT = 0.1  # of a second
+TILT = 6.0  # dB at the lowest and the highest frequency, and as much in a curve between: microphones
+NOISE = (-48.0, -18.0)  # dB of white noise, relative to the mean power
+MASKED_BANDS, MASKED_FRAMES = 6, 8  # at most so many neighbours are silenced
+
+
+class SpeechEncoder(nn.Module):
+    """Mel spectrograms [B, 40, 64] from `preprocess` -> features [B, embed_dim], not normalised."""
+
+    def __init__(self, embed_dim: int, width: int = 16):
+        super().__init__()
+        self.stages = nn.Sequential(
+            *halve(1, width, kernel=5),  # [B, width, 20, 32]
+            *halve(width, 2 * width),  # [B, 2 * width, 10, 16]
+            ResidualBlock(2 * width),
+            *halve(2 * width, 4 * width),  # [B, 4 * width, 5, 8]
+            ResidualBlock(4 * width),
+        )
+        self.dropout = nn.Dropout(0.3)
+        self.projection = nn.Linear(4 * width * 5, embed_dim)
+
+    def forward(self, mels: Tensor) -> Tensor:
+        x = self.stages(standardized_log_mel(mels)[:, None])  # [B, 4 * width, 5, 8]
+        return self.projection(self.dropout(x.mean(dim=3).flatten(1)))
+
+    @staticmethod
+    def preprocess(sounds) -> Tensor:
+        """A waveform [T] from `read_wav` or `to_waveform`, or a list of B -> mel spectrograms of power, [B, 40, 64].
+        A tensor [B, 40, 64] passes through. Raises InputError for other input."""
+        if isinstance(sounds, Tensor) and sounds.shape[1:] == (MELS, FRAMES):
+            if not (sounds.is_floating_point() and sounds.isfinite().all() and (sounds >= 0).all()):
+                raise InputError("mel spectrograms must be power, finite floats from 0: 10 ** (x / 10) of decibels x")
+            return sounds.float()
+        sounds = sounds if isinstance(sounds, list | tuple) else [sounds]
+        if not sounds or not all(isinstance(x, Tensor) and x.ndim == 1 and x.is_floating_point() for x in sounds):
+            raise InputError("sounds must be a waveform, or a list of them: make each with read_wav or to_waveform")
+        if not all(sound.isfinite().all() and sound.any() for sound in sounds):
+            raise InputError("a sound is empty, all silence or not finite: record it again")
+        return torch.stack([mel_spectrogram(sound.detach().cpu().float()) for sound in sounds])
+
+
+def read_wav(path: str | Path) -> Tensor:
+    """A wav file of any rate and number of channels -> waveform, float [T] at 8 kHz.
+
+    Raises InputError if it is missing, no wav file, above 64 MB, cut off, empty or all silence.
+    """
+    content = read_file(path, "a wav file", largest=64_000_000)
+    try:
+        rate, samples = wavfile.read(io.BytesIO(repair_sizes(content)))
+        return to_waveform(samples, rate)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # arbitrary bytes lead the reader to any error
+        raise InputError(f"{path} is no wav file, or is cut off ({short(error)}): convert or copy it again") from None
+
+
+def repair_sizes(wav: bytes) -> bytes:
+    """A wav file's format and samples, of the true size if a pipe left it open. Raises InputError for a cut file."""
+    place, form = 12, b""
+    while wav[:4] == b"RIFF" and place + 8 <= len(wav):
+        name, size = struct.unpack_from("<4sI", wav, place)
+        if name == b"data":
+            frame, samples = max(1, *struct.unpack_from("<H", form, 20)), wav[place + 8 :]
+            is_file_size_true = wav[4:8] == struct.pack("<I", len(wav) - 8)
+            if size >= 0x7FFFF000 or (size == 0 and not is_file_size_true):  # ffmpeg, sox, ... writing into a pipe
+                size = len(samples) - len(samples) % frame
+            if size > len(samples):
+                raise InputError(f"it is cut off, {len(samples):,} of {size:,} bytes are there: copy it again")
+            head = b"RIFF" + struct.pack("<I", len(form) + size + 12) + b"WAVE"
+            return head + form + b"data" + struct.pack("<I", size) + samples[:size]
+        end = place + 8 + size + size % 2
+        form = wav[place:end] if name == b"fmt " else form
+        place = end
+    return wav
+
+
+def to_waveform(samples: np.ndarray, rate: int) -> Tensor:
+    """Samples [T], [T, channels] or [channels, T], `rate` per second -> waveform, float [T'] at 8 kHz.
+
+    Samples are floats in -1..1, or integers. Channels are averaged; if they cancel, the loudest one is taken.
+    Raises InputError for samples that are empty, all silence or not finite, and for a rate below 4 kHz.
+    """
+    from scipy.signal import resample_poly  # it takes a second to import
+
+    samples = np.asarray(samples)
+    is_integer = samples.dtype.kind in "iu" and samples.dtype.itemsize <= 4
+    if samples.ndim not in (1, 2) or not (is_integer or samples.dtype.kind == "f"):
+        raise InputError("a sound must have the shape [T] or [T, channels]: floats, or integers of 8, 16 or 32 bits")
+    if not 4_000 <= rate <= 400_000 or rate != int(rate):
+        raise InputError(f"a sound must have 4,000 to 400,000 samples per second, a whole number, not {rate}")
+    if not samples.size or not np.isfinite(samples).all():
+        raise InputError("the sound is empty, or holds numbers that are not finite: record it again")
+    channels = np.atleast_2d(samples / 2.0 ** (8 * samples.dtype.itemsize - 1) if is_integer else samples.astype(float))
+    channels = channels.T if channels.shape[0] > channels.shape[1] else channels  # [channels, T]
+    channels = channels - channels.mean(axis=1, keepdims=True)
+    mean, loudest = channels.mean(axis=0), channels[np.abs(channels).max(axis=1).argmax()]  # [T]
+    sound = loudest if np.abs(mean).max() < 0.1 * np.abs(loudest).max() else mean
+    if np.abs(sound).max() < SILENCE:
+        raise InputError("the sound is all silence: record it again, closer to the microphone")
+    common = math.gcd(int(rate), RATE)
+    sound = resample_poly(sound, RATE // common, int(rate) // common)  # [T']
+    return torch.from_numpy(sound - sound.mean()).float()
+
+
+def mel_bands() -> Tensor:
+    """The weight of each frequency in each band: triangles of equal area, [MELS, WINDOW / 2 + 1]."""
+    hertz = torch.linspace(0, RATE / 2, WINDOW // 2 + 1)
+    low, middle, high = (700 * torch.expm1(MEL_EDGES[i : MELS + i, None]) for i in range(3))  # [MELS, 1] each
+    triangles = torch.minimum((hertz - low) / (middle - low), (high - hertz) / (high - middle)).clamp(min=0)
+    return (triangles * 2 / (high - low)).float()
+
+
+def mel_spectrogram(sound: Tensor) -> Tensor:
+    """Waveform [T] -> power [MELS, FRAMES]: the loudest second of a long sound, zeros on both sides of a short one."""
+    sound = F.pad(sound / sound.abs().max(), (0, max(0, WINDOW - len(sound))))
+    window = torch.hann_window(WINDOW)
+    power = torch.stft(sound, WINDOW, HOP, window=window, pad_mode="constant", return_complex=True).abs() ** 2
+    loudness = power.sum(dim=0)  # [frames]
+    loud = (loudness > QUIET * loudness.max()).nonzero()[:, 0]
+    mels = mel_bands() @ power[:, int(loud[0]) : int(loud[-1]) + 1]  # [MELS, frames], without quiet ends
+    missing = max(0, FRAMES - mels.shape[1])
+    mels = F.pad(mels, (missing // 2, missing - missing // 2))
+    start = int(mels.sum(dim=0).unfold(0, FRAMES, 1).sum(dim=1).argmax())
+    return mels[:, start : start + FRAMES]
+
+
+def standardized_log_mel(mels: Tensor) -> Tensor:
+    """Power [B, 40, 64] -> its logarithm, of mean 0 and variance 1 in each sound."""
+    log = (mels / mels.mean(dim=(1, 2), keepdim=True).clamp(min=1e-12) + FLOOR).log()
+    return (log - log.mean(dim=(1, 2), keepdim=True)) / log.std(dim=(1, 2), keepdim=True).clamp(min=1e-3)
+
+
+def to_image(mels: Tensor) -> Tensor:
+    """Power [B, 40, 64] -> images [B, 40, 64] in [0, 1], high frequencies at the top."""
+    log = standardized_log_mel(mels).flip(1)
+    low, high = log.amin(dim=(1, 2), keepdim=True), log.amax(dim=(1, 2), keepdim=True)
+    return (log - low) / (high - low).clamp(min=1e-6)
+
+
+class Sounds(NamedTuple):
+    """N recordings."""
+
+    mels: Tensor  # float [N, 40, 64], as `SpeechEncoder` takes them
+    labels: Tensor  # int64 [N], the digits
+    speakers: Tensor  # int64 [N], indices into SPEAKERS
+    takes: Tensor  # int64 [N], 0..49; those below OFFICIAL_TEST are the official test split
+
+
+def load_fsdd(data_path: str | Path) -> Sounds:
+    """All recordings, on the CPU. Downloads them on first use; raises InputError if no source has them."""
+    folder = obtain(Path(data_path), "FSDD (spoken digits)", {FILE: _is_right}, {"GitHub": _from_github})
+    wavs = recordings((folder / FILE).read_bytes())
+    sounds = [wavfile.read(io.BytesIO(wav)) for wav in wavs.values()]
+    mels = SpeechEncoder.preprocess([to_waveform(samples, rate) for rate, samples in sounds])
+    names = [name.removesuffix(".wav").split("_") for name in wavs]  # ["7", "theo", "12"]: digit, speaker, take
+    labels = torch.tensor([(int(digit), SPEAKERS.index(speaker), int(take)) for digit, speaker, take in names])
+    return Sounds(mels, *labels.T)
+
+
+def recordings(archive: bytes) -> dict[str, bytes]:
+    """The wav files of the zip archive, by name in ascending order; none if it is damaged."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(archive)) as file:
+            names = sorted(name for name in file.namelist() if Path(name).match("recordings/*.wav"))
+            return {Path(name).name: file.read(name) for name in names}
+    except Exception:  # arbitrary bytes lead the reader to any error
+        return {}
+
+
+def _is_right(archive: bytes) -> bool:
+    content = b"".join(name.encode() + wav for name, wav in recordings(archive).items())
+    return hashlib.sha256(content).hexdigest() == SHA256
+
+
+def _from_github(folder: Path) -> str | None:
+    try:
+        (folder / FILE).write_bytes(urllib.request.urlopen(ADDRESS, timeout=TIMEOUT).read())
+    except Exception as error:  # whatever the server does wrong
+        return short(error)
+
+
+def augment(mels: Tensor) -> Tensor:
+    """Power [B, 40, 64] -> as if said by another voice, at another speed, into another microphone, in some noise.
+
+    VTLP (Jaitly & Hinton, 2013) scales frequencies, SpecAugment (Park et al., 2019, arXiv 1904.08779) masks regions.
+    """
+    size, device = len(mels), mels.device
+    voice, speed, shift, tilt, bend = torch.rand(5, size, 1, 1, device=device) * 2 - 1  # [B, 1, 1] each
+    # One resampling: frequencies scaled by `voice`; time scaled around the middle by `speed`, and moved by `shift`.
+    middles = MEL_EDGES[1:-1, None].to(device, mels.dtype)  # [40, 1], of the bands, on the mel scale
+    scaled = torch.log1p(torch.expm1(middles) * torch.exp(VOICE * voice))  # [B, 40, 1]
+    y = 2 * (scaled - middles[0]) / (middles[-1] - middles[0]) - 1
+    x = torch.linspace(-1, 1, FRAMES, device=device) * torch.exp(SPEED * speed) + 2 * SHIFT * shift  # [B, 1, 64]
+    grid = torch.stack(torch.broadcast_tensors(x, y), dim=3)  # [B, 40, 64, 2]
+    mels = F.grid_sample(mels[:, None], grid, align_corners=True)[:, 0]
+    bands = torch.linspace(-1, 1, MELS, device=device)[:, None]
+    mels = mels * 10 ** (TILT / 10 * (tilt * bands + bend * (1 - 2 * bands**2)))
+    decibels = torch.empty(size, 1, 1, device=device).uniform_(*NOISE)
+    mels = mels + 10 ** (decibels / 10) * mels.mean(dim=(1, 2), keepdim=True) * 2 * torch.rand_like(mels)
+    for length, most, dim in ((MELS, MASKED_BANDS, 1), (FRAMES, MASKED_FRAMES, 2)):
+        start, share = torch.rand(2, size, 1, 1, device=device)
+        places = torch.arange(length, device=device).view(1, -1, 1).transpose(1, dim)  # [1, 40, 1] or [1, 1, 64]
+        mels = mels.masked_fill((places >= start * length) & (places < start * length + share * most), 0)
+    return mels
+
+
+TOWERS["speech"] = SpeechEncoder
