@@ -13,12 +13,12 @@ train: .venv/use
 generator: .venv/use
 	$(BIN)/python -m generation.train $(ARGS)
 
-# On the same: a tower for pen strokes, a tower for speech; each goes into runs/best_model.pth.
+# Train a tower for pen strokes or for speech, and add it to runs/best_model.pth.
 strokes: .venv/use
-	$(BIN)/python -m training.align strokes $(ARGS)
+	$(BIN)/python -m modalities.train strokes $(ARGS)
 
 speech: .venv/use
-	$(BIN)/python -m training.align speech $(ARGS)
+	$(BIN)/python -m modalities.train speech $(ARGS)
 
 # A page in the browser on runs/best_model.pth: draw, type, say.
 demo: .venv/demo
@@ -31,18 +31,18 @@ test: .venv/dev
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: .venv/dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
 
 format: .venv/dev
-	$(BIN)/ruff check --fix .
-	$(BIN)/ruff format .
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
 
 tensorboard: .venv/use
-	$(BIN)/tensorboard --logdir runs $(ARGS)
+	$(BIN)/python -m tensorboard.main --logdir runs $(ARGS)
 
 notebook: .venv/use
-	$(BIN)/jupyter lab inference.ipynb $(ARGS)
+	$(BIN)/python -m jupyterlab inference.ipynb $(ARGS)
 
 # The pictures of the documents, from runs/best_model.pth; and the notebook with its outputs.
 pictures: .venv/dev
@@ -52,7 +52,7 @@ benchmark: .venv/dev
 	$(BIN)/python -m benchmarks.speed $(ARGS)
 	$(BIN)/python -m benchmarks.tables
 
-# All that needs an NVIDIA GPU, in at most 25 minutes: its tests, then every row of the tables that is missing.
+# All that needs an NVIDIA GPU, in at most 25 minutes: its tests, then its tables.
 gpu: .venv/dev
 	$(BIN)/python -m benchmarks.gpu $(ARGS)
 

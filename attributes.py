@@ -146,12 +146,6 @@ def bins(values: Tensor) -> Tensor:
     return torch.stack([one.bin(column) for one, column in zip(ATTRIBUTES, values.T, strict=True)], dim=1)
 
 
-def is_unambiguous(values: Tensor) -> Tensor:
-    """Values [B, A] -> which images lie far from the edges of all bins: bool [B]."""
-    pairs = zip(ATTRIBUTES, values.T, strict=True)
-    return torch.stack([one.distance_to_edges(column) > one.clear for one, column in pairs]).all(dim=0)
-
-
 # ---- combinations: a digit with a bin of each attribute; counted in the order of a tensor of COMBINATIONS ----
 
 COMBINATIONS = (10, *[BINS] * len(ATTRIBUTES))  # the shape [10, 3, 3]
@@ -199,8 +193,3 @@ def unseen_combinations(seed: int = 0) -> Tensor:
             if bins is not None:
                 unseen[(digit, *bins)] = True
     return unseen
-
-
-def format_values(values: Tensor) -> str:
-    """The values [A] of one image as text: "2.5 px, +0.30 rad"."""
-    return ", ".join(one.format.format(value) for one, value in zip(ATTRIBUTES, values.tolist(), strict=True))

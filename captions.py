@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attributes import ATTRIBUTES, BIN_GRADES, COMBINATIONS, GRADE_OF_BIN, GRADES, all_combinations
+from attributes import ATTRIBUTES, BIN_GRADES, GRADE_OF_BIN, GRADES, all_combinations
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -197,37 +197,6 @@ def format_labels(vector: Tensor) -> str:
     return ", ".join([name for name in names if name not in implied] or names)
 
 
-# ---- from a sentence back to its claims ----
-
-NEGATIONS = {"not", "cannot", "no", "non", "never", "neither", "nor", "without", "except", "but", "nothing", "none"}
-NEGATIONS |= {"other", "rather", "instead", "hardly", "unlike", "excluding", "isnt"}
-
-
-@functools.cache
-def _phrases() -> list[tuple[str, str]]:
-    """Every phrase, as words with a space around, with the label that it claims; the longest first."""
-    phrases = [(word, word) for word in DIGIT_WORDS] + [(phrase, "no digit") for phrase in NO_DIGIT]
-    phrases += [(phrase, kind) for kind, own in OUTLIERS.items() for phrase in own]
-    for attribute in ATTRIBUTES:
-        phrases += [(phrase, grade) for grade, own in attribute.words.items() for phrase in itertools.chain(*own)]
-    phrases = [(f" {' '.join(words_of(phrase))} ", label) for phrase, label in phrases]
-    return sorted(phrases, key=lambda phrase: -len(phrase[0]))
-
-
-def parse_claims(text: str) -> Tensor:
-    """A sentence -> its claims bool [S], by the words and phrases of our captions.
-
-    None are set if it has none of them, or if it negates: "not a seven" is not understood.
-    """
-    rest, claims = f" {' '.join(words_of(text))} ", multi_hot()
-    for phrase, label in _phrases():  # a long phrase hides the words in it: "as if with a thin pen"
-        if phrase in rest:
-            claims[LABEL_ID[label]] = True
-            rest = rest.replace(phrase, " | ")
-    is_negated = any(word in NEGATIONS or word.endswith("n't") for word in rest.split())
-    return multi_hot() if is_negated else claims
-
-
 # ---- all captions of a kind ----
 
 
@@ -329,23 +298,6 @@ def paraphrase(digit: int, grades: Sequence[int]) -> list[str]:
             text = generator.choice(FRAMES).format(with_article(" ".join(text.split())))
         sentences.append(text)
     return sentences
-
-
-def short_caption(digit: int, grades: Sequence[int]) -> str:
-    """A description in few words: "a thick seven leaning left", "an upright digit". UNSAID is allowed."""
-    before, behind = [], []
-    for attribute, grade in zip(ATTRIBUTES, grades, strict=True):
-        if grade != UNSAID:
-            name = attribute.grades[grade]
-            (behind if name.startswith("leaning") else before).append(name)
-    noun = "digit" if digit == UNSAID else DIGIT_WORDS[digit]
-    return with_article(" ".join(["a", *before, noun, *behind]))
-
-
-def combination_caption(combination: int) -> str:
-    """`short_caption` of a combination, by its id."""
-    digit, *bins = torch.unravel_index(torch.tensor(combination), COMBINATIONS)
-    return short_caption(int(digit), [GRADE_OF_BIN[bin] for bin in bins])
 
 
 def sample_descriptions(digits: Tensor, values: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ MIN_TEMPERATURE = {"digit": 0.01, "attributes": 0.1}
 # `preprocess`, built by `Encoder(embed_dim)`.
 TOWERS: dict[str, type[nn.Module]] = {}
 
+PICTURES = (Image.Image, Tensor, np.ndarray, list, tuple)  # what a list of images may hold
+
 
 class CLIPOutput(NamedTuple):
     """What `CLIP.forward` returns, with the names of transformers' CLIPOutput. B images, T texts."""
@@ -102,10 +104,12 @@ class CLIP(nn.Module):
         return F.normalize(self.towers["text"](self.tokenize(texts)).float(), dim=-1)
 
     def encode(self, modality: str, inputs) -> Tensor:
-        """B inputs of a further modality, as its encoder's `preprocess` takes them -> unit vectors [B, embed_dim].
+        """B inputs of a modality, as its encoder's `preprocess` takes them -> unit vectors [B, embed_dim].
 
         Raises InputError for inputs that are invalid, or if the model has no such tower.
         """
+        if modality in ("image", "text"):
+            return self.encode_image(inputs) if modality == "image" else self.encode_text(inputs)
         if modality not in self.towers:
             raise InputError(f"this model has no tower for {modality}: train one with `make {modality}`")
         tower = self.towers[modality]
@@ -145,7 +149,7 @@ class CLIP(nn.Module):
 
     def embed_descriptions(self, ids: Tensor) -> Tensor:
         """Descriptions [T], places in `model.captions` -> unit vectors [T, embed_dim]: a zero-shot classifier."""
-        texts = self.captions.all_paraphrases(ids.to(self.logit_scale.device))
+        texts = self.captions.all_paraphrases(ids).strings()
         return self.prompt_ensemble(texts, self.captions.paraphrases)
 
     def zero_shot_classifier(self) -> Tensor:
@@ -257,17 +261,20 @@ class CLIP(nn.Module):
 
 
 def pixels(images) -> Tensor:
-    """Pillow images, arrays and tensors -> a tensor of the same pixels. Raises InputError for anything else."""
+    """Pillow images, arrays and tensors, or a list of them -> a tensor of the same pixels.
+
+    Raises InputError for anything else.
+    """
     if isinstance(images, Tensor):
         return images
-    if isinstance(images, Image.Image):
-        return torch.from_numpy(np.array(grey(images)))
-    if isinstance(images, list | tuple) and images and all(isinstance(image, Image.Image) for image in images):
-        images = [np.array(grey(image)) for image in images]
     try:
-        array = np.array(images)
+        if isinstance(images, list | tuple) and any(isinstance(one, PICTURES) for one in images):
+            return torch.stack([pixels(one) for one in images])
+        array = np.array(grey(images) if isinstance(images, Image.Image) else images)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # big-endian numbers too
-    except (TypeError, ValueError):
+    except InputError:
+        raise
+    except (TypeError, ValueError, RuntimeError):
         raise InputError("images must be one array of uint8 or float pixels, all of one size") from None
 
 

@@ -4,8 +4,7 @@
     python evaluate.py runs/x/best_model.pth --pictures x
 
 Prints a table, writes evaluation.json beside the checkpoint and pictures to inference_test/. The results are those of
-the test split, so no model and no setting may be chosen by them. The temperature is fitted on the validation split, the
-probes on training images.
+the test split: choose no model and no setting by them.
 """
 
 import json
@@ -31,9 +30,7 @@ from my_utils import ArgumentParser, atomic_write, device_name, exit_on_error, g
 
 PROBE_IMAGES = 10_000  # training images that the probes are fitted on
 CORRUPTED_IMAGES = 2_000  # test images that are corrupted
-OOD_IMAGES = 1_000  # letters, and images of inverted noise
-MAP_IMAGES = 1_000  # test images on the 2-D map
-SHOWN = 20  # UCI digits in a picture
+OOD_IMAGES = MAP_IMAGES = 1_000  # of each made set of images of no digit; on the 2-D map
 
 
 def main(argv: list[str]) -> None:
@@ -43,8 +40,8 @@ def main(argv: list[str]) -> None:
     device = pick_device(args.device)
     model = CLIP.load(args.checkpoint, device, args.text_model)
     json_path, folder = Path(args.checkpoint).parent / "evaluation.json", Path(args.pictures)
-    for place in (json_path.parent, folder):
-        pictures.check_writable(place)
+    pictures.check_writable(json_path.parent)
+    pictures.check_writable(folder)
 
     # ---- each set of images embedded once; what follows works on unit vectors on the CPU ----
     print("embedding the images ...", flush=True)
@@ -59,7 +56,7 @@ def main(argv: list[str]) -> None:
     ood_features = {"digits": features["test"]} | {name: features[name] for name in others}
 
     # ---- measure ----
-    print("measuring ...", flush=True)
+    print("measuring and drawing ...", flush=True)
     results = {
         "about": origin(argv, model, device),
         "classification": sections.classification(similarity["test"], test.labels, temperature),
@@ -77,9 +74,7 @@ def main(argv: list[str]) -> None:
         results["attributes"] = evaluate_attributes(model, features["test"], test)
 
     # ---- pictures, JSON, table ----
-    print("drawing ...", flush=True)
     points = stratified_subset(Split(features["test"], test.labels), MAP_IMAGES)
-    shown, listed = slice(SHOWN), results["classification"]["most_confident_mistakes"]
     figures = {
         "confusion": pictures.confusion_matrix(results["classification"]),
         "reliability": pictures.reliability_diagram(results["calibration"]),
@@ -87,12 +82,9 @@ def main(argv: list[str]) -> None:
         "robustness": pictures.robustness_curves(results["robustness"]),
         "corruptions": pictures.corruption_examples(model, captions, few),
         "ood": pictures.ood_histograms(model, ood_features),
-        "uci_digits": pictures.prediction_grid(
-            uci.images[shown], uci.labels[shown], uci_predicted[shown], "UCI digits in MNIST's form"
-        ),
+        "uci_digits": pictures.prediction_grid(uci.images[:20], uci.labels[:20], uci_predicted[:20], "UCI digits"),
+        "mistakes": pictures.mistakes(test, results["classification"]["most_confident_mistakes"]),
     }
-    if listed:
-        figures["mistakes"] = pictures.mistakes(test, listed)
     for name, figure in figures.items():
         pictures.save_figure(figure, folder / f"evaluation_{name}.png")
     atomic_write(json_path, (json.dumps(results, indent=2) + "\n").encode())
@@ -114,7 +106,7 @@ def origin(argv: list[str], model: CLIP, device: torch.device) -> dict:
 
 
 def parse_flags(argv: list[str]):
-    parser = ArgumentParser(prog="evaluate.py", description="Evaluate a trained CLIP.")
+    parser = ArgumentParser(prog="evaluate.py", description=__doc__.split("\n")[0])
     parser.add_argument("checkpoint", nargs="?", default="runs/best_model.pth", help="the model's file")
     parser.add_argument("--data-path", default=DATA_PATH, help="folder of MNIST; downloaded if it is not there")
     parser.add_argument("--text-model", help="the language model's folder, if it has moved")

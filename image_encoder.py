@@ -22,7 +22,7 @@ class ResidualBlock(nn.Module):
         return F.relu(x + self.branch(x))
 
 
-def halve(channels: int, out: int, kernel: int = 3) -> list[nn.Module]:
+def downsample(channels: int, out: int, kernel: int = 3) -> list[nn.Module]:
     """A convolution of stride 2 with its norm."""
     conv = nn.Conv2d(channels, out, kernel, stride=2, padding=kernel // 2, bias=False)
     return [conv, nn.BatchNorm2d(out), nn.ReLU()]
@@ -38,11 +38,11 @@ class ImageEncoder(nn.Module):
     def __init__(self, embed_dim: int, width: int):
         super().__init__()
         self.stages = nn.Sequential(
-            *halve(1, width, kernel=5),
+            *downsample(1, width, kernel=5),
             ResidualBlock(width),
-            *halve(width, 2 * width),
+            *downsample(width, 2 * width),
             ResidualBlock(2 * width),
-            *halve(2 * width, 4 * width),
+            *downsample(2 * width, 4 * width),
             ResidualBlock(4 * width),
         )
         self.projection = nn.Linear(4 * width, embed_dim)

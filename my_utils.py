@@ -1,4 +1,4 @@
-"""Device, seed and file helpers, and the errors of a command line."""
+"""Device and file helpers, and the errors of a command line."""
 
 import argparse
 import contextlib
@@ -6,7 +6,6 @@ import io
 import math
 import os
 import platform
-import random
 import re
 import shutil
 import signal
@@ -16,7 +15,6 @@ import sys
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 FORMAT = 5  # of checkpoints; raised when an older file can no longer be read
@@ -28,8 +26,8 @@ class InputError(ValueError):
     """Invalid user input; the message says how to fix it. Programs exit with code 2."""
 
 
-class WriteError(InputError):
-    """A file that cannot be written: no permission, or the disk is full."""
+class WrongKindError(InputError):
+    """A checkpoint of another kind than asked for: a generator in place of a CLIP."""
 
 
 def short(text, limit: int = 160) -> str:
@@ -75,10 +73,13 @@ def exit_on_error(memory: str = "end other programs, or use --device cpu"):
         print(f"error: cannot read or write{where}: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            print(f"error: out of memory: {memory}", file=sys.stderr)
+            sys.exit(2)
+        if int(os.environ.get("RANK", 0)) == 0:
             raise
-        print(f"error: out of memory: {memory}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error in process {os.environ['RANK']}: {short(error)}", file=sys.stderr)  # as when the first one ends
+        sys.exit(1)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("\ninterrupted: no file is half-written", file=sys.stderr)
@@ -108,7 +109,7 @@ def number(kind: type, low: float, high: float = math.inf, exclusive_min: bool =
             value = math.nan
         is_inside = low <= value <= high and not (exclusive_min and value == low)  # (false for NaN)
         if not is_inside or value == math.inf:
-            raise argparse.ArgumentTypeError(f"{quote(text)} is not a finite {noun} {bound}")
+            raise argparse.ArgumentTypeError(f"{quote(text)} is not a {noun} {bound}")
         return value
 
     return parse
@@ -129,7 +130,7 @@ def text(value: str) -> str:
 def atomic_write(path: str | Path, content: bytes) -> None:
     """Write a file so that the old or the new content is there whole, even after a crash.
 
-    Raises WriteError if it cannot be written (no permission, disk full); the old file then stays.
+    Raises InputError if it cannot be written (no permission, disk full); the old file then stays.
     """
     path = Path(path)
     if not path.name:
@@ -142,7 +143,7 @@ def atomic_write(path: str | Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise WriteError(f"cannot write {path}: {error.strerror or error}; choose another folder") from None
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from None
     finally:
         with contextlib.suppress(OSError):  # Ctrl-C too leaves none behind
             temporary.unlink(missing_ok=True)
@@ -178,7 +179,7 @@ def read_file(path: str | Path, what: str, largest: int = MAX_FILE) -> bytes:
 def save_checkpoint(path: str | Path, kind: str, content: dict) -> None:
     """Write tensors and plain values to one file, whole or not at all. `kind` is "CLIP", "generator" or "run".
 
-    Raises TypeError or ValueError for content that `load_checkpoint` could not read, WriteError if the file cannot be
+    Raises TypeError or ValueError for content that `load_checkpoint` could not read, InputError if the file cannot be
     written. The old file then stays.
     """
     if not _is_finite(content):
@@ -198,7 +199,7 @@ def load_checkpoint(path: str | Path, kind: str) -> dict:
     Raises InputError if it is missing, damaged, of another kind or version, or holds numbers that are not finite.
     """
     command = "make generator" if kind == "generator" else "make train"
-    content = read_file(path, f"the checkpoint of a {kind}; `{command}` makes one")
+    content = read_file(path, largest=2**40, what=f"the checkpoint of a {kind}; `{command}` makes one")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()  # torch does not look at the check sums
@@ -208,9 +209,9 @@ def load_checkpoint(path: str | Path, kind: str) -> dict:
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} is not a checkpoint, or is damaged: train again with `{command}`, or name another")
     if checkpoint.get("format") != FORMAT:
-        raise InputError(f"{path} was saved by another version of this program, or by another one: name another file")
+        raise InputError(f"{path} was saved by another version of this program, or by another program: train again")
     if checkpoint.get("kind") != kind:
-        raise InputError(f"{path} is the checkpoint of a {checkpoint.get('kind')}, not of a {kind}: name another file")
+        raise WrongKindError(f"{path} is the checkpoint of a {checkpoint.get('kind')}, not of a {kind}: name another")
     if not _is_finite(checkpoint):
         raise InputError(f"{path} holds numbers that are not finite: train again")
     return checkpoint
@@ -237,47 +238,24 @@ def git_commit() -> str:
     return git("rev-parse", "--short", "HEAD") + changed or "unknown"
 
 
-# ---- seeds and devices ----
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, numpy and torch on every device. CPU runs then repeat bit for bit; CUDA's kernels may not."""
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002, libraries below us draw from it
-    torch.manual_seed(seed)
+# ---- devices ----
 
 
 def pick_device(name: str) -> torch.device:
     """ "auto" is CUDA if it works, else the CPU. Raises InputError for a device that cannot be used."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cpu" and (reason := why_no_cuda()):
-            print(f"computing on the CPU, for CUDA does not work here: {reason}", file=sys.stderr)
     if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
         raise InputError(f"device {quote(name)} is not supported: choose auto, cpu, cuda or cuda:N")
     device = torch.device(name)
     if device.type == "cuda":
         if (device.index or 0) >= torch.cuda.device_count():
-            reason = f" ({why_no_cuda()})" if why_no_cuda() else ""
-            raise InputError(f"device {name} is not on this machine{reason}: use --device cpu, or auto")
+            raise InputError(f"device {name} is not on this machine, or this PyTorch cannot use it: use --device cpu")
         try:
             torch.ones(1, device=device).add_(1).item()
         except RuntimeError as error:  # its memory is full, or torch was built for other GPUs
             raise InputError(f"{name} cannot be used ({short(error)}): free it, or use --device cpu") from None
     return device
-
-
-def why_no_cuda() -> str:
-    """Why torch cannot use the NVIDIA driver of this machine; empty if there is none, or if it can."""
-    if torch.cuda.is_available() or not shutil.which("nvidia-smi"):
-        return ""
-    if torch.version.cuda is None:
-        return "this PyTorch is a build for CPUs"
-    try:
-        torch.cuda.init()
-    except Exception as error:  # torch raises several kinds, by what is wrong
-        return short(error)
-    return "no device is visible"
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:

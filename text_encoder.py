@@ -44,10 +44,10 @@ class TextEncoder(nn.Module):
     def hint(self, word: str) -> str:
         """What to do about an unknown word."""
         near = difflib.get_close_matches(word, self.vocabulary, n=1)
-        instead = f"did you mean {quote(near[0])}? " if near else ""
+        instead = f"perhaps {quote(near[0])}; " if near else ""
         words = [word for word in self.vocabulary if word not in DIGIT_WORDS]
         known = "0 to 9 and zero to nine" + (f", and {len(words)} words such as thick and leaning" if words else "")
-        return f"{instead}It has {known} (model.arch['text_options']); --text-encoder plus reads any sentence"
+        return f"{instead}it has {known} (model.arch['text_options']); --text-encoder plus reads any sentence"
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.mlp(self.table(rows))  # [B, embed_dim]

@@ -23,7 +23,7 @@ TEXT_MODEL = "albert-base-v2"
 MAX_TOKENS = 64  # a longer sentence is cut
 POOLED: dict[tuple[str, str], Tensor] = {}  # (hash of a frozen model, sentence) -> [width], once per process
 HUB_TIMEOUT = 10  # seconds
-CHUNK = 64  # sentences in a pass through a frozen language model
+CHUNK = 256  # sentences in a pass through the language model
 
 
 class TextEncoderPlus(nn.Module):
@@ -50,13 +50,11 @@ class TextEncoderPlus(nn.Module):
         # A folder is kept as a whole path, so that it is found from anywhere.
         path = str(Path(text_model).resolve()) if os.path.isdir(text_model) else text_model
         self.options = {"text_model": path, "freeze_text": freeze_text}
-        if freeze_text:
-            # In a tuple, out of torch's sight: neither optimised nor saved nor put into training mode.
+        self.frozen_hash = hash_weights(language_model) if freeze_text else ""
+        if freeze_text:  # in a tuple, out of torch's sight: neither optimised nor saved nor put into training mode
             self._hidden = (language_model.eval().requires_grad_(False),)
-            self.frozen_hash = hash_weights(language_model)
         else:
             self.language_model = language_model
-            self.frozen_hash = ""
         width = language_model.config.hidden_size
         self.projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, embed_dim))
 
@@ -67,9 +65,7 @@ class TextEncoderPlus(nn.Module):
                 raise InputError(f"a text must be a sentence, not {quote(text)}")
             if not is_valid_unicode(text):
                 raise InputError(f"the text {quote(text)} is invalid Unicode (a lone surrogate): remove it")
-        if self.frozen:
-            return self.pooled(texts)
-        return self.token_rows(texts)
+        return self.pooled(texts) if self.frozen else self.token_rows(texts)
 
     def forward(self, rows: Tensor) -> Tensor:
         if self.frozen:
@@ -94,18 +90,18 @@ class TextEncoderPlus(nn.Module):
             model = self._hidden[0].to(self.device)
             # Plain tensors whatever the caller's mode: they may serve training later.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                for i in range(0, len(missing), CHUNK):
-                    chunk = missing[i : i + CHUNK]
-                    rows = self.run(model, self.token_rows(chunk))
-                    POOLED.update({(key, text): row for text, row in zip(chunk, rows, strict=True)})
+                rows = self.run(model, self.token_rows(missing))
+            POOLED.update({(key, text): row for text, row in zip(missing, rows, strict=True)})
         return torch.stack([POOLED[key, text].to(self.device) for text in texts])
 
     def run(self, model: nn.Module, rows: Tensor) -> Tensor:
         """Rows [S, 2, tokens] -> mean of the token vectors [S, width]."""
-        ids, mask = rows[:, 0], rows[:, 1]
-        used = int(mask.sum(dim=1).max())  # of the longest text here; padding is on the right
-        hidden = model(input_ids=ids[:, :used], attention_mask=mask[:, :used]).last_hidden_state  # [S, used, width]
-        return mean_pool(hidden, mask[:, :used])
+        pooled = []
+        for ids, mask in (part.unbind(dim=1) for part in rows.split(CHUNK)):
+            used = int(mask.sum(dim=1).max())  # of the longest text here; padding is on the right
+            hidden = model(input_ids=ids[:, :used], attention_mask=mask[:, :used]).last_hidden_state  # [S, used, width]
+            pooled.append(mean_pool(hidden, mask[:, :used]))
+        return torch.cat(pooled)
 
     @property
     def device(self) -> torch.device:
@@ -128,57 +124,42 @@ def hash_weights(model: nn.Module) -> str:
 def load_language_model(name: str, download: bool = True) -> tuple:
     """Tokenizer and model of a local folder or a Hugging Face name, which is downloaded only if it is not here.
 
-    Raises InputError if the model is not available, lacks weights, or cannot encode sentences.
+    Raises InputError if the model is not available or unusable.
     """
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        try:
-            return read_language_model(name, local=True)
-        except InputError:
-            raise
-        except Exception as error:  # the library raises many kinds for a missing or damaged model
-            if os.path.isdir(name):
-                raise InputError(
-                    f"the folder {name} holds no usable language model: {short(error)} (config.json, tokenizer.json and"
-                    " model.safetensors are needed)"
-                ) from None
-            if not download:
-                raise InputError(
-                    f"the language model {quote(name)} is not on this machine: name its folder, or its name to download"
-                    " it, with text_model= (CLIP.load) or --text-model"
-                ) from None
-        try:
-            model_info(name, timeout=HUB_TIMEOUT)  # one question; the loaders would ask for minutes
-            return read_language_model(name, local=False)
-        except InputError:
-            raise
-        except Exception as error:
+        return read_language_model(name, local=True)
+    except Exception as error:  # the library raises many kinds for a missing or damaged model
+        if os.path.isdir(name):
             raise InputError(
-                f"the language model {quote(name)} is not on this machine and cannot be downloaded ({short(error)}):"
-                " put config.json, tokenizer.json and model.safetensors from its page on the Hugging Face hub into a"
-                " folder, and name that folder with --text-model"
+                f"the folder {name} holds no usable language model: {short(error)} (config.json, tokenizer.json and"
+                " model.safetensors are needed)"
             ) from None
-    finally:
-        logging.set_verbosity(verbosity)
+    missing = f"the language model {quote(name)} is not on this machine"
+    if not download:
+        raise InputError(f"{missing}: name its folder, or its name to download it, with --text-model or text_model=")
+    try:
+        model_info(name, timeout=HUB_TIMEOUT)  # one question; the loaders would ask for minutes
+        return read_language_model(name, local=False)
+    except Exception as error:
+        raise InputError(
+            f"{missing} and cannot be downloaded or used ({short(error)}): put config.json, tokenizer.json and"
+            " model.safetensors from its page on the Hugging Face hub into a folder, and name it with --text-model"
+        ) from None
 
 
 def read_language_model(name: str, local: bool) -> tuple:
+    """Tokenizer and model, which have encoded a sentence. Raises whatever goes wrong."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     # Code in a model's folder is never run; weights come from safetensors, which hold no code.
     safe = {"local_files_only": local, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right", **safe)
-    model, info = AutoModel.from_pretrained(
-        name, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **safe
-    )
-    missing = [key for key in info["missing_keys"] if "pooler" not in key]
-    if missing:
-        raise InputError(f"the language model {name} lacks weights ({missing[0]}, ...): download it again")
+    safe |= {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
+    model, info = AutoModel.from_pretrained(name, **safe)
+    if missing := [key for key in info["missing_keys"] if "pooler" not in key]:
+        raise ValueError(f"it lacks weights ({missing[0]}, ...)")
     if hasattr(model, "pooler"):
         model.pooler = None  # we pool ourselves: its weights would get no gradient, and may be missing
-    try:
-        with torch.no_grad():
-            model.eval()(**tokenizer(["a seven", "a handwritten eight"], padding=True, return_tensors="pt"))
-    except Exception as error:
-        raise InputError(f"the language model {name} cannot encode sentences: {short(error)}") from None
+    with torch.no_grad():
+        model.eval()(**tokenizer(["a seven", "a handwritten eight"], padding=True, return_tensors="pt"))
     return tokenizer, model

@@ -9,6 +9,7 @@ Writes runs/<run>/ (TensorBoard events, config.json, last.pth, best_model.pth, m
 run has finished, runs/best_model.pth. The options stand in training/settings.py.
 """
 
+import os
 import shlex
 import sys
 from datetime import datetime
@@ -37,7 +38,7 @@ SCORES = {"digit": "val_digit_accuracy", "attributes": "val_seen_accuracy"}
 def main(argv: list[str]) -> None:
     settings, overrides = parse_flags(Settings, argv, "train.py", "Train a small CLIP on MNIST.", PRESETS)
     distributed.start()
-    with Run.open(settings, overrides, label=settings.loss, program=["train.py"]) as run:
+    with Run.open(settings, overrides, label=settings.loss, program=[os.path.relpath(__file__)]) as run:
         train(run, run.settings)
 
 
@@ -66,7 +67,8 @@ def train(run: Run, settings: Settings) -> None:
         chunk_size=settings.chunk_size,
         ema=ema,
     )
-    run.restore(model=model, **optimizers, **({"ema": ema} if ema else {}))
+    language_model = model.towers["text"].frozen_hash
+    run.restore(belongs_to=language_model, model=model, **optimizers, **({"ema": ema} if ema else {}))
     if run.is_main:
         print(f"{run.folder}: {describe(model)}, {settings.loss} on {world_size} x {device_name(device)}")
 
@@ -84,7 +86,8 @@ def train(run: Run, settings: Settings) -> None:
     # ---- the one look at the test split, with the model that validation chose ----
     if not run.is_main:
         return
-    best = CLIP.load(run.folder / "best_model.pth", device).to(memory_format=torch.channels_last)
+    text_model = settings.text_model if settings.text_encoder == "plus" else None
+    best = CLIP.load(run.folder / "best_model.pth", device, text_model).to(memory_format=torch.channels_last)
     test = evaluate(best, load_mnist("test", settings.data_path, device))
     best.metrics |= {f"test_{name}": value for name, value in test.items()} | origin(run, device)
     best.save(run.folder / "best_model.pth")
@@ -168,4 +171,4 @@ def print_results(run: Run, metrics: dict, note: str) -> None:
 
 if __name__ == "__main__":
     with exit_on_error(memory="start a new run with a lower --batch-size, or with --chunk-size"):
-        sys.exit(main(sys.argv[1:]))
+        main(sys.argv[1:])

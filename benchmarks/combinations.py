@@ -81,7 +81,9 @@ def main(argv: list[str]) -> None:
     nearest = [nearest_seen(CLIP.load(path), test) for path in models]
     rows.append(row("CLIP, nearest seen combination", nearest, args.seeds))
 
-    origin = common.shared_origin([common.read_metrics(path.parent) for path in (*models, *redrawn, reader)])
+    folders = [path.parent for path in (*models, *redrawn, reader)]
+    folders += [baseline_folder(args, kind, seed) for kind in BASELINES]
+    origin = common.shared_origin([common.read_metrics(folder) for folder in folders])
     raw = {key: statistics.mean(figures(one)[title] for one in measured) for title, key in COLUMNS.items()}
     note = describe(measured[0]) + describe_new_words(CLIP.load(reader), test)
     common.write_result(args, "combinations" + args.suffix, ["model", *COLUMNS, "seeds"], rows, origin, note, **raw)
@@ -217,9 +219,13 @@ def predict(model: nn.Module, images: Tensor) -> Tensor:
     return model.predict(images)
 
 
+def baseline_folder(args: Namespace, kind: str, seed: int) -> Path:
+    return args.runs / f"{kind}{args.suffix}-seed{seed}"
+
+
 def trained_baseline(args: Namespace, kind: str, seed: int) -> nn.Module:
     """A baseline on the CPU; trained as train.py trains CLIP if it is not there yet."""
-    folder = args.runs / f"{kind}{args.suffix}-seed{seed}"
+    folder = baseline_folder(args, kind, seed)
     flags = [*(common.QUICK if args.quick else []), "--seed", str(seed), "--device", str(args.device)]
     val = load_mnist("val", common.DATA, args.device)
     true = combination_ids(val.labels, measure(val.images))

@@ -7,6 +7,7 @@ Fréchet distance, and the attributes are measured. Each test image gives a capt
 never sees the image. Nothing is chosen by these figures. Writes results/generation.json.
 """
 
+import copy
 import math
 import statistics
 import sys
@@ -14,7 +15,7 @@ from argparse import Namespace
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attributes import combination_ids, measure
 from benchmarks import common
@@ -23,8 +24,7 @@ from captions import DIGIT_WORDS, combination_description_ids, multi_hot
 from clip import CLIP
 from evaluation.metrics import embed, embed_images
 from generation import train as training
-from generation.evaluate import agreement, generated_facts
-from generation.features import encode_captions, precompute
+from generation.features import agreement, generated_facts, precompute
 from generation.model import STEPS, Generator
 from image_encoder import ImageEncoder
 from my_dataset import Split, load_mnist
@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     ids = combination_description_ids().to(device)[combinations]
     claims = clip.captions.claims.to(device)[ids]  # [N, S]
     torch.manual_seed(0)
-    texts = encode_captions(clip)[clip.captions.sample(ids).index]  # [N, embed_dim]
+    texts = clip.prompt_ensemble(clip.captions.sample(ids).strings(), paraphrases=1)  # [N, embed_dim]
     digit_labels = multi_hot(*DIGIT_WORDS).to(device)
 
     def evaluate(images: Tensor, seconds: float) -> dict[str, float]:
@@ -166,7 +166,9 @@ def reconstruct(generator: Generator, images: Tensor) -> Tensor:
 
 def features(classifier: ImageEncoder, images: Tensor) -> Tensor:
     """What the classifier's last layer reads of images [N, 1, 28, 28]: [N, 64]."""
-    return embed(classifier.pooled, images)
+    body = copy.deepcopy(classifier)
+    body.projection = nn.Identity()
+    return embed(body, images)
 
 
 def frechet_distance(one: Tensor, other: Tensor) -> float:

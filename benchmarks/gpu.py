@@ -14,7 +14,7 @@ import time
 import torch
 
 from benchmarks.common import ROOT
-from my_utils import ArgumentParser, InputError, exit_on_error, number, why_no_cuda
+from my_utils import ArgumentParser, InputError, exit_on_error, number
 
 # Run as `python -m ...`, what matters most first. If the tests fail, trust no figure.
 COMMANDS = (
@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         print("\n".join(f"python -m {command}" for command in COMMANDS))
         return 0
     if not torch.cuda.is_available():
-        raise InputError(f"torch can use no GPU on this machine, so nothing was measured. {why_no_cuda()}".strip())
+        raise InputError("torch can use no GPU on this machine, so nothing was measured")
     end = time.monotonic() + 60 * args.minutes
     failures = {command: run(command, end - time.monotonic()) for command in COMMANDS}
     run(TABLES, 60)

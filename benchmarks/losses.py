@@ -115,7 +115,8 @@ def compare_captions(args: Namespace) -> None:
             measured.append(measure_space(CLIP.load(folder / "best_model.pth", args.device), named, test))
         columns, values = list(measured[0]), zip(*(one.values() for one in measured), strict=True)
         cells = [
-            cell(list(of_seeds), "%" if "mAP" in name else "") for name, of_seeds in zip(columns, values, strict=True)
+            cell(list(of_seeds), "%" if "mAP" in name or "accuracy" in name else "")
+            for name, of_seeds in zip(columns, values, strict=True)
         ]
         rows.append([f"`{loss}`", f"{named}", *cells])
     note = f"{len(seeds)} seeds, 2 epochs. A random order has an mAP of about a third within a digit."

@@ -112,9 +112,9 @@ def markdown(results: dict[str, dict | None], document: str) -> list[str]:
     for result in measured if document == DETAILS else ():
         origin = f"{result['device']}, torch {result['torch_version']}, commit {result['commit']}, {result['date']}"
         lines += ["", f"{result['note']} `{result['command']}`, {origin}".strip()]
-    for name in missing:
-        own = "make gpu" if name.endswith("-cuda") else f"python -m benchmarks.{COMMANDS[name]}"
-        lines += [*([""] if lines else []), f"{'尚未测量' if document == CHINESE else 'Not measured yet'}: `{own}`"]
+    commands = ["make gpu" if name.endswith("-cuda") else f"python -m benchmarks.{COMMANDS[name]}" for name in missing]
+    for command in dict.fromkeys(commands):
+        lines += [*([""] if lines else []), f"{'尚未测量' if document == CHINESE else 'Not measured yet'}: `{command}`"]
     return lines
 
 
@@ -128,7 +128,7 @@ def translate(rows: list[list[str]]) -> list[list[str]]:
     unknown = [name for name in (*columns, *(row[0] for row in rows)) if name not in names and not name.startswith("`")]
     if unknown:
         raise InputError(f"chinese.json has no translation of {', '.join(map(repr, unknown))}: add it")
-    return [[names.get(name, name) for name in columns], *([names.get(row[0], row[0]), *row[1:]] for row in rows)]
+    return [[names.get(text, text) for text in row] for row in (columns, *rows)]
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ P_CORRUPT = 0.08  # of each corruption
 
 def augment(images: Tensor, kind: str) -> Tensor:
     """One of KINDS; "corrupted" is elastic warps, strokes of another thickness and, now and then, a corruption."""
+    if kind not in KINDS:
+        raise ValueError(f"there is no augmentation {kind!r}: choose {', '.join(KINDS)}")
     if kind == "none":
         return images[:, None].float() / 255
     x = torch.cat([random_warp(part, elastic=kind != "affine") for part in images.split(WARP_CHUNK)])

@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
 def serve(playground: Playground, name: str, port: int, folder: str, in_browser: bool = False) -> gr.Blocks:
     """Start the page and return. `folder` holds the user's recordings, the only files that the page hands out.
 
-    All that Gradio would take from the environment is set here. Raises InputError if the port is in use.
+    Raises InputError if the port is in use.
     """
     os.environ["GRADIO_TEMP_DIR"] = folder
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # fonts of this machine
@@ -68,13 +68,14 @@ def serve(playground: Playground, name: str, port: int, folder: str, in_browser:
             prevent_thread_lock=True,
             quiet=True,
             share=False,
+            # Said here, or Gradio would take it from the environment.
             allowed_paths=[],
-            # A web site that gives its own name this machine's address is refused.
-            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]},
-            max_file_size="20mb",
             enable_monitoring=False,
             mcp_server=False,
             ssr_mode=False,
+            # A web site that gives its own name this machine's address is refused.
+            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"])]},
+            max_file_size="20mb",
             footer_links=[],
             css=(HERE / "style.css").read_text(),
             theme=theme.set(block_info_text_color="*block_title_text_color"),  # its own grey is too pale to read
@@ -82,11 +83,10 @@ def serve(playground: Playground, name: str, port: int, folder: str, in_browser:
     except OSError as error:
         if "empty port" not in str(error):
             raise
-        remedy = 'choose another, as in make demo ARGS="--port 8000"'
-        raise InputError(f"port {port} is used by another program: {remedy}") from None
+        raise InputError(f"port {port} is used by another program: choose another with --port") from None
     return page
 
 
 if __name__ == "__main__":
     with exit_on_error():
-        sys.exit(main(sys.argv[1:]))
+        main(sys.argv[1:])

@@ -17,70 +17,52 @@ from my_utils import InputError
 HERE = Path(__file__).parent
 EXAMPLES = ("a thick seven leaning left", "a thin zero", "an italic four in fine strokes", "a fat upright eight")
 # Asked directly: Gradio's queue would take longer than the model. Of the changes meanwhile only the last one is asked.
-ANSWER = {"show_progress": "hidden", "queue": False, "trigger_mode": "always_last"}
+DIRECTLY = {"show_progress": "hidden", "queue": False, "trigger_mode": "always_last"}
 
 
 def build(playground: Playground, name: str) -> gr.Blocks:
     """The page on a model; `name` says which."""
+
+    def ask(function: Callable, triggers: list, inputs: list, output: gr.HTML) -> None:
+        """Keep `output` at the answer to `inputs`."""
+        run = functools.partial(answer, function, playground)
+        gr.on(triggers, run, inputs, output, api_name=function.__name__, **DIRECTLY)
+
     with gr.Blocks(analytics_enabled=False, title="MINIST-CLIP", delete_cache=(600, 600)) as page:
         gr.Markdown(f"## MINIST-CLIP: try the model\n`{name}`")
         with gr.Tab("Draw"), gr.Row():
             with gr.Column(scale=3, min_width=280):
-                pad = canvas()
+                # A canvas of our own: its value is the drawing as a PNG data URL, new after each stroke, "" when empty.
+                # Gradio's sketchpad uploads three files for each stroke, which took some two seconds.
+                template, script = ((HERE / file).read_text() for file in ("canvas.html", "canvas.js"))
+                pad = gr.HTML("", html_template=template, js_on_load=script, elem_id="pad")
             with gr.Column(scale=4, min_width=300):
                 seen = gr.HTML(elem_id="seen", elem_classes="answer")
             with gr.Column(scale=2, min_width=220):
-                sentences = gr.Textbox(
-                    "\n".join(playground.suggested_sentences()),
-                    lines=12,
-                    max_lines=24,
-                    label="sentences, one per line",
-                    info="compared with what you draw or say",
-                    elem_id="sentences",
-                )
+                suggested, info = "\n".join(playground.suggested_sentences()), "compared with what you draw or say"
+                lines = {"lines": 12, "max_lines": 24, "label": "sentences, one per line", "info": info}
+                sentences = gr.Textbox(suggested, elem_id="sentences", **lines)
         with gr.Tab("Type"):
             with gr.Row():
-                text = gr.Textbox(
-                    label="description",
-                    scale=5,
-                    min_width=240,
-                    max_lines=1,
-                    elem_id="text",
-                )
+                text = gr.Textbox(label="description", scale=5, min_width=240, max_lines=1, elem_id="text")
                 button = gr.Button("Find and generate", variant="primary", scale=1, min_width=150, elem_id="find")
             examples = EXAMPLES if playground.clip.captions.name_attributes else ("seven", "0")
             example = gr.Examples(list(examples), text, label="for example").load_input_event
             found = gr.HTML(elem_id="found", elem_classes="answer")
         with gr.Tab("Say"):
             if "speech" in playground.clip.towers:
-                sound = gr.Audio(
-                    sources=["microphone", "upload"],
-                    type="filepath",
-                    buttons=["download"],  # without "share", which hands the sound to a web site
-                    label="say a digit, in English",
-                    elem_id="sound",
-                )
+                sources, say = ["microphone", "upload"], "say a digit, in English"
+                # Without the button "share", which hands the sound to a web site.
+                sound = gr.Audio(sources=sources, type="filepath", buttons=["download"], label=say, elem_id="sound")
                 heard = gr.HTML(elem_id="heard", elem_classes="answer")
-                run, triggers = functools.partial(answer, hear, playground), [sound.change, sentences.change]
-                gr.on(triggers, run, [sound, sentences], heard, api_name="hear", **ANSWER)
+                ask(hear, [sound.change, sentences.change], [sound, sentences], heard)
             else:
                 gr.HTML(missing("This model has no tower for speech.", "make speech"), elem_classes="answer")
-        run, triggers = functools.partial(answer, see, playground), [page.load, pad.change, sentences.change]
-        gr.on(triggers, run, [pad, sentences], seen, api_name="see", **ANSWER)
+        ask(see, [page.load, pad.change, sentences.change], [pad, sentences], seen)
+        ask(find, [text.submit, button.click], [text], found)
         run = functools.partial(answer, find, playground)
-        gr.on([text.submit, button.click], run, text, found, api_name="find", **ANSWER)
-        example.success(run, text, found, api_name="find_example", **ANSWER)
+        example.success(run, text, found, api_name="find_example", **DIRECTLY)
     return page
-
-
-def canvas() -> gr.HTML:
-    """A 2-D canvas of our own: its value is the drawing as a PNG data URL, new after each stroke, "" when empty.
-
-    Gradio's sketchpad uploads three files several times for each stroke, which took some two seconds, and wants its
-    brush to be chosen first.
-    """
-    template, script = ((HERE / name).read_text() for name in ("canvas.html", "canvas.js"))
-    return gr.HTML("", html_template=template, js_on_load=script, elem_id="pad")
 
 
 # ---- answers: values of the page -> HTML ----
@@ -120,9 +102,10 @@ def hear(playground: Playground, path: str | None, sentences: str) -> str:
     """A wav file's path, None without one, and the sentences -> `Playground.hear`."""
     if not path:
         return ""
-    heard = playground.hear(path, sentences or "")
-    nearest = images("the nearest test images, with their labels", heard.nearest)
-    return bars(heard.bars, heard.problems) + nearest + generated(playground, heard.samples)
+    embed = playground.hear(path)  # [embed_dim]
+    nearest = images("the nearest test images, with their labels", playground.nearest(embed))
+    compared = bars(*playground.compare(embed, sentences or ""))
+    return compared + nearest + generated(playground, playground.sample(embed))
 
 
 # ---- HTML ----

@@ -15,20 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attributes import ATTRIBUTES, COMBINATIONS, GRADE_OF_BIN, format_values, measure
-from captions import (
-    DIGIT_WORDS,
-    OUTLIER_IDS,
-    UNSAID,
-    combination_caption,
-    image_facts,
-    match,
-    parse_claims,
-    short_caption,
-)
+from attributes import ATTRIBUTES, COMBINATIONS, GRADE_OF_BIN, measure
+from captions import DIGIT_WORDS, OUTLIER_IDS, UNSAID, image_facts
 from clip import CLIP
+from evaluation.claims import combination_caption, format_values, parse_claims, short_caption
 from evaluation.metrics import embed_images
 from evaluation.ood import to_mnist_form
+from generation.features import agreement
 from generation.model import Generator
 from modalities.speech import read_wav
 from my_dataset import Split
@@ -64,29 +57,20 @@ class ImageResult(NamedTuple):
     problems: list[str]  # why some sentences of the list are missing
 
 
-class SpeechResult(NamedTuple):
-    """What the model finds in a recording."""
-
-    bars: list[tuple[str, float]]
-    nearest: list[Thumbnail]
-    samples: list[Thumbnail]
-    problems: list[str]
-
-
 class Playground:
     """A model with what is computed once: embeddings of test images and captions, the threshold of a digit.
 
-    `no_generator` says why there is none. Methods may be called from several threads.
+    `no_generator` says why there is none. Embeddings are unit vectors [embed_dim], claims are bool [S].
     """
 
     def __init__(self, clip: CLIP, test: Split, val: Split, generator: Generator | None, no_generator: str = ""):
-        self.clip, self.test, self.generator, self.no_generator = clip, test, generator, no_generator
+        self.clip, self.test = clip.requires_grad_(False), test
+        self.generator, self.no_generator = generator, no_generator
         self.features = embed_images(clip, test.images)  # [10000, embed_dim]
-        self.digits = self.embed_descriptions(clip.captions.digit_ids)  # [10, embed_dim]
-        self.outliers = None
+        self.digits = clip.zero_shot_classifier()  # [10, embed_dim]
         self.captions, self.caption_embeds = DIGIT_WORDS, self.digits
         if clip.captions.name_attributes:
-            self.outliers = self.embed_descriptions(OUTLIER_IDS)
+            self.outliers = clip.embed_descriptions(OUTLIER_IDS)  # [outliers, embed_dim]
             self.captions = [combination_caption(i) for i in range(math.prod(COMBINATIONS))]
             self.caption_embeds = clip.prompt_ensemble(self.captions, paraphrases=1)  # [combinations, embed_dim]
         self.threshold = self.digit_score(embed_images(clip, val.images)).quantile(MAX_REJECTED).item()
@@ -94,22 +78,15 @@ class Playground:
     @classmethod
     def load(cls, clip: CLIP, test: Split, val: Split, generator: str | Path) -> "Playground":
         """With the generator of that file, if it is there and belongs to this model."""
-        if not Path(generator).is_file():
-            return cls(clip, test, val, None, "no generator is trained for this model yet")
         try:
             return cls(clip, test, val, Generator.load(generator, clip))
         except InputError as error:
             return cls(clip, test, val, None, str(error))
 
-    def embed_descriptions(self, ids: Tensor) -> Tensor:
-        """As `clip.embed_descriptions`, which reads all captions first: a minute with a language model."""
-        texts = self.clip.captions.all_paraphrases(ids).strings()
-        return self.clip.prompt_ensemble(texts, self.clip.captions.paraphrases)
-
     def digit_score(self, features: Tensor) -> Tensor:
         """Unit vectors [N, embed_dim] -> `evaluation.ood.ood_score` [N], with the embeddings computed once."""
         score = (features @ self.digits.T).amax(dim=1)
-        return score if self.outliers is None else score - (features @ self.outliers.T).amax(dim=1)
+        return score - (features @ self.outliers.T).amax(dim=1) if self.clip.captions.name_attributes else score
 
     def suggested_sentences(self) -> list[str]:
         """The digits; and each attribute's bins, if captions name them."""
@@ -123,25 +100,16 @@ class Playground:
 
     # ---- what the page asks ----
 
-    @torch.no_grad()
     def see(self, picture: str, sentences: str) -> ImageResult:
         """A drawing as a PNG data URL, and sentences, one per line. Raises InputError, also for an empty drawing."""
         image = to_mnist_form(ink_of(decode_png(picture)))  # uint8 [28, 28]
         feature = embed_images(self.clip, image[None])  # [1, embed_dim]
         score = self.digit_score(feature).item()
         bars, problems = self.compare(feature[0], sentences)
-        return ImageResult(
-            image=image,
-            caption=self.captions[(self.caption_embeds @ feature[0]).argmax()],
-            measured=describe_values(measure(image[None])[0]),
-            is_digit=score >= self.threshold,
-            score=score,
-            bars=bars,
-            nearest=self.nearest(feature[0]),
-            problems=problems,
-        )
+        caption, nearest = self.captions[(self.caption_embeds @ feature[0]).argmax()], self.nearest(feature[0])
+        measured = describe_values(measure(image[None])[0])
+        return ImageResult(image, caption, measured, score >= self.threshold, score, bars, nearest, problems)
 
-    @torch.no_grad()
     def find(self, text: str) -> tuple[list[Thumbnail], list[Thumbnail]]:
         """The test images closest to a text, and generated ones. Raises InputError for a text that cannot be read."""
         text = " ".join(text.split())
@@ -150,21 +118,15 @@ class Playground:
         embed, claims = self.embed_text(text), parse_claims(text)
         return self.nearest(embed, claims), self.sample(embed, claims)
 
-    @torch.no_grad()
-    def hear(self, path: str, sentences: str) -> SpeechResult:
-        """A wav file, and sentences, one per line. Raises InputError for an invalid sound."""
+    def hear(self, path: str) -> Tensor:
+        """A wav file -> its embedding. Raises InputError for an invalid sound."""
         try:
-            embed = self.clip.encode("speech", [read_wav(path)])[0]
+            return self.clip.encode("speech", [read_wav(path)])[0]
         except InputError as error:  # hide the local path
-            message = str(error).replace(f"{Path(path).parent}/", "")
-            raise InputError(f"the sound cannot be used: {message}") from None
-        bars, problems = self.compare(embed, sentences)
-        return SpeechResult(bars, self.nearest(embed), self.sample(embed), problems)
-
-    # ---- helpers: embeddings here are unit vectors [embed_dim], claims bool [S] ----
+            raise InputError(f"the sound cannot be used: {str(error).replace(f'{Path(path).parent}/', '')}") from None
 
     def compare(self, embed: Tensor, sentences: str) -> tuple[list[tuple[str, float]], list[str]]:
-        """The sentences (one per line) closest to an embedding with their cosines, and why others cannot be read."""
+        """The sentences (one per line) closest to an embedding, with their cosines; and why others cannot be read."""
         lines = list(dict.fromkeys(" ".join(line.split()) for line in sentences.splitlines() if line.strip()))
         cosines, problems = {}, []
         if not lines:
@@ -207,9 +169,7 @@ def thumbnails(images: Tensor, digits: Tensor, claims: Tensor | None) -> list[Th
     lines = [(DIGIT_WORDS[digit], *format_values(row).split(", ")) for digit, row in zip(digits, values, strict=True)]
     is_match = [None] * len(images)
     if claims is not None and claims.any():
-        facts = image_facts(digits, values)
-        positive, _ = match(facts, claims[None].to(facts.device), torch.zeros_like(facts))
-        is_match = positive[:, 0].tolist()
+        is_match = agreement(image_facts(digits, values), claims.to(digits.device)).tolist()
     return [Thumbnail(*row) for row in zip(images.cpu(), lines, is_match, strict=True)]
 
 
@@ -226,16 +186,15 @@ def decode_png(url: str) -> Tensor:
     """A PNG data URL -> grey float [H, W] in 0..1. Raises InputError for anything else."""
     if not url:
         raise InputError(EMPTY)
-    unreadable = InputError("the drawing cannot be read: clear the canvas and draw again")
-    if not isinstance(url, str) or not url.startswith(PNG) or len(url) > MAX_PNG:
-        raise unreadable
     try:
+        if len(url) > MAX_PNG or not url.startswith(PNG):
+            raise ValueError
         picture = Image.open(io.BytesIO(base64.b64decode(url.removeprefix(PNG), validate=True)), formats=["PNG"])
         if max(picture.size) > MAX_SIDE:
-            raise unreadable
+            raise ValueError
         return torch.from_numpy(np.array(picture.convert("L"))).float() / 255
-    except (OSError, ValueError, SyntaxError):  # what base64 and Pillow raise for arbitrary bytes
-        raise unreadable from None
+    except (OSError, ValueError, SyntaxError, TypeError, AttributeError):  # of base64, Pillow and values of other types
+        raise InputError("the drawing cannot be read: clear the canvas and draw again") from None
 
 
 def ink_of(grey: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ Compositional zero-shot learning reports seen, unseen and their harmonic mean in
 import torch
 from torch import Tensor
 
-from attributes import ATTRIBUTES, COMBINATIONS, GRADE_OF_BIN, GRADES, combination_ids, is_unambiguous, measure
+from attributes import ATTRIBUTES, COMBINATIONS, GRADE_OF_BIN, GRADES, combination_ids, measure
 from captions import UNSAID, combination_description_ids, description_id
 from clip import CLIP
 from evaluation.geometry import accuracy_with_ci
@@ -15,6 +15,12 @@ from evaluation.retrieval import average_precision
 from my_dataset import Split
 
 PARTS = ("digit", *(attribute.name for attribute in ATTRIBUTES))  # of a combination
+
+
+def is_unambiguous(values: Tensor) -> Tensor:
+    """Values [B, A] -> which images lie far from the edges of all bins: bool [B]."""
+    pairs = zip(ATTRIBUTES, values.T, strict=True)
+    return torch.stack([one.distance_to_edges(column) > one.clear for one, column in pairs]).all(dim=0)
 
 
 def evaluate_attributes(model: CLIP, features: Tensor, split: Split) -> dict:

@@ -31,6 +31,13 @@ def load_model(path: str) -> CLIP:
     return model
 
 
+def require_tower(model: CLIP, modality: str) -> CLIP:
+    """The model. Raises InputError if it has no tower for this modality."""
+    if modality not in model.towers:
+        raise InputError(f"this picture needs a tower for {modality}: train one with `make {modality}`")
+    return model
+
+
 def show(name: str, draw: Callable[[], Figure]) -> Figure | None:
     """Draw a figure and save it in inference_test/; or print what is missing for it."""
     try:

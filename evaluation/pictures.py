@@ -16,21 +16,21 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from attributes import ATTRIBUTES, BINS, GRADES, combination_ids, format_values, is_unambiguous, measure
+from attributes import ATTRIBUTES, BINS, GRADES, combination_ids, measure
 from captions import (
     DIGIT_WORDS,
     OUTLIER_IDS,
     OUTLIERS,
     UNSAID,
-    combination_caption,
     combination_description_ids,
     description_id,
     image_facts,
     match,
-    short_caption,
 )
 from clip import CLIP
 from data.outliers import MAKERS, overlap
+from evaluation.claims import combination_caption, format_values, short_caption
+from evaluation.combinations import is_unambiguous
 from evaluation.corruptions import CORRUPTIONS, corrupt
 from evaluation.metrics import embed_images
 from evaluation.ood import inverted_noise, letters, ood_score
@@ -83,10 +83,10 @@ def ranked_images(rows: Sequence[tuple], title: str, size: float = 1.05) -> Figu
 
     A row is (name, query image or None, images [K, 28, 28], K captions, K times True (blue), False (orange) or None).
     """
-    columns = max(len(row[2]) for row in rows)
+    columns = max(1, *(len(row[2]) for row in rows))
     longest = max(len(line) for row in rows for line in row[0].split("\n"))
     first = max(1.0, longest / 11) if longest else 0.01  # the width of the column of names
-    height = size + 0.3 + 0.18 * max(caption.count("\n") for row in rows for caption in row[3])  # inches
+    height = size + 0.3 + 0.18 * max((caption.count("\n") for row in rows for caption in row[3]), default=0)  # inches
     figure = Figure(figsize=(size * (columns + first), height * len(rows) + 0.6), layout="constrained")
     figure.suptitle(title)
     grid = figure.subplots(len(rows), columns + 1, squeeze=False, width_ratios=[first] + [1] * columns)
@@ -109,23 +109,16 @@ def prediction_grid(images: Tensor, true: Tensor, predicted: Tensor, title: str,
     lines = zip(true.tolist(), predicted.tolist(), notes or [""] * len(true), strict=True)
     captions = [f"true: {DIGIT_WORDS[a]}\npred: {DIGIT_WORDS[b]}\n{note}".rstrip() for a, b, note in lines]
     is_right = (true == predicted).tolist()
-    parts = [slice(i, i + COLUMNS) for i in range(0, len(images), COLUMNS)]
+    parts = [slice(i, i + COLUMNS) for i in range(0, max(1, len(images)), COLUMNS)]
     return ranked_images([("", None, images[part], captions[part], is_right[part]) for part in parts], title)
 
 
 def closest_images(
-    similarity: Tensor,
-    names: Sequence[str],
-    images: Tensor,
-    is_right: Tensor,
-    title: str,
-    queries: Sequence[Tensor | None] | None = None,
-    notes: Sequence[str] = (),
-    count: int = 8,
+    similarity: Tensor, names: Sequence, images: Tensor, is_right: Tensor, title: str, queries=None, notes=(), count=8
 ) -> Figure:
-    """For each of Q queries the images closest to it, best first, under their notes or their cosines.
+    """For each of Q queries the `count` images closest to it, best first, under their notes or their cosines.
 
-    similarity [Q, N], is_right bool [Q, N]; `queries` [Q, 28, 28] if they are images; a note for each of N images.
+    similarity [Q, N], is_right bool [Q, N]; `queries` [Q, 28, 28] if they are images; `notes` are one for each of N.
     """
     best, rows = similarity.topk(count, dim=1), []
     for i, (index, cosines) in enumerate(zip(best.indices.tolist(), best.values.tolist(), strict=True)):
@@ -155,7 +148,7 @@ def attribute_search(model: CLIP, split: Split, features: Tensor) -> Figure:
         [textwrap.fill(name, 18) for name in descriptions],
         [format_values(one).replace(", ", "\n") for one in values],
     )
-    title = "the test images closest to each description, and what they measure"
+    title = "the test images closest to each description, with their measured attributes"
     similarity = model.embed_descriptions(ids).cpu() @ features.T  # [Q, N]
     return closest_images(similarity, names, split.images, is_true.T, title, notes=notes)
 
@@ -316,8 +309,9 @@ def corruption_examples(model: CLIP, captions: Tensor, split: Split) -> Figure:
 
 
 def mistakes(test: Split, listed: list[dict]) -> Figure:
-    """The mistakes that `sections.classification` lists, of which there is at least one."""
-    index, true, predicted = (torch.tensor([one[key] for one in listed]) for key in ("index", "true", "predicted"))
+    """The mistakes that `sections.classification` lists."""
+    columns = [[one[key] for one in listed] for key in ("index", "true", "predicted")]
+    index, true, predicted = torch.tensor(columns, dtype=torch.long)
     notes = [f"{one['confidence']:.0%} sure" for one in listed]
     title = "the most confident mistakes on the test split"
     return prediction_grid(test.images[index], true, predicted, title, notes)

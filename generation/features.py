@@ -1,14 +1,15 @@
-"""What a trained CLIP makes of images and captions, computed once: the generator is trained on it."""
+"""What a trained CLIP makes of images and captions, computed once; and whether generated images agree with captions."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from attributes import combination_ids, measure
-from captions import Texts, sample_descriptions
+from captions import image_facts, sample_descriptions
 from clip import CLIP
-from evaluation.metrics import embed, embed_images
+from evaluation.metrics import embed_images
 from my_dataset import Split
 
 
@@ -21,19 +22,11 @@ class Cached(NamedTuple):
     embeds: Tensor  # [N, embed_dim]
 
 
-def encode_captions(clip: CLIP) -> Tensor:
-    """The embeddings of all sentences that captions are sampled from: [sentences, embed_dim]."""
-    sentences = clip.captions.sentences
-    places = torch.arange(len(sentences), device=clip.logit_scale.device)
-    return embed(lambda some: clip.encode_text(Texts(sentences, some)), places)
-
-
 def precompute(clip: CLIP, split: Split) -> Cached:
     """What the CLIP makes of a split. With captions of attributes, images of its unseen combinations are left out."""
     (images, digits), values = split, measure(split.images)
     if clip.captions.name_attributes:
-        unseen = clip.unseen.flatten().to(digits.device)
-        is_seen = ~unseen[combination_ids(digits, values)]  # [N]
+        is_seen = ~clip.unseen.flatten().to(digits.device)[combination_ids(digits, values)]  # [N]
         images, digits, values = images[is_seen], digits[is_seen], values[is_seen]
     images = images[:, None].float() / 255  # [N, 1, 28, 28]
     return Cached(images, digits, values, embed_images(clip, images))
@@ -45,3 +38,19 @@ def sample_captions(clip: CLIP, data: Cached, rows: Tensor) -> tuple[Tensor, Ten
     if clip.captions.name_attributes:
         ids = sample_descriptions(ids, data.values[rows])
     return clip.captions.sample(ids).index, ids
+
+
+def generated_facts(images: Tensor, classify: Callable[[Tensor], Tensor]) -> Tensor:
+    """Generated images [B, 1, 28, 28] -> what is true of them, bool [B, S]. `classify` finds the digit."""
+    return image_facts(classify(images), measure(images))
+
+
+def agreement(facts: Tensor, claims: Tensor) -> Tensor:
+    """Facts of images bool [B, S], claims bool [B, S] or [S] -> whether all claims of each are facts, bool [B]."""
+    return torch.all(facts | ~claims, dim=-1)
+
+
+def judge(clip: CLIP, images: Tensor, claims: Tensor) -> Tensor:
+    """`agreement` of generated images with claims, bool [B]. The CLIP itself finds the digits."""
+    classifier = clip.zero_shot_classifier()  # [10, embed_dim]
+    return agreement(generated_facts(images, lambda x: (embed_images(clip, x) @ classifier.T).argmax(dim=1)), claims)

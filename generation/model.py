@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip import CLIP
-from image_encoder import PIXEL_MEAN, PIXEL_STD, ResidualBlock, halve
+from image_encoder import PIXEL_MEAN, PIXEL_STD, ResidualBlock, downsample
 from my_utils import InputError, load_checkpoint, save_checkpoint, short
 
 # All of these were chosen on validation. The autoencoder renders what it is unsure of in grey, which makes strokes 0.11
@@ -39,8 +39,8 @@ class Autoencoder(nn.Module):
     def __init__(self, latent_dim: int, width: int):
         super().__init__()
         self.encoder = nn.Sequential(
-            *halve(1, width, kernel=5),
-            *halve(width, 2 * width),
+            *downsample(1, width, kernel=5),
+            *downsample(width, 2 * width),
             ResidualBlock(2 * width),
             nn.Flatten(),  # [B, 2 * width * 7 * 7]
             nn.Linear(2 * width * 49, latent_dim),
@@ -140,8 +140,6 @@ class Flow(nn.Module):
     def guided_velocity(self, x: Tensor, t: float, condition: Tensor, guidance: float) -> Tensor:
         """Classifier-free guidance: the velocity, `guidance` times as far from the one without a condition [B, dim]."""
         times = torch.full((len(x),), t, device=x.device)
-        if guidance == 1:
-            return self(x, times, condition)
         conditions = torch.cat([condition, self.null_condition.expand_as(condition)])
         cond, uncond = self(x.repeat(2, 1), times.repeat(2), conditions).chunk(2)  # [2 * B, dim] -> [B, dim] each
         return uncond + guidance * (cond - uncond)
@@ -163,17 +161,16 @@ class Generator(nn.Module):
     ):
         super().__init__()
         self.arch = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.config: dict = {}  # how it was trained
         self.metrics: dict = {}  # what it reached
         self.scale = math.sqrt(embed_dim)  # unit vectors times this have components of about unit variance
         self.autoencoder = Autoencoder(latent_dim, autoencoder_width)
         self.decoder = Flow(latent_dim, embed_dim, decoder_width, decoder_blocks)
         self.prior = Flow(embed_dim, embed_dim, prior_width, prior_blocks)
 
-    def flow_losses(self, latents: Tensor, image_embeds: Tensor, text_embeds: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents [B, latent_dim] and embeddings [B, embed_dim] of pairs -> the decoder's and the prior's loss."""
+    def flow_losses(self, latents: Tensor, image_embeds: Tensor, text_embeds: Tensor) -> dict[str, Tensor]:
+        """Latents [B, latent_dim] and embeddings [B, embed_dim] of pairs -> the losses of decoder and prior."""
         images, texts = self.scale * image_embeds, self.scale * text_embeds
-        return self.decoder.loss(latents, images), self.prior.loss(images, texts)
+        return {"decoder_loss": self.decoder.loss(latents, images), "prior_loss": self.prior.loss(images, texts)}
 
     def sample(self, text_embeds: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Embeddings of texts [B, embed_dim] -> an image of each, [B, 1, 28, 28] in [0, 1]."""
@@ -185,55 +182,28 @@ class Generator(nn.Module):
         return F.normalize(self.prior.sample(self.scale * text_embeds, noise, PRIOR_GUIDANCE, steps), dim=-1)
 
     @torch.no_grad()
-    def decode(
-        self,
-        image_embeds: Tensor,
-        generator: torch.Generator | None = None,
-        steps: int = STEPS,
-        same_noise: bool = False,
-    ) -> Tensor:
-        """Embeddings of images [B, embed_dim] -> images [B, 1, 28, 28] in [0, 1].
-
-        `same_noise` starts all from the same noise, so that only the embedding differs.
-        """
-        rows = 1 if same_noise else len(image_embeds)
-        noise = torch.randn(rows, self.decoder.dim, generator=generator, device=image_embeds.device)
-        noise = noise.expand(len(image_embeds), -1)  # [B, latent_dim]
+    def decode(self, image_embeds: Tensor, generator: torch.Generator | None = None, steps: int = STEPS) -> Tensor:
+        """Embeddings of images [B, embed_dim] -> images [B, 1, 28, 28] in [0, 1]."""
+        noise = torch.randn(len(image_embeds), self.decoder.dim, generator=generator, device=image_embeds.device)
         return self.autoencoder.decode(self.decoder.sample(self.scale * image_embeds, noise, DECODER_GUIDANCE, steps))
 
     def save(self, path: str | Path) -> None:
-        """Write all to one file, whole or not at all. Raises InputError if the folder cannot be written."""
-        content = {"arch": self.arch, "config": self.config, "metrics": self.metrics, "state_dict": self.state_dict()}
+        """Write all to one file. Raises InputError if the folder cannot be written."""
+        content = {"arch": self.arch, "metrics": self.metrics, "state_dict": self.state_dict()}
         save_checkpoint(path, "generator", content)
 
     @classmethod
     def load(cls, path: str | Path, clip: CLIP) -> "Generator":
-        """Rebuild it from its file, in eval mode, on the device of the CLIP that it was trained with.
-
-        Raises InputError for a file that is no generator, or that belongs to another CLIP.
-        """
+        """Rebuild it, in eval mode, on the CLIP's device. Raises InputError for another file or another CLIP."""
         checkpoint = load_checkpoint(path, "generator")
         try:
             generator = cls(**checkpoint["arch"])
             generator.load_state_dict(checkpoint["state_dict"])
-            generator.config, generator.metrics = checkpoint["config"], checkpoint["metrics"]
+            generator.metrics = checkpoint["metrics"]
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise InputError(f"{path} holds another architecture than this version builds: {short(error)}") from None
         if generator.arch["fingerprint"] != clip.fingerprint():
             raise InputError(
-                f"{path} was trained with another CLIP than this one: name that one with --clip, or train a new"
-                " generator with `make generator`"
+                f"{path} was trained with another CLIP: name it with --clip, or train with `make generator`"
             )
         return generator.to(clip.logit_scale.device).eval()
-
-
-def slerp(start: Tensor, end: Tensor, shares: Tensor) -> Tensor:
-    """Spherical interpolation of two unit vectors [embed_dim] at `shares` [K] in 0..1 -> [K, embed_dim].
-
-    (Shoemake, 1985.) Opposite vectors have no shortest path on the sphere; then it is linear.
-    """
-    angle = torch.arccos((start @ end).clamp(-1, 1))
-    if angle.sin() < 1e-4:
-        return F.normalize(torch.lerp(start, end, shares[:, None]), dim=-1)
-    weights = torch.stack([((1 - shares) * angle).sin(), (shares * angle).sin()], dim=1) / angle.sin()  # [K, 2]
-    return weights @ torch.stack([start, end])

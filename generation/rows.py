@@ -1,4 +1,4 @@
-"""What generate.py is asked for, as rows of its sheet: captions, recordings, test images, paths between embeddings."""
+"""What generate.py is asked for, as rows of its sheet: texts, recordings, test images, paths between embeddings."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attributes import combination_ids, measure
-from captions import DIGIT_WORDS, combination_caption
+from captions import DIGIT_WORDS
 from clip import CLIP
-from generation.model import slerp
+from evaluation.claims import combination_caption
 from my_dataset import Split
 from my_utils import InputError
 
@@ -26,10 +26,8 @@ class Row(NamedTuple):
     embeds: Tensor  # [count, embed_dim]
 
 
-def text_rows(clip: CLIP, texts: list[str], count: int) -> list[Row]:
-    """`count` images for each text."""
-    embeds = clip.encode_text(texts)  # [T, embed_dim]
-    return [Row(text, None, text, embed.expand(count, -1)) for text, embed in zip(texts, embeds, strict=True)]
+def text_row(clip: CLIP, text: str, count: int) -> Row:
+    return Row(text, None, text, clip.encode_text([text]).expand(count, -1))
 
 
 def recording_row(clip: CLIP, modality: str, path: str, count: int) -> Row:
@@ -37,40 +35,45 @@ def recording_row(clip: CLIP, modality: str, path: str, count: int) -> Row:
     if modality == "speech":
         from modalities import speech
 
-        sound = speech.read_wav(path)  # [T]
-        embed, picture = clip.encode("speech", sound)[0], speech.to_image(speech.SpeechEncoder.preprocess(sound))[0]
+        mels = speech.SpeechEncoder.preprocess(speech.read_wav(path))  # [1, 40, 64]
+        embed, picture, verb = clip.encode("speech", mels)[0], speech.to_image(mels)[0], "heard"
     else:
         from modalities import strokes
 
-        points = strokes.StrokeEncoder.preprocess(strokes.read_strokes(path))
-        embed, picture = clip.encode("strokes", points)[0], strokes.draw(points)[0, 0]
+        points = strokes.StrokeEncoder.preprocess(strokes.read_strokes(path))  # [1, 8, 2]
+        embed, picture, verb = clip.encode("strokes", points)[0], strokes.draw(points)[0, 0], "read"
     word = DIGIT_WORDS[int((clip.zero_shot_classifier() @ embed).argmax())]
-    verb = "heard" if modality == "speech" else "read"
     return Row(f"{Path(path).name}:\n{verb} as {word}", picture, word, embed.expand(count, -1))
 
 
-def variation_row(clip: CLIP, test: Split, index: int, count: int) -> Row:
+def image_row(clip: CLIP, test: Split, index: int, count: int) -> Row:
     """Variations of a test image, which should keep its digit and the bins of its attributes."""
     image, digits = test.images[index], test.labels[index : index + 1]
     caption = combination_caption(int(combination_ids(digits, measure(image))))
     return Row(f"test image {index}:\n{caption}", image, caption, clip.encode_image(image).expand(count, -1))
 
 
-def interpolation_row(clip: CLIP, test: Split, start: int, end: int, count: int) -> Row:
-    """The path between two test images."""
-    first, last = variation_row(clip, test, start, count), variation_row(clip, test, end, 1)
-    shares = torch.linspace(0, 1, count, device=first.embeds.device)
-    return first._replace(
-        title=f"{first.title}\nto {last.title}", caption="", embeds=slerp(first.embeds[0], last.embeds[0], shares)
-    )
+def path_row(start: Row, end: Tensor, name: str, share: float = 1.0) -> Row:
+    """Images along the sphere from the row's first embedding, by this share of the way, to `end` [embed_dim]."""
+    shares = torch.linspace(0, share, len(start.embeds), device=end.device)
+    return Row(f"{start.title}\n{name}", start.picture, "", slerp(start.embeds[0], end, shares))
 
 
-def direction_row(clip: CLIP, test: Split, index: int, texts: list[str], count: int) -> Row:
-    """The path from a test image along the difference of two texts. Raises InputError if they do not differ."""
-    low, high = clip.encode_text(texts)
-    if torch.equal(low, high):
+def direction_row(clip: CLIP, start: Row, low: str, high: str) -> Row:
+    """The path along the difference of two texts. Raises InputError if they do not differ."""
+    difference = clip.encode_text([high])[0] - clip.encode_text([low])[0]  # [embed_dim]
+    if not difference.any():
         raise InputError("--direction needs two texts that differ in what they say")
-    first = variation_row(clip, test, index, count)
-    shares = MAX_SHARE * torch.linspace(0, 1, count, device=low.device)
-    path = slerp(first.embeds[0], F.normalize(high - low, dim=0), shares)  # [count, embed_dim]
-    return first._replace(title=f"{first.title}\n{' to '.join(texts)}", caption="", embeds=path)
+    return path_row(start, F.normalize(difference, dim=0), f"{low} to {high}", MAX_SHARE)
+
+
+def slerp(start: Tensor, end: Tensor, shares: Tensor) -> Tensor:
+    """Spherical interpolation of two unit vectors [embed_dim] at `shares` [K] in 0..1 -> [K, embed_dim].
+
+    (Shoemake, 1985.) Opposite vectors have no shortest path on the sphere; then it is linear.
+    """
+    angle = torch.arccos((start @ end).clamp(-1, 1))
+    if angle.sin() < 1e-4:
+        return F.normalize(torch.lerp(start, end, shares[:, None]), dim=-1)
+    weights = torch.stack([((1 - shares) * angle).sin(), (shares * angle).sin()], dim=1) / angle.sin()  # [K, 2]
+    return weights @ torch.stack([start, end])

@@ -12,22 +12,23 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `python generation/train.py` works too, from any folder
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.utils import make_grid
 
 from clip import CLIP
 from evaluation.metrics import embed
-from generation.evaluate import agreement, generated_facts, zero_shot_digits
-from generation.features import Cached, encode_captions, precompute, sample_captions
+from generation.features import Cached, judge, precompute, sample_captions
 from generation.model import Generator
-from my_dataset import DATA_PATH, batch_indices, load_mnist
+from my_dataset import batch_indices, load_mnist
 from my_utils import InputError, device_name, exit_on_error, pick_device
 from training import distributed
 from training.ema import Ema
 from training.optim import warmup_cosine
 from training.run import Run
-from training.settings import option, parse_flags
+from training.settings import OnClipSettings, option, parse_flags
 from training.step import update
 
 AUTOENCODER_GRAD_CLIP, FLOW_GRAD_CLIP = 100.0, 1.0  # largest norm of the gradient
@@ -36,21 +37,12 @@ N_SHOWN = 9  # samples of each digit in TensorBoard
 
 
 @dataclass
-class GeneratorSettings:
-    clip: str = option("runs/best_model.pth", "the trained CLIP, which stays unchanged")
-    text_model: str | None = option(None, "the folder of its language model, if it moved", type=str)
+class GeneratorSettings(OnClipSettings):
     epochs: int = option(16, "passes over the images; the first third trains the autoencoder", low=3, high=10_000)
     batch_size: int = option(256, "images per step", low=2, high=60_000)
     lr: float = option(2e-3, "peak learning rate of AdamW", low=0, exclusive_min=True, high=100)
     ema_decay: float = option(0.999, "moving average of the flows' weights, per step", low=0, high=0.99999)
-    seed: int = option(0, "seed of weights, order and noise", low=0, high=2**31)
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    data_path: str = option(DATA_PATH, "folder of MNIST; downloaded if it is not there")
     runs_dir: str = option("runs/generator", "folder that gets a folder for this run")
-    run_name: str | None = option(None, "name of the run's folder; None: time and seed", type=str)
-    resume: str | None = option(
-        None, "resume an unfinished run, by its name or folder; without a name: the latest", type=str, const="latest"
-    )
 
     def validate(self, overrides: dict) -> None:
         """Raises InputError if the finished generator would replace its CLIP."""
@@ -69,60 +61,53 @@ def train(run: Run, settings: GeneratorSettings) -> None:
     # ---- the CLIP, and what it makes of the data ----
     device = pick_device(settings.device)
     clip = CLIP.load(settings.clip, device, settings.text_model).requires_grad_(False)
-    if run.saved is not None:
-        Generator.load(run.folder / "best_model.pth", clip)  # refuses another CLIP than the run's
     data, val = (precompute(clip, load_mnist(split, settings.data_path, device)) for split in ("train", "val"))
-    texts = encode_captions(clip)  # [sentences, embed_dim]
-    if settings.batch_size > len(data.images):
-        raise InputError(
-            f"--batch-size {settings.batch_size} is above the number of images, {len(data.images)}: lower it"
-        )
-    steps = len(data.images) // settings.batch_size  # per epoch
+    texts = clip.prompt_ensemble(clip.captions.sentences, paraphrases=1)  # [sentences, embed_dim]
+    size = len(data.images)
+    if settings.batch_size > size:
+        raise InputError(f"--batch-size {settings.batch_size} is above the number of images, {size}: lower it")
+    steps = size // settings.batch_size  # per epoch
     autoencoder_epochs = settings.epochs // 3
-    autoencoder_steps, flow_steps = autoencoder_epochs * steps, (settings.epochs - autoencoder_epochs) * steps
+    autoencoder_steps = autoencoder_epochs * steps
 
-    # ---- networks and optimizers ----
+    # ---- the networks, and AdamW, which leaves those alone that get no gradient ----
     generator = Generator(clip.arch["embed_dim"], clip.fingerprint()).to(device, memory_format=torch.channels_last)
-    generator.config = vars(settings).copy()
     ema = Ema(generator, settings.ema_decay)
-    autoencoder_adamw = adamw(settings.lr, generator.autoencoder)
-    flow_adamw = adamw(settings.lr, generator.decoder, generator.prior)
-    run.restore(generator=generator, ema=ema, autoencoder_adamw=autoencoder_adamw, flow_adamw=flow_adamw)
+    group = {"params": list(generator.parameters()), "lr": settings.lr, "peak_lr": settings.lr}
+    adamw = torch.optim.AdamW([group], weight_decay=0.01, betas=(0.9, 0.99), fused=True)
+    run.restore(belongs_to=clip.fingerprint(), generator=generator, ema=ema, adamw=adamw)
     print(f"{run.folder}: {sum(p.numel() for p in generator.parameters()):,} parameters on {device_name(device)}")
 
     # ---- training: the autoencoder, then the flows between noise and its latents ----
-    latents = None
+    latents, flow_steps = None, settings.epochs * steps - autoencoder_steps
     for epoch in run.epochs():
         is_autoencoder = epoch < autoencoder_epochs
         if not is_autoencoder and latents is None:
             latents = embed(generator.eval().autoencoder.encode, data.images)  # [N, latent_dim]
         generator.train()
-        batches = batch_indices(len(data.images), settings.batch_size, settings.seed, epoch, device)
+        batches = batch_indices(size, settings.batch_size, settings.seed, epoch, device)
         for rows in run.progress(batches, total=steps):
             generator.zero_grad()
             if is_autoencoder:
-                loss = generator.autoencoder.loss(data.images[rows])
-                loss.backward()
-                lr_factor = warmup_cosine(run.step, autoencoder_steps)
-                grad_norm = update([autoencoder_adamw], lr_factor, AUTOENCODER_GRAD_CLIP)
-                run.log({"autoencoder_loss": loss.detach(), "grad_norm": grad_norm})
+                losses = {"autoencoder_loss": generator.autoencoder.loss(data.images[rows])}
+                lr_factor, grad_clip = warmup_cosine(run.step, autoencoder_steps), AUTOENCODER_GRAD_CLIP
             else:
                 captions = texts[sample_captions(clip, data, rows)[0]]  # [B, embed_dim]
-                decoder_loss, prior_loss = generator.flow_losses(latents[rows], data.embeds[rows], captions)
-                (decoder_loss + prior_loss).backward()
-                lr_factor = warmup_cosine(run.step - autoencoder_steps, flow_steps)
-                grad_norm = update([flow_adamw], lr_factor, FLOW_GRAD_CLIP)
+                losses = generator.flow_losses(latents[rows], data.embeds[rows], captions)
+                lr_factor, grad_clip = warmup_cosine(run.step - autoencoder_steps, flow_steps), FLOW_GRAD_CLIP
+            sum(losses.values()).backward()
+            grad_norm = update([adamw], lr_factor, grad_clip)
+            if not is_autoencoder:
                 ema.update()
-                losses = {"decoder_loss": decoder_loss.detach(), "prior_loss": prior_loss.detach()}
-                run.log(losses | {"grad_norm": grad_norm})
+            run.log({name: loss.detach() for name, loss in losses.items()} | {"grad_norm": grad_norm})
 
         if is_autoencoder:
             run.end_epoch({}, generator)
-            picture = reconstruct(generator, val.images[:20])
+            run.writer.add_image("reconstructions", reconstruct(generator, val.images[:20]), run.step - 1)
         else:  # the last epoch is kept: a flow does not overfit in so few
-            score, picture = validate(ema.model, clip, val, texts)
+            score, samples = validate(ema.model, clip, val, texts)
             run.end_epoch({"val_agreement": score}, ema.model)
-        run.writer.add_image("reconstructions" if is_autoencoder else "samples", picture, run.step - 1)
+            run.writer.add_image("samples", samples, run.step - 1)
 
     # ---- the end ----
     best = Generator.load(run.folder / "best_model.pth", clip)
@@ -139,12 +124,6 @@ def train(run: Run, settings: GeneratorSettings) -> None:
 # ---- helpers ----
 
 
-def adamw(lr: float, *networks: nn.Module) -> torch.optim.AdamW:
-    parameters = [parameter for network in networks for parameter in network.parameters()]
-    group = {"params": parameters, "lr": lr, "peak_lr": lr}
-    return torch.optim.AdamW([group], weight_decay=0.01, betas=(0.9, 0.99), fused=True)
-
-
 @torch.no_grad()
 def reconstruct(generator: Generator, images: Tensor) -> Tensor:
     """Images [B, 1, 28, 28] above what the autoencoder makes of them, as one picture [3, H, W]."""
@@ -158,12 +137,12 @@ def validate(generator: Generator, clip: CLIP, val: Cached, texts: Tensor) -> tu
     generator.eval()
     torch.manual_seed(0)  # the same captions and noise after each epoch; the next epoch seeds anew
     places, ids = sample_captions(clip, val, torch.arange(N_VALIDATED, device=texts.device))
-    facts = generated_facts(generator.sample(texts[places]), zero_shot_digits(clip))  # [B, S]
-    score = agreement(facts, clip.captions.claims.to(ids.device)[ids]).float().mean().item()
-    of_digits = clip.captions.digit_ids.to(ids.device) * clip.captions.paraphrases  # [10], a sentence for each
-    return score, make_grid(generator.sample(texts[of_digits.repeat_interleave(N_SHOWN)]), nrow=N_SHOWN)
+    claims = clip.captions.claims.to(ids.device)[ids]  # [B, S]
+    score = judge(clip, generator.sample(texts[places]), claims).float().mean().item()
+    digits = clip.zero_shot_classifier().repeat_interleave(N_SHOWN, dim=0)  # [10 * N_SHOWN, embed_dim]
+    return score, make_grid(generator.sample(digits), nrow=N_SHOWN)
 
 
 if __name__ == "__main__":
     with exit_on_error(memory="start a new run with a lower --batch-size"):
-        sys.exit(main(sys.argv[1:]))
+        main(sys.argv[1:])

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from clip import TOWERS
 from data.fetch import TIMEOUT, obtain
-from image_encoder import ResidualBlock, halve
+from image_encoder import ResidualBlock, downsample
 from my_utils import InputError, read_file, short
 
 FILE = "free-spoken-digit-dataset-1.0.10.zip"
@@ -34,7 +34,7 @@ RATE = 8_000  # samples per second, as in FSDD; other rates are resampled
 WINDOW, HOP = 256, 128  # samples: 32 ms and 16 ms
 MELS, FRAMES = 40, 64  # bands up to 4 kHz, and one second of frames
 # Each band is a triangle over two of these equal steps, from 50 Hz on, on the mel scale log(1 + Hz / 700).
-MEL_EDGES = torch.linspace(math.log1p(50 / 700), math.log1p(RATE / 2 / 700), MELS + 2, dtype=torch.double)
+MEL_EDGES = (math.log1p(50 / 700), math.log1p(RATE / 2 / 700), MELS + 2)  # of torch.linspace
 QUIET = 1e-4  # share of the loudest frame's power below which the beginning and the end are cut off: -40 dB
 SILENCE = 1e-4  # largest amplitude, of 1, that counts as silence
 FLOOR = 1e-5  # share of the mean power that is added before the logarithm
@@ -53,10 +53,10 @@ class SpeechEncoder(nn.Module):
     def __init__(self, embed_dim: int, width: int = 16):
         super().__init__()
         self.stages = nn.Sequential(
-            *halve(1, width, kernel=5),  # [B, width, 20, 32]
-            *halve(width, 2 * width),  # [B, 2 * width, 10, 16]
+            *downsample(1, width, kernel=5),  # [B, width, 20, 32]
+            *downsample(width, 2 * width),  # [B, 2 * width, 10, 16]
             ResidualBlock(2 * width),
-            *halve(2 * width, 4 * width),  # [B, 4 * width, 5, 8]
+            *downsample(2 * width, 4 * width),  # [B, 4 * width, 5, 8]
             ResidualBlock(4 * width),
         )
         self.dropout = nn.Dropout(0.3)
@@ -104,8 +104,7 @@ def repair_sizes(wav: bytes) -> bytes:
         name, size = struct.unpack_from("<4sI", wav, place)
         if name == b"data":
             frame, samples = max(1, *struct.unpack_from("<H", form, 20)), wav[place + 8 :]
-            is_file_size_true = wav[4:8] == struct.pack("<I", len(wav) - 8)
-            if size >= 0x7FFFF000 or (size == 0 and not is_file_size_true):  # ffmpeg, sox, ... writing into a pipe
+            if size >= 0x7FFFF000 or (size == 0 and wav[4:8] != struct.pack("<I", len(wav) - 8)):  # from a pipe
                 size = len(samples) - len(samples) % frame
             if size > len(samples):
                 raise InputError(f"it is cut off, {len(samples):,} of {size:,} bytes are there: copy it again")
@@ -148,7 +147,8 @@ def to_waveform(samples: np.ndarray, rate: int) -> Tensor:
 def mel_bands() -> Tensor:
     """The weight of each frequency in each band: triangles of equal area, [MELS, WINDOW / 2 + 1]."""
     hertz = torch.linspace(0, RATE / 2, WINDOW // 2 + 1)
-    low, middle, high = (700 * torch.expm1(MEL_EDGES[i : MELS + i, None]) for i in range(3))  # [MELS, 1] each
+    edges = 700 * torch.expm1(torch.linspace(*MEL_EDGES, dtype=torch.double))  # hertz
+    low, middle, high = (edges[i : MELS + i, None] for i in range(3))  # [MELS, 1] each
     triangles = torch.minimum((hertz - low) / (middle - low), (high - hertz) / (high - middle)).clamp(min=0)
     return (triangles * 2 / (high - low)).float()
 
@@ -230,7 +230,7 @@ def augment(mels: Tensor) -> Tensor:
     size, device = len(mels), mels.device
     voice, speed, shift, tilt, bend = torch.rand(5, size, 1, 1, device=device) * 2 - 1  # [B, 1, 1] each
     # One resampling: frequencies scaled by `voice`; time scaled around the middle by `speed`, and moved by `shift`.
-    middles = MEL_EDGES[1:-1, None].to(device, mels.dtype)  # [40, 1], of the bands, on the mel scale
+    middles = torch.linspace(*MEL_EDGES, device=device)[1:-1, None]  # [40, 1], of the bands, on the mel scale
     scaled = torch.log1p(torch.expm1(middles) * torch.exp(VOICE * voice))  # [B, 40, 1]
     y = 2 * (scaled - middles[0]) / (middles[-1] - middles[0]) - 1
     x = torch.linspace(-1, 1, FRAMES, device=device) * torch.exp(SPEED * speed) + 2 * SHIFT * shift  # [B, 1, 64]

@@ -22,35 +22,25 @@ from clip import CLIP
 from evaluation.metrics import caption_accuracy, embed, embed_images
 from losses import LOSSES, contrastive_loss
 from modalities import speech, strokes
-from my_dataset import DATA_PATH, batch_indices, load_mnist
-from my_utils import InputError, device_name, exit_on_error, load_checkpoint, pick_device, seed_everything
+from my_dataset import batch_indices, load_mnist
+from my_utils import InputError, device_name, exit_on_error, pick_device
 from training import distributed
 from training.optim import make_optimizers, warmup_cosine
 from training.run import Run, locked
-from training.settings import option, parse_flags
+from training.settings import OnClipSettings, option, parse_flags
 from training.step import GRAD_CLIP, update
-
-N_IMAGES = 10_000  # training images that speech is paired with
 
 
 @dataclass
-class TowerSettings:
-    clip: str = option("runs/best_model.pth", "the trained CLIP; the tower is added to its file")
-    text_model: str | None = option(None, "the folder of its language model, if it moved", type=str)
+class TowerSettings(OnClipSettings):
     epochs: int = option(12, "passes over the recordings", low=1, high=10_000)
     batch_size: int = option(256, "recordings per step", low=2, high=60_000)
     lr: float = option(3e-3, "peak learning rate of AdamW", low=0, exclusive_min=True, high=100)
     shuffled: bool = option(False, "ablation: pair each recording with the image of another one")
-    seed: int = option(0, "seed of weights, order and augmentation", low=0, high=2**31)
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    data_path: str = option(DATA_PATH, "folder of the recordings and of MNIST; downloaded if they are not there")
     runs_dir: str = option("runs/strokes", "folder that gets a folder for this run")
-    run_name: str | None = option(None, "name of the run's folder; None: time and seed", type=str)
-    resume: str | None = option(None, "resume an unfinished run; without a name: the latest", type=str, const="latest")
 
     @property
-    def is_ablation(self) -> bool:
-        """Whether the file of the CLIP stays unchanged."""
+    def is_ablation(self) -> bool:  # the CLIP's file then stays unchanged
         return self.shuffled or getattr(self, "held_out", "official") != "official"
 
 
@@ -59,17 +49,14 @@ class SpeechSettings(TowerSettings):
     epochs: int = option(25, "passes over the recordings", low=1, high=10_000)
     batch_size: int = option(64, "recordings per step", low=2, high=60_000)
     runs_dir: str = option("runs/speech", "folder that gets a folder for this run")
-    held_out: str = option(
-        "official", "the test set: the official split; ablation: a speaker", choices=("official", *speech.SPEAKERS)
-    )
-
-
-# The pairs of a modality: the number of training recordings; a function of rows [B] that returns recordings, embeddings
-# of images [B, embed_dim] and ids [B], where pairs of equal ids match; recordings to test, and their digits [N].
+    held_out: str = option("official", "the official test split, or a speaker", choices=("official", *speech.SPEAKERS))
 
 
 def strokes_pairs(settings: TowerSettings, clip: CLIP, device: torch.device) -> tuple:
-    """Each recording with its own drawing. Tested on validation."""
+    """Each recording with its own drawing, tested on validation: size, sample, test recordings, test labels [N].
+
+    sample(rows [B]) returns recordings, embeddings of images [B, embed_dim] and ids [B], of which equal ones match.
+    """
     train, val = (strokes.load_pendigits(split, settings.data_path, device) for split in ("train", "val"))
 
     def sample(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -80,13 +67,13 @@ def strokes_pairs(settings: TowerSettings, clip: CLIP, device: torch.device) -> 
 
 
 def speech_pairs(settings: SpeechSettings, clip: CLIP, device: torch.device) -> tuple:
-    """Each recording with a training image of its digit: here the labels make the pairs."""
+    """The same: each recording with a training image of its digit, so that here the labels make the pairs."""
     sounds = speech.Sounds(*(x.to(device) for x in speech.load_fsdd(settings.data_path)))
     is_test = sounds.takes < speech.OFFICIAL_TEST
     if settings.held_out != "official":
         is_test = sounds.speakers == speech.SPEAKERS.index(settings.held_out)
-    images, digits = (x[:N_IMAGES] for x in load_mnist("train", settings.data_path, device))
-    embeds = embed_images(clip, images)  # [N_IMAGES, embed_dim]
+    images, digits = (x[:10_000] for x in load_mnist("train", settings.data_path, device))
+    embeds = embed_images(clip, images)  # [10000, embed_dim]
     of_digit = [embeds[digits == digit] for digit in range(10)]
     mels, labels = sounds.mels[~is_test], sounds.labels[~is_test]
 
@@ -108,33 +95,26 @@ def main(argv: list[str]) -> None:
     distributed.refuse("modalities/train.py")
     if not argv or argv[0] not in MODALITIES:
         raise InputError(f"name first {' or '.join(MODALITIES)}, as in python -m modalities.train strokes --help")
-    modality, about = argv[0], "Train a tower for a further modality on a trained CLIP."
-    settings, overrides = parse_flags(
-        MODALITIES[modality][0], argv[1:], f"python -m modalities.train {modality}", about
-    )
+    modality, kind = argv[0], MODALITIES[argv[0]][0]
+    settings, overrides = parse_flags(kind, argv[1:], f"python -m modalities.train {modality}", __doc__)
     with Run.open(settings, overrides, label=modality, program=["-m", "modalities.train", modality]) as run:
         train(run, run.settings, modality)
 
 
 def train(run: Run, settings: TowerSettings, modality: str) -> None:
-    # ---- the CLIP, the pairs, the tower ----
     _, make_pairs, temperature, metric = MODALITIES[modality]
     device, file = pick_device(settings.device), Path(settings.clip).resolve()  # (a link stays a link)
     clip = CLIP.load(file, device, settings.text_model).requires_grad_(False)
     if not settings.is_ablation and not os.access(file.parent, os.W_OK):
         raise InputError(f"{file.parent} cannot be written, but the tower is added to the CLIP there: name a copy")
     fingerprint, saved = clip.fingerprint(), run.folder / "best_model.pth"
-    other_clip = InputError(f"{file} holds another CLIP than {saved}, to which the tower belongs: name it with --clip")
-    if run.saved is not None and load_checkpoint(saved, "CLIP")["fingerprint"] != fingerprint:
-        raise other_clip
     size, sample, test, test_labels = make_pairs(settings, clip, device)
     if settings.batch_size > size:
         raise InputError(f"--batch-size {settings.batch_size} is above the {size:,} recordings: lower it")
     steps = size // settings.batch_size  # per epoch
-    seed_everything(settings.seed)  # (loading a CLIP has drawn random numbers)
     tower = clip.add_tower(modality)
     optimizers = make_optimizers(tower, settings.lr, muon_lr=0.0, muon_momentum=0.0)
-    run.restore(tower=tower, **optimizers)
+    run.restore(belongs_to=fingerprint, tower=tower, **optimizers)
     print(f"{run.folder}: {sum(p.numel() for p in tower.parameters()):,} parameters on {device_name(device)}")
 
     # ---- training: the last epoch is kept, whatever its accuracy ----
@@ -165,7 +145,7 @@ def train(run: Run, settings: TowerSettings, modality: str) -> None:
         with locked(file):
             target = CLIP.load(file, "cpu", settings.text_model)
             if target.fingerprint() != fingerprint:
-                raise other_clip
+                raise InputError(f"{file} has become another CLIP: name a copy of the old one with --clip")
             target.add_tower(modality).load_state_dict(tower.state_dict())
             target.metrics[modality] = metrics
             target.save(file)
@@ -176,4 +156,4 @@ def train(run: Run, settings: TowerSettings, modality: str) -> None:
 
 if __name__ == "__main__":
     with exit_on_error(memory="start a new run with a lower --batch-size"):
-        sys.exit(main(sys.argv[1:]))
+        main(sys.argv[1:])

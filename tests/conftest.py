@@ -9,9 +9,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import contextlib
 import io
 import json
-import subprocess
+import signal
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +21,7 @@ import train
 from data.mnist import download
 from my_dataset import DATA_PATH, Split, load_mnist
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # (in the background a shell has it ignored)
 ROOT = Path(__file__).resolve().parent.parent
 # A step takes two milliseconds; an epoch has 214 of them, with `small_mnist` 21.
 TINY = ["--captions", "digit", "--image-encoder", "fast", "--width", 4, "--embed-dim", 8, "--batch-size", 256]
@@ -39,28 +39,6 @@ def train_here(*flags) -> SimpleNamespace:
             if isinstance(code, str):  # a message
                 code = print(code, file=sys.stderr) or 1
     return SimpleNamespace(returncode=code, stdout=stdout.getvalue(), stderr=stderr.getvalue())
-
-
-def start_train(*flags, **options) -> subprocess.Popen:
-    """`python train.py ...` in a process of its own, as a user types it."""
-    command = [sys.executable, str(ROOT / "train.py"), *map(str, flags)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, **pipes | options)
-
-
-def run_train(*flags, **options) -> SimpleNamespace:
-    job = start_train(*flags, **options)
-    output, errors = job.communicate(timeout=300)
-    return SimpleNamespace(returncode=job.returncode, stdout=output, stderr=errors)
-
-
-def wait_for(condition, job: subprocess.Popen) -> None:
-    """Returns when the condition holds, while the job runs."""
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert job.poll() is None, job.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture(scope="session")

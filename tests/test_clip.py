@@ -96,37 +96,18 @@ def test_a_zero_shot_classifier_is_the_normalised_mean_of_its_paraphrases(model)
 
 
 @pytest.mark.parametrize("image_encoder", IMAGE_ENCODERS)
-@pytest.mark.parametrize("dtype", ["double", "bfloat16", "half"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_models_of_other_float_types_embed_and_are_saved(tmp_path, dtype, image_encoder):
     torch.manual_seed(0)
     model = CLIP(8, image_encoder, 2).eval()
     exact = model(digits(5), ["7", "two"])
-    model = getattr(model, dtype)()
-    model.save(tmp_path / "model.pth")
+    model.to(dtype).save(tmp_path / "model.pth")
     for coarse in (model, CLIP.load(tmp_path / "model.pth")):
-        output = coarse(digits(5), ["7", "two"])
-        torch.testing.assert_close(output.image_embeds.float(), exact.image_embeds, atol=0.03, rtol=0)
-        torch.testing.assert_close(output.text_embeds.float(), exact.text_embeds, atol=0.03, rtol=0)
-
-
-def test_the_fast_encoder_reads_the_middle_and_the_residual_one_all_of_an_image():
-    torch.manual_seed(0)
-    images, middle = digits(4), torch.zeros(28, 28, dtype=torch.bool)
-    middle[4:24, 4:24] = True
-    for name, reads_border in (("fast", False), ("residual", True)):
-        model = CLIP(8, name, 2).eval()
-        embeds = model.encode_image(images)
-        assert torch.equal(model.encode_image(images * middle), embeds) != reads_border
-        assert not torch.allclose(model.encode_image(images * ~middle), embeds)
+        for found, expected in zip(coarse(digits(5), ["7", "two"])[:2], exact[:2], strict=True):
+            torch.testing.assert_close(found.float(), expected, atol=0.03, rtol=0)
 
 
 # ---- texts ----
-
-
-def test_texts_are_words_and_numerals_one_or_many(model):
-    expected = model.encode_text(["seven"])
-    for text in ("7", "seven", " Seven\n", ["7"], ("seven",)):
-        assert torch.equal(model.encode_text(text), expected)
 
 
 def test_a_list_of_sentences_is_tokenized_once(model, monkeypatch):
@@ -146,7 +127,7 @@ def test_a_list_of_sentences_is_tokenized_once(model, monkeypatch):
 def test_a_caption_is_the_sum_of_its_words():
     torch.manual_seed(0)
     encoder = TextEncoder(8, ["a bold seven leaning to the right", "two"])
-    texts = ["bold 7", "two", "a bold, bold SEVEN leaning right"]
+    texts = ["bold 7", " Two\n", "a bold, bold SEVEN leaning right"]
     bold, seven, two, a, leaning, right = (
         encoder.table.weight[encoder.vocabulary[word]] for word in ("bold", "seven", "two", "a", "leaning", "right")
     )
@@ -157,42 +138,26 @@ def test_a_caption_is_the_sum_of_its_words():
     assert encoder.table.weight.grad[0].eq(0).all(), "padding learns nothing"
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (
-            "thikc 7",
-            "the word 'thikc' in 'thikc 7' is not in the vocabulary: did you mean 'thick'? It has 0 to 9 and zero",
-        ),
-        ("7.0", "the word '7.0' in '7.0' is not in the vocabulary: It has 0 to 9 and zero to nine, and 1"),
-        ("-7", "the word '-7'"),
-        ("the 7th", "the word '7th' in 'the 7th'"),
-        ("一个七", "the word '一个七'"),
-        ("x" * 9000, "the word 'xxxxx"),
-        ("", "the text '' has no word: name a digit, such as 'seven'"),
-        ("?!", "the text '?!' has no word"),
-        ("\ud800", r"the text '\ud800' has no word"),
-    ],
-    ids=lambda text: ascii(text)[:12],
-)
-def test_a_text_that_cannot_be_read_is_one_sentence_that_names_the_word(model, text, message):
-    with pytest.raises(InputError) as error:
-        model.encode_text(["seven", text])
-    assert str(error.value).startswith(message)
-    assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 400
-    str(error.value).encode()  # it can be printed
+def test_a_text_that_cannot_be_read_is_one_sentence_that_names_the_word(model):
+    for text, message in {
+        "thikc 7": r"the word 'thikc' in 'thikc 7' is not in the vocabulary: .*'thick'.* 0 to 9 and zero to nine",
+        "7.0": "the word '7.0' in '7.0' is not in the vocabulary",
+        "-7": "the word '-7'",
+        "the 7th": "the word '7th' in 'the 7th'",
+        "一个七": "the word '一个七'",
+        "x" * 9000: "the word 'xxxxx",
+        "": "the text '' has no word: name a digit, such as 'seven'",
+        "?!": r"the text '\?!' has no word",
+        "\ud800": r"the text '\\ud800' has no word",
+    }.items():
+        with pytest.raises(InputError, match=f"^{message}") as error:
+            model.encode_text(["seven", text])
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 400
+        str(error.value).encode()  # it can be printed
 
 
-def test_a_model_of_digit_captions_knows_the_digits_alone():
-    model = CLIP(embed_dim=8, width=2, captions="digit")
-    with pytest.raises(InputError, match=r"'a' in 'a seven' .*It has 0 to 9 and zero to nine \(model.arch\['text_opt"):
-        model.encode_text("a seven")
-
-
-@pytest.mark.parametrize(
-    "bad", [7, None, [], {"seven"}, ["seven", None], torch.tensor([7]), numpy.array(["7"])], ids=str
-)
+@pytest.mark.parametrize("bad", [7, [], {"seven"}, ["seven", None], torch.tensor([7]), numpy.array(["7"])], ids=str)
 def test_texts_that_are_no_strings_are_refused(model, bad):
     with pytest.raises(InputError, match="texts must be a string or a list of strings"):
         model.encode_text(bad)
@@ -207,7 +172,7 @@ def test_an_image_has_one_embedding_in_every_form(model, data_path, tmp_path):
     expected = model.encode_image(image)
     picture.save(tmp_path / "palette.gif")
     picture.quantize(256).save(tmp_path / "palette.png")
-    same = [image[0], image[:, None], image.numpy(), image.tolist()[:0] or image / 255, floats, floats.astype(">f4")]
+    same = [image[0], image[:, None], image.numpy(), image / 255, floats, floats.astype(">f4")]
     same += [picture, [picture], Image.open(tmp_path / "palette.gif"), Image.open(tmp_path / "palette.png")]
     same += [picture.convert(mode) for mode in ("RGB", "CMYK", "HSV")]
     for form in same:
@@ -227,17 +192,13 @@ def test_an_image_has_one_embedding_in_every_form(model, data_path, tmp_path):
         ("photo.png", "one array of uint8 or float pixels"),
         ([numpy.zeros((28, 28)), numpy.zeros((32, 32))], "one array of uint8 or float pixels"),
         (numpy.zeros((2, 28, 28), int), r"uint8 \(0..255\) or float \(0..1\), not torch.int64"),
-        (numpy.zeros((2, 28, 28), bool), "not torch.bool"),
         (numpy.zeros((2, 32, 32), numpy.uint8), "resize"),
-        (numpy.zeros((28, 28, 3), numpy.uint8), "resize"),
         (numpy.zeros(784, numpy.uint8), "resize"),
         (torch.ones(28, 28, dtype=torch.uint8), "multiply by 255"),
         (torch.full((2, 28, 28), 255.0), "divide by 255"),
         (torch.full((2, 28, 28), math.nan), r"\[0, 1\]"),
         (Image.new("RGBA", (28, 28)), "transparent"),
-        (Image.new("LA", (28, 28)), "transparent"),
         (Image.new("I;16", (28, 28)), "mode I;16 have more than 8 bits"),
-        (Image.new("F", (28, 28)), "mode F have more than 8 bits"),
     ],
 )
 def test_images_that_would_be_misread_are_refused(model, bad, message):
@@ -273,13 +234,6 @@ def test_a_file_alone_rebuilds_the_model(tmp_path, image_encoder):
     assert not again.training
 
 
-def test_the_vocabulary_is_that_of_training(change, model):
-    options = {"vocabulary": [*model.arch["text_options"]["vocabulary"][:-1], "wonderful"]}
-    again = CLIP.load(change(arch=model.arch | {"text_options": options}))
-    last = torch.tensor([[len(options["vocabulary"])]])
-    assert torch.equal(again.towers["text"].tokenize(["wonderful"]), last)
-
-
 def test_files_that_are_no_checkpoint_are_refused_in_one_sentence(path, tmp_path, model):
     whole = path.read_bytes()
     weights = model.towers["image"].projection.weight.detach().numpy().tobytes()
@@ -292,7 +246,7 @@ def test_files_that_are_no_checkpoint_are_refused_in_one_sentence(path, tmp_path
     torch.save(torch.ones(3), path)
     with pytest.raises(InputError, match="is not a checkpoint"):
         CLIP.load(path)
-    with pytest.raises(InputError, match="there is no file .*missing.pth: name the checkpoint of a CLIP"):
+    with pytest.raises(InputError, match=r"there is no file .*missing.pth: name the checkpoint of a CLIP"):
         CLIP.load(tmp_path / "missing.pth")
     with pytest.raises(InputError, match="is a folder"):
         CLIP.load(tmp_path)
@@ -302,16 +256,12 @@ def test_files_that_are_no_checkpoint_are_refused_in_one_sentence(path, tmp_path
     ("parts", "message"),
     [
         ({"format": "minist-clip-4"}, "was saved by another version of this program"),
-        ({"format": None}, "was saved by another version of this program"),
         ({"kind": "run"}, "is the checkpoint of a run, not of a CLIP: name another file"),
-        ({"kind": "generator"}, "is the checkpoint of a generator, not of a CLIP"),
         ({"config": None}, "another architecture"),
         ({"metrics": 3}, "another architecture"),
-        ({"arch": None}, "another architecture"),
         ({"arch": {"embed_dim": 8, "patch_size": 4}}, "another architecture"),
         ({"state_dict": [1]}, "another architecture"),
         ({"state_dict": {"logit_scale": torch.tensor(math.nan)}}, "holds numbers that are not finite: train again"),
-        ({"state_dict": {"logit_scale": torch.tensor(math.inf)}}, "holds numbers that are not finite: train again"),
     ],
     ids=str,
 )
@@ -321,26 +271,12 @@ def test_a_file_of_another_kind_or_content_is_one_sentence(change, parts, messag
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "arch",
-    [
-        {"width": 3},
-        {"embed_dim": 0},
-        {"width": "wide"},
-        {"text_encoder": "bert"},
-        {"captions": ["digit"]},
-        {"loss": "triplet"},
-        {"init_temperature": 0},
-        {"modalities": ["smell"]},
-        {"modalities": ["train.py"]},
-        {"unknown": True},
-        {1: 2},
-    ],
-    ids=str,
-)
-def test_a_file_of_a_model_that_cannot_be_built_is_refused(change, model, arch):
-    with pytest.raises(InputError, match="another architecture|there is no modality"):
-        CLIP.load(change(arch=model.arch | arch))
+def test_a_file_of_a_model_that_cannot_be_built_is_refused(change, model):
+    values = {"width": 3, "embed_dim": "wide", "text_encoder": "bert", "captions": ["digit"], "loss": "triplet"}
+    values |= {"init_temperature": 0, "modalities": ["smell"], "unknown": True, 1: 2}
+    for name, value in values.items():
+        with pytest.raises(InputError, match=r"another architecture|there is no modality"):
+            CLIP.load(change(arch=model.arch | {name: value}))
 
 
 def test_a_checkpoint_that_carries_code_is_not_run(tmp_path):

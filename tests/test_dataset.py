@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import torchvision
 
 import my_dataset
-from captions import DIGIT_WORDS, Labels, Texts, captions_for, digit_captions, multi_hot
+from captions import DIGIT_WORDS, Labels, Texts, captions_for, multi_hot
 from data import augment
 from data.mnist import MD5, download
 from image_encoder import PIXEL_MEAN, PIXEL_STD
@@ -74,33 +74,14 @@ def test_pixel_statistics_are_those_of_the_training_split(data_path):
 # ---- pairs (those with attributes: test_captions.py) ----
 
 
-def test_a_batch_is_images_with_texts_that_name_their_digits(data_path):
-    val, pairs = load_mnist("val", data_path), MNISTPairs("val", data_path, captions=captions_for("digit", "plus"))
-    originals = {image.numpy().tobytes(): label for image, label in zip(val.images, val.labels.tolist(), strict=True)}
-    named = "|".join([*DIGIT_WORDS, *map(str, range(10))])
-    batch = next(pairs.epoch(500))
-    shown = [originals[image.numpy().tobytes()] for image in (batch.images[:, 0] * 255).round().byte()]
-    assert digits_of(batch).tolist() == shown
-    for digit, text in zip(shown, batch.texts.strings(), strict=True):
-        assert re.findall(rf"\b({named})\b", text) in ([DIGIT_WORDS[digit]], [str(digit)])
-    positive, ignored = batch.labels.match()
-    assert torch.equal(positive, digits_of(batch)[:, None] == digits_of(batch))
-    assert not ignored.any()
-
-
-def test_a_batch_is_described_line_by_line(make_pairs):
-    pairs = make_pairs(torch.tensor([3, 3, 7] * 4), captions=digit_captions(("a photo of the digit {word}",)))
-    batch = next(pairs.epoch(10))
-    for i, line in enumerate(batch.describe()):
-        name = DIGIT_WORDS[digits_of(batch)[i]]
-        same = [j for j in range(10) if j != i and digits_of(batch)[j] == digits_of(batch)[i]]
-        others = ", ".join(map(str, same))
-        assert line == f"{i}: image of {name} <-> 'a photo of the digit {name}', true also of {others}"
-    facts = torch.stack([multi_hot("seven"), multi_hot("seven", "thin")])
-    texts = Texts(("seven", "a thin seven"), torch.tensor([0, 1]))
-    assert Batch(None, texts, Labels(facts, facts, torch.zeros_like(facts))).describe() == [
+def test_a_batch_is_described_line_by_line():
+    facts = torch.stack([multi_hot("seven"), multi_hot("seven", "thin"), multi_hot("noise", "no digit")])
+    texts = Texts(("seven", "a thin seven", "not a digit"), torch.tensor([0, 1, 2]))
+    claims = torch.stack([multi_hot("seven"), multi_hot("seven", "thin"), multi_hot("no digit")])
+    assert Batch(None, texts, Labels(facts, claims, torch.zeros_like(facts))).describe() == [
         "0: image of seven <-> 'seven', true also of 1",
         "1: image of seven, thin <-> 'a thin seven', true of no other",
+        "2: image of noise <-> 'not a digit', true of no other",
     ]
 
 
@@ -130,15 +111,6 @@ def test_batches_are_a_permutation_that_depends_on_seed_and_epoch(make_pairs):
         assert torch.equal(places(batch) % 10, digits_of(batch))
         assert batch.texts.strings() == [DIGIT_WORDS[digit] for digit in digits_of(batch)]
     assert torch.cat(list(batch_indices(100, 16, 0, 0, "cpu"))).tolist() == first
-
-
-def test_processes_share_a_batch(make_pairs):
-    pairs = make_pairs(torch.arange(100) % 10)
-    shares = [list(pairs.epoch(24, rank=rank, world_size=3)) for rank in range(3)]
-    for whole, *parts in zip(pairs.epoch(24), *shares, strict=True):
-        assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
-        assert [text for part in parts for text in part.texts.strings()] == whole.texts.strings()
-        assert torch.equal(torch.cat([part.labels.facts for part in parts]), whole.labels.facts)
 
 
 @pytest.mark.parametrize("captions", [DIGITS, None], ids=["digit", "attributes"])
@@ -176,18 +148,6 @@ def test_a_warp_without_change_is_the_identity(monkeypatch):
     torch.testing.assert_close(augment.random_warp(images)[:, 0], images / 255, atol=1e-5, rtol=0)
 
 
-def test_elastic_distortion_moves_neighbouring_pixels_alike_by_about_a_pixel(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, 0.5))  # no affine change
-    torch.manual_seed(0)
-    ramp = torch.arange(28, dtype=torch.uint8).expand(500, 28, 28) * 9  # a pixel's value is where it came from
-    moved = augment.random_warp(ramp, elastic=True)[:, 0] * 255 / 9 - torch.arange(28)  # pixels to the right
-    moved = moved[:, 4:-4, 4:-4]
-    assert 0.4 < moved.std() < 0.8
-    assert moved.abs().max() < 4
-    assert moved.diff(dim=2).std() < 0.15
-    assert moved.diff(dim=1).std() < 0.15
-
-
 def test_strokes_grow_and_shrink_by_less_than_a_pixel_on_each_side():
     torch.manual_seed(0)
     bar = torch.zeros(1000, 1, 28, 28)
@@ -204,11 +164,11 @@ def test_each_corruption_hits_its_share_of_the_images(monkeypatch):
     assert augment.bernoulli(torch.zeros(20_000, 1, 2, 2), 0.08).float().mean() == pytest.approx(0.08, abs=0.01)
     chosen, shares = iter(torch.eye(5, 6, dtype=torch.bool)), []  # the first image gets the first corruption, ...
 
-    def one_by_one(x, p):
+    def choose(x, p):
         shares.append(p)
         return next(chosen)[:, None, None, None]
 
-    monkeypatch.setattr(augment, "bernoulli", one_by_one)
+    monkeypatch.setattr(augment, "bernoulli", choose)
     x = F.avg_pool2d((torch.rand(6, 1, 30, 30) > 0.6).float(), 3, 1) * 0.9
     erased, blurred, paler, inverted, noisy, same = augment.random_corruption(x.clone())[:, 0]
     x = x[:, 0]
@@ -218,12 +178,10 @@ def test_each_corruption_hits_its_share_of_the_images(monkeypatch):
     assert 4 <= len(rows) == len(columns) <= 10, "a square"
     assert not erased[rows][:, columns].any()
     torch.testing.assert_close(blurred, F.avg_pool2d(F.avg_pool2d(x[1][None], 3, 1, 1), 3, 1, 1)[0])
-    factor = (paler - x[2].mean()) / (x[2] - x[2].mean())
-    assert 0.2 < factor.mean() < 1
-    torch.testing.assert_close(factor, factor.mean().expand(28, 28), atol=1e-2, rtol=0)
-    blend = ((inverted - x[3]) / (1 - 2 * x[3])).nanmedian()
-    assert 0 < blend < 1
-    torch.testing.assert_close(inverted, torch.lerp(x[3], 1 - x[3], blend))
+    assert 0.2 * x[2].std() < paler.std() < x[2].std()
+    contrast = ((inverted - 0.5) / (x[3] - 0.5)).nanmedian()
+    torch.testing.assert_close(inverted - 0.5, contrast * (x[3] - 0.5))
+    assert -1 < contrast < 1
     assert 0 < (noisy - x[4]).std() < 0.3
 
 

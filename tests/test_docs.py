@@ -1,45 +1,77 @@
+import contextlib
+import io
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
 
 from conftest import ROOT
+from training.settings import PRESETS, Settings, parse_flags
 
 READMES = ("README.md", "README.zh-CN.md")
-DOCUMENTS = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("*/README.md")) + sorted(
-    str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")
-)
+DOCUMENTS = (*READMES, "benchmarks/README.md", "runs/README.md", "inference_test/README.md")
+DOCUMENTS += tuple(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))
 
 
-def text_of(name: str) -> str:
+def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def without_code(text: str) -> str:
-    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+def blocks(text: str, language: str) -> list[str]:
+    """The code blocks of a language."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-def test_both_readmes_have_the_same_headings_in_two_languages():
+@pytest.mark.parametrize("readme", READMES)
+def test_the_python_examples_print_what_the_readme_says(readme, trained, data_path, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    shutil.copy(trained.checkpoint, tmp_path / "runs")
+    (tmp_path / "MINIST_CLIP").symlink_to(data_path)
+    monkeypatch.chdir(tmp_path)
+    _, *outputs = blocks(read(readme), "text")  # the first is that of a whole run
+    for code, output in zip(blocks(read(readme), "python"), outputs, strict=True):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(code, {})
+        assert printed.getvalue() == output
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_training_command_of_the_documents_parses(document):
+    text = read(document)
+    flags = re.findall(r"train\.py (--[^\n#`|]*)", text) + re.findall(r'make train ARGS="([^"]*)"', text)
+    for command in flags:
+        if "--help" not in command:
+            parse_flags(Settings, command.replace("--seed S", "--seed 0").split(), "train.py", "", PRESETS)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_file_module_and_make_target_that_a_document_names_exists(document):
+    text = read(document)
+    for target in re.findall(r"\]\((?!http|#)([^)#]+)", text):
+        assert ((ROOT / document).parent / target).exists(), target
+    for name in re.findall(r"`(\w+\.(?:py|ipynb))`", text):
+        assert any((folder / name).exists() for folder in (ROOT, (ROOT / document).parent)), name
+    for module in re.findall(r"python -m ((?:benchmarks|demo|generation|modalities)\.\w+)", text):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+    targets = re.search(r"\.PHONY: (.*)", read("Makefile"))[1].split()
+    for target in re.findall(r"^make (\w+)|`make (\w+)`", text, re.MULTILINE):
+        assert "".join(target) in targets
+
+
+def test_both_readmes_have_the_same_headings_and_outputs():
+    english, chinese = map(read, READMES)
+    for language in ("python", "text"):
+        assert blocks(english, language) == blocks(chinese, language)
     levels = [
-        [len(marks) for marks in re.findall(r"^(#+) ", without_code(text_of(name)), re.MULTILINE)] for name in READMES
+        re.findall(r"^(#+) ", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.M) for text in (english, chinese)
     ]
     assert levels[0] == levels[1]
-    assert len(levels[0]) > 3
 
 
-def test_both_readmes_have_the_same_code_but_for_comments():
-    english, chinese = (re.findall(r"```(?:python|bash|sh)\n(.*?)```", text_of(name), re.DOTALL) for name in READMES)
-    assert len(english) == len(chinese) > 0
-    for one, other in zip(english, chinese, strict=True):
-        assert re.sub(r"\s*#.*", "", one) == re.sub(r"\s*#.*", "", other)
-
-
-@pytest.mark.parametrize("document", [*READMES, *DOCUMENTS])
-def test_links_lead_to_files_and_headings_that_exist(document):
-    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(text_of(document))):
-        if not re.match(r"https?:|mailto:", target):
-            file, _, anchor = target.partition("#")
-            path = (ROOT / document).parent / file if file else ROOT / document
-            assert path.exists(), target
-            headings = re.findall(r"^#+ (.*)", path.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
-            anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
-            assert not anchor or anchor in anchors, target
+def test_tables_are_those_of_the_result_files():
+    command = [sys.executable, "-m", "benchmarks.tables", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -9,13 +9,14 @@ from scipy.io import wavfile
 
 import generate
 from attributes import combination_ids
-from captions import image_facts, multi_hot, parse_claims
+from captions import image_facts, multi_hot
 from clip import CLIP
 from conftest import first_tenth, tensors
+from evaluation.claims import parse_claims
 from generation import train as training
-from generation.evaluate import agreement, generated_facts
-from generation.features import precompute, sample_captions
-from generation.model import Flow, Generator, slerp
+from generation.features import agreement, generated_facts, precompute, sample_captions
+from generation.model import Flow, Generator
+from generation.rows import slerp
 from my_utils import InputError
 
 

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 
 from attributes import combination_ids, unseen_combinations
 from captions import (
-    DIGIT_WORDS,
     UNSAID,
     Labels,
     attribute_captions,
@@ -21,13 +20,9 @@ from clip import CLIP
 from conftest import freeze_statistics
 from losses import LOSSES, contrastive_loss, least_loss, sigmoid_bias
 from my_dataset import MNISTPairs
-from text_encoder import TextEncoder
 from training.step import TrainingStep
 
 ln = math.log
-# Rows are images, columns texts; the exponentials are small integers, so that the softmax can be done by hand.
-LOGITS = torch.tensor([[1.0, 1.0, 2.0], [4.0, 2.0, 2.0], [1.0, 1.0, 8.0]]).log()
-TWO_EQUAL = one_hot_labels(torch.tensor([3, 3, 7])).match()  # pairs 0 and 1 share a caption
 
 
 def value(name: str, logits: torch.Tensor, positive: torch.Tensor, ignored: torch.Tensor) -> torch.Tensor:
@@ -125,25 +120,14 @@ def test_a_fixed_batch_has_the_loss_and_the_gradients_that_it_had_before_the_red
 # ---- values, computed independently ----
 
 
-def test_infonce_by_hand():
-    # Images: 1/4, 2/8, 8/10 on the diagonal. Texts: column sums 6, 4, 12, so 1/6, 2/4, 8/12.
-    images = -(ln(1 / 4) + ln(2 / 8) + ln(8 / 10)) / 3
-    texts = -(ln(1 / 6) + ln(2 / 4) + ln(8 / 12)) / 3
-    assert value("infonce", LOGITS, *TWO_EQUAL).item() == pytest.approx((images + texts) / 2, abs=1e-6)
-
-
 def test_multi_positive_by_hand():
-    # Pairs 0 and 1: half of the target on each of the two.
+    # Rows are images, columns texts; pairs 0 and 1 share a caption: half of the target on each of the two.
+    logits = torch.tensor([[1.0, 1.0, 2.0], [4.0, 2.0, 2.0], [1.0, 1.0, 8.0]]).log()
+    positive, ignored = one_hot_labels(torch.tensor([3, 3, 7])).match()
     images = -((ln(1 / 4) + ln(1 / 4)) / 2 + (ln(4 / 8) + ln(2 / 8)) / 2 + ln(8 / 10)) / 3
     texts = -((ln(1 / 6) + ln(4 / 6)) / 2 + (ln(1 / 4) + ln(2 / 4)) / 2 + ln(8 / 12)) / 3
-    assert value("multi_positive", LOGITS, *TWO_EQUAL).item() == pytest.approx((images + texts) / 2, abs=1e-6)
-
-
-def test_sigmoid_by_hand():
-    # sigmoid(ln x) = x / (1 + x); a negative costs -ln(1 / (1 + x)). Positives: the upper left 2x2 and the corner.
-    positives = -sum(ln(x / (1 + x)) for x in (1, 1, 4, 2, 8))
-    negatives = sum(ln(1 + x) for x in (2, 2, 1, 1))
-    assert value("sigmoid", LOGITS, *TWO_EQUAL).item() == pytest.approx((positives + negatives) / 3, abs=1e-5)
+    assert value("multi_positive", logits, positive, ignored).item() == pytest.approx((images + texts) / 2, abs=1e-6)
+    assert least("multi_positive", positive) == pytest.approx(2 / 3 * ln(2)), "the entropy of the targets"
 
 
 @pytest.mark.parametrize("name", ["infonce", "multi_positive"])
@@ -186,34 +170,6 @@ def test_a_loss_is_its_formula_whatever_belongs_together(name):
         assert value(name, logits, positive, ignored).item() == pytest.approx((images + texts) / 2, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["multi_positive", "sigmoid"])
-def test_an_ignored_pair_has_no_part_in_the_loss_however_alike_it_is(name):
-    torch.manual_seed(0)
-    positive, ignored = random_matches(12)
-    logits = torch.randn(12, 12, requires_grad=True)
-    loss = value(name, logits, positive, ignored)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert not gradient[ignored].any()
-    assert gradient[~ignored].all()
-    alike = logits.detach().masked_fill(ignored, 1e4)
-    torch.testing.assert_close(value(name, alike, positive, ignored), loss.detach())
-
-
-def test_infonce_equals_multi_positive_if_equal_captions_have_one_embedding():
-    """The bag of words gives every "seven" the same vector: then the losses have the same value and gradients."""
-    torch.manual_seed(0)
-    digits = torch.randint(10, (64,))
-    encoder, images = TextEncoder(8, DIGIT_WORDS), F.normalize(torch.randn(64, 8), dim=1).requires_grad_()
-    logits = 14 * images @ F.normalize(encoder(encoder.tokenize(DIGIT_WORDS)[digits]), dim=1).T
-    one, other = (value(name, logits, *one_hot_labels(digits).match()) for name in ("infonce", "multi_positive"))
-    torch.testing.assert_close(one, other)
-    inputs = (images, encoder.table.weight)
-    for a, b in zip(
-        torch.autograd.grad(one, inputs, retain_graph=True), torch.autograd.grad(other, inputs), strict=True
-    ):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
-
-
 # ---- the lowest value ----
 
 
@@ -225,13 +181,6 @@ def test_the_lowest_value_is_reached_by_perfect_logits_and_never_passed(name):
     assert value(name, perfect, positive, ignored).item() == pytest.approx(least(name, positive), abs=1e-5)
     for scale in (0.1, 1, 10):
         assert value(name, scale * torch.randn(10, 10), positive, ignored) > least(name, positive)
-
-
-def test_the_lowest_value_of_multi_positive_is_the_entropy_of_its_targets():
-    assert least("multi_positive", torch.eye(10, dtype=torch.bool)) == 0
-    assert least("multi_positive", torch.ones(32, 32, dtype=torch.bool)) == pytest.approx(ln(32))
-    # Images with 2, 2 and 1 positives, texts with 2, 2 and 1.
-    assert least("multi_positive", TWO_EQUAL[0]) == pytest.approx(2 / 3 * ln(2))
 
 
 # ---- a training step ----
@@ -253,9 +202,8 @@ def gradients(model: CLIP) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_step_in_chunks_equals_the_plain_step(name, batch, monkeypatch):
+def test_a_step_in_chunks_equals_the_plain_step(name, batch):
     """GradCache: equal up to rounding if batch norm takes its running statistics, which are not those of a chunk."""
-    monkeypatch.setattr("training.step.GRAD_CLIP", 1e30)
     model = small_clip(name)
     freeze_statistics(model)
     plain = TrainingStep(model, [])(batch)
@@ -278,25 +226,14 @@ def test_a_step_in_chunks_counts_each_image_once_in_batch_norm(batch):
     assert all(norm.track_running_stats for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d))
 
 
-def test_steps_bring_the_kl_divergence_towards_zero(batch):
-    model = small_clip("multi_positive").train()
-    adamw = torch.optim.AdamW([{"params": model.parameters(), "peak_lr": 0.01}])
-    step = TrainingStep(model, [adamw])
-    divergences = [step(batch)["kl"].item() for _ in range(40)]
-    assert divergences[0] > divergences[-1] > 0
-    assert divergences[-1] < 0.5 * divergences[0]
-
-
 # ---- the sigmoid loss's bias ----
 
 
 def test_the_bias_gives_each_pair_the_probability_of_a_positive_in_the_batch():
-    def probability(positive: torch.Tensor, ignored: torch.Tensor) -> float:
-        return torch.tensor(sigmoid_bias(positive, ignored)).sigmoid().item()
-
-    assert probability(*one_hot_labels(torch.arange(10)).match()) == pytest.approx(1 / 10)
-    assert probability(*one_hot_labels(torch.tensor([0, 0, 0, 1])).match()) == pytest.approx((3 * 3 + 1) / 16)
-    assert probability(*one_hot_labels(torch.tensor([4, 4])).match()) == pytest.approx(1, abs=1e-4), "and it is finite"
     torch.manual_seed(0)
+    batches = {1 / 10: torch.arange(10), 10 / 16: torch.tensor([0, 0, 0, 1]), 1: torch.tensor([4, 4])}
+    batches = {rate: one_hot_labels(ids).match() for rate, ids in batches.items()}
     positive, ignored = random_matches(20)
-    assert probability(positive, ignored) == pytest.approx((positive.sum() / (~ignored).sum()).item())
+    batches[(positive.sum() / (~ignored).sum()).item()] = (positive, ignored)
+    for rate, matches in batches.items():
+        assert torch.tensor(sigmoid_bias(*matches)).sigmoid().item() == pytest.approx(rate, abs=1e-4)

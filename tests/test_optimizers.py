@@ -73,20 +73,6 @@ def test_a_step_has_the_learning_rate_as_its_spectral_norm_more_if_the_matrix_is
     assert 0.6 < torch.linalg.matrix_norm(p.detach().flatten(1), 2) / (0.1 * stretch) < 1.3
 
 
-def test_kernels_move_alike_in_both_memory_formats_and_stay_without_a_gradient():
-    torch.manual_seed(0)
-    value, gradients = torch.randn(8, 2, 3, 3), torch.randn(2, 8, 2, 3, 3)
-    one, other, without = (nn.Parameter(value.clone()) for _ in range(3))
-    other.data = other.data.to(memory_format=torch.channels_last)
-    muon = Muon([one, other, without], lr=0.1)
-    for gradient in gradients:
-        one.grad, other.grad = gradient, gradient.clone(memory_format=torch.channels_last)
-        muon.step()
-    torch.testing.assert_close(one, other)
-    assert not torch.equal(one, value)
-    assert torch.equal(without, value)
-
-
 def test_momentum_is_nesterovs_and_weight_decay_is_decoupled():
     p = nn.Parameter(torch.zeros(3, 3))
     muon = Muon([p], lr=1.0, momentum=0.5, iterations=0)  # without iterations a step is the update over its norm

@@ -15,6 +15,7 @@ the same bits as one that was not interrupted.
 import contextlib
 import json
 import os
+import random
 import shlex
 import sys
 import time
@@ -32,12 +33,12 @@ from tqdm import tqdm
 from my_utils import (
     TEMPORARY,
     InputError,
+    WrongKindError,
     atomic_write,
     clear_temporary,
     git_commit,
     load_checkpoint,
     save_checkpoint,
-    seed_everything,
     short,
 )
 from training import distributed
@@ -45,8 +46,8 @@ from training.settings import resumed_settings
 
 LOG_EVERY = 10  # steps between two points of a curve
 LOCK_NOTE, LOCK_TIMEOUT = 3, 60  # seconds until we say what we wait for, and until we give up
-STATE = ("epoch", "step", "seconds", "best", "history", "commit")  # of a run, in last.pth
-OWN_FILES = ("config.json", ".lock", "events.out.", TEMPORARY)  # beginnings of the names of what a run writes at first
+# What last.pth holds of a run.
+STATE = ("epoch", "step", "seconds", "best", "history", "commit", "belongs_to", "world_size")
 
 
 class Run:
@@ -64,38 +65,35 @@ class Run:
 
     @classmethod
     def open(cls, settings, overrides: dict, label: str, program: list[str]) -> "Run":
-        """The run of these settings, its folder locked. `label` becomes part of a new folder's name.
+        """A new run of these settings, or the unfinished run that they name. `label` becomes part of a new run's name.
 
-        Raises InputError if the name is taken, if there is nothing to resume, or if the folder cannot be made.
+        Use the settings of the returned run. Raises InputError if the name is taken or if there is nothing to resume.
         """
-        runs_dir = Path(settings.runs_dir)
+        runs_dir, is_main = Path(settings.runs_dir), distributed.rank() == 0
         if settings.resume is None:
             name = settings.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{label}_seed{settings.seed}"
             run = cls(runs_dir / distributed.broadcast(name), settings, program)  # the name may hold the time
-            if run.is_main:
-                run._make_folder()
+            if is_main:
+                run._refuse_taken_name()
         else:
-            folder = _find_unfinished(settings.resume, runs_dir) if distributed.rank() == 0 else None
+            folder = _find_unfinished(settings.resume, runs_dir) if is_main else None
             run = cls(distributed.broadcast(folder), settings, program)
-            if run.is_main:
+            if is_main:
                 run._take_lock()
             run.saved = load_checkpoint(run.folder / "last.pth", "run")
             run.settings = resumed_settings(type(settings), overrides, run.saved["settings"], run.folder)
-        seed_everything(run.settings.seed)
+        torch.manual_seed(run.settings.seed)
         return run
 
-    def _make_folder(self) -> None:
-        if os.path.lexists(self.folder) and not (self.folder.is_dir() and is_unsaved(self.folder)):
+    def _refuse_taken_name(self) -> None:
+        """A folder in which a run was killed before it saved anything may be taken again."""
+        if not os.path.lexists(self.folder):
+            return
+        is_unused = self.folder.is_dir() and all(p.name.startswith((".lock", TEMPORARY)) for p in self.folder.iterdir())
+        if not is_unused:
             can_resume = (self.folder / "last.pth").is_file() and not why_ended(self.folder)
             resume = f", or resume that run with {self.resume_command()}" if can_resume else ""
             raise InputError(f"{self.folder} is there already: choose another --run-name{resume}")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot make the folder {short(self.folder)}: {error.strerror or error}; choose another --runs-dir"
-            ) from None
-        self._take_lock()
 
     def _take_lock(self) -> None:
         self.lock = FileLock(self.folder / ".lock", timeout=0)
@@ -111,36 +109,51 @@ class Run:
             python += ["-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
         return shlex.join([*python, *self.program, "--resume", str(self.folder)])
 
-    def restore(self, **parts) -> None:
-        """What is trained, by name: model, optimizers, ... Brings them to where a resumed run was.
+    def restore(self, belongs_to: str = "", **parts) -> None:
+        """Make the folder of a new run, or bring what is trained, by name, to where a resumed run was.
 
-        Raises InputError if the saved state does not fit.
+        `belongs_to`: the fingerprint of the frozen model that the run builds on. Raises InputError if the saved state
+        does not fit, or if the folder cannot be made.
         """
-        self.parts = parts
+        self.parts, self.belongs_to, self.world_size = parts, belongs_to, distributed.world_size()
         if self.saved is not None:
-            path = self.folder / "last.pth"
+            self._load(self.saved)
+        elif self.is_main:
             try:
-                for name in STATE:
-                    setattr(self, name, self.saved[name])
-                for name, part in parts.items():
-                    part.load_state_dict(self.saved["parts"][name])
-            except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-                raise InputError(f"{path} fits another version of this program: {short(error)}") from None
-            if not self.commit.endswith(commit := git_commit()):  # resumed onto other code
-                self.commit += f" then {commit}"
-            self.saved = None
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = f"{error.strerror or error}; choose another --runs-dir"
+                raise InputError(f"cannot make the folder {short(self.folder)}: {reason}") from None
+            self._take_lock()
+            self._save()
         if self.is_main:
             clear_temporary(self.folder)
-            record = asdict(self.settings) | {"threads": torch.get_num_threads()}
-            self.write_json("config.json", record)
+            self.write_json("config.json", asdict(self.settings) | {"threads": torch.get_num_threads()})
             self.writer = SummaryWriter(self.folder, purge_step=self.step)  # drops what comes after
+
+    def _load(self, saved: dict) -> None:
+        path = self.folder / "last.pth"
+        if saved.get("belongs_to") != self.belongs_to:
+            raise InputError(f"{path} belongs to another CLIP or language model: name that one")
+        if saved.get("world_size") != self.world_size:
+            raise InputError(f"{path} was trained by {saved.get('world_size')} processes: resume it with as many")
+        try:
+            for name in STATE:
+                setattr(self, name, saved[name])
+            for name, part in self.parts.items():
+                part.load_state_dict(saved["parts"][name])
+        except (KeyError, RuntimeError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{path} fits another version of this program: {short(error)}") from None
+        if not self.commit.endswith(commit := git_commit()):  # resumed onto other code
+            self.commit += f" then {commit}"
 
     # ---- the loop ----
 
     def epochs(self) -> Iterator[int]:
         """The epochs that are left, counted from 0."""
         for epoch in range(self.epoch, self.settings.epochs):
-            torch.manual_seed((distributed.rank() << 40) + self.settings.seed * 100_003 + epoch)
+            # A seed of its own for each process, unlike that of the order, which is the same in all.
+            torch.manual_seed(random.Random(f"{self.settings.seed} {epoch} {distributed.rank()}").getrandbits(32))
             yield epoch
 
     def progress(self, batches: Iterable, total: int) -> Iterator:
@@ -158,6 +171,8 @@ class Run:
                 loss = next(iter(self.values[-1].values()))
                 if loss.device.type == "cpu" and bar.n % LOG_EVERY == 0:  # reading a value would wait for a GPU
                     bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                    if not loss.isfinite():
+                        break
         # [steps] for each column; reading it waits for the device.
         self.columns = {name: torch.stack([row[name] for row in self.values]).cpu() for name in self.values[0]}
         self._stop_if_not_finite()
@@ -234,19 +249,26 @@ class Run:
     def publish(self, kind: str, score: str) -> str:
         """Copy best_model.pth, a checkpoint of this kind, to the folder of all runs.
 
-        Returns a note about the model that it replaces. Raises InputError if another process keeps the file locked.
+        Returns a note about the model that it replaces. Raises InputError if the file there is of another kind, or if
+        another process keeps it locked.
         """
         best, target = self.folder / "best_model.pth", self.folder.parent / "best_model.pth"
         notes = []
         with locked(target):
-            with contextlib.suppress(InputError, KeyError, TypeError):  # another version's, or none
+            try:
                 new, old = (load_checkpoint(path, kind) for path in (best, target))
                 if towers := old["arch"].get("modalities"):
                     notes.append(f"had towers for {' and '.join(towers)}, train them anew")
-                reached, run = old["metrics"][score], old["metrics"]["run"]
-                if reached > new["metrics"][score]:
-                    back = shlex.join(["cp", str(target.parent / run / "best_model.pth"), str(target)])
+                earlier = target.parent / old["metrics"]["run"] / "best_model.pth"
+                reached = old["metrics"][score]
+                has_same_clip = old["arch"].get("fingerprint") == new["arch"].get("fingerprint")  # (of generators)
+                if reached > new["metrics"][score] and has_same_clip and earlier.is_file():
+                    back = shlex.join(["cp", str(earlier), str(target)])
                     notes.append(f"was better on validation ({reached:.2%}), to go back: {back}")
+            except WrongKindError:
+                raise
+            except (InputError, KeyError, TypeError):  # another version's, or none
+                pass
             atomic_write(target, best.read_bytes())
         return f"the replaced model {' and '.join(notes)}" if notes else ""
 
@@ -258,26 +280,14 @@ class Run:
         if self.writer is not None:
             self.writer.close()
         if self.lock is not None:
-            if self.writer is None:  # nothing was written: leave no empty folder
-                with contextlib.suppress(OSError):
-                    (self.folder / ".lock").unlink()
-                    self.folder.rmdir()
             self.lock.release()
         if kind is KeyboardInterrupt:
             if self.is_main:
-                is_saved = (self.folder / "last.pth").is_file()
-                advice = f"resume with: {self.resume_command()}" if is_saved else "no epoch was finished yet"
+                can_resume = (self.folder / "last.pth").is_file() and not why_ended(self.folder)
+                advice = f"resume with: {self.resume_command()}" if can_resume else "nothing is left to resume"
                 print(f"\ninterrupted; {advice}", file=sys.stderr)
             sys.exit(130)
         distributed.stop(after_error=kind is not None)
-
-
-def is_unsaved(folder: Path) -> bool:
-    """Whether the folder holds only what a run leaves that was killed in its first epoch: it can be used again."""
-    names = {path.name for path in folder.iterdir()}
-    if "config.json" in names:
-        names.discard("best_model.pth")  # written just before last.pth
-    return all(name.startswith(OWN_FILES) for name in names)
 
 
 def why_ended(folder: Path) -> str:
@@ -290,7 +300,7 @@ def why_ended(folder: Path) -> str:
 def _find_unfinished(resume: str, runs_dir: Path) -> Path:
     """The folder that --resume means."""
     if resume != "latest":
-        folder = next((f for f in (runs_dir / resume, Path(resume)) if (f / "last.pth").is_file()), None)
+        folder = next((f for f in (runs_dir / resume, Path(resume).resolve()) if (f / "last.pth").is_file()), None)
         if folder is None:
             raise InputError(
                 f"there is nothing to resume in {resume}: name a folder in {runs_dir.absolute()} that holds last.pth"

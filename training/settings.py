@@ -129,6 +129,21 @@ class Settings:
             raise InputError("batch norm needs two images at a time: change --chunk-size, so that none is left alone")
 
 
+@dataclass
+class OnClipSettings:
+    """The options of every script that trains a further part on a trained CLIP."""
+
+    clip: str = option("runs/best_model.pth", "the trained CLIP, whose image and text tower stay unchanged")
+    text_model: str | None = option(None, "the folder of its language model, if it moved", type=str)
+    seed: int = option(0, "seed of all random numbers", low=0, high=2**31)
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    data_path: str = option(DATA_PATH, "folder of the data; downloaded if they are not there")
+    run_name: str | None = option(None, "name of the run's folder; None: time and seed", type=str)
+    resume: str | None = option(
+        None, "resume an unfinished run, by its name or folder; without a name: the latest", type=str, const="latest"
+    )
+
+
 # What --preset changes; flags that are given win over it.
 PRESETS = {
     "default": {},
@@ -183,10 +198,10 @@ def parse_flags(kind: type, argv: list[str], prog: str, description: str, preset
             convert = functools.partial(_convert, one)
             parser.add_argument(flag(one.name), help=help, type=convert, metavar=type_.__name__.upper(), **const)
     overrides = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
+    if overrides.keys() & {"preset", "run_name"} and "resume" in overrides:
+        raise InputError("--resume takes the run's own settings and name: leave out --preset and --run-name")
     preset = overrides.pop("preset", "default")
     settings = kind(**(presets or {"default": {}})[preset] | overrides)
-    if settings.resume is not None and (preset != "default" or "run_name" in overrides):
-        raise InputError("--resume takes the run's own settings and name: leave out --preset and --run-name")
     if settings.resume is None and hasattr(settings, "validate"):
         settings.validate(overrides)
     if settings.run_name is not None:
