@@ -1,11 +1,12 @@
 """What an image looks like, measured: stroke thickness and slant, an `Attribute` each; and which combinations of digit
 and attributes are never trained.
 
-Both mean what Morpho-MNIST means by them (Castro et al., 2019, arXiv 1809.01965). An attribute has five grades, as
+The definitions follow Morpho-MNIST (Castro et al., 2019, arXiv 1809.01965). An attribute has five grades, as
 "very thin", "thin", "medium", "thick", "very thick": the sixths of the training images, the middle two taken together.
-The first two and the last two grades make a bin each: thin, medium and thick are the terciles.
+The first two grades are one bin, the last two another: thin, medium and thick are the terciles.
 """
 
+import functools
 import itertools
 import random
 from collections import Counter
@@ -164,6 +165,7 @@ def all_combinations() -> list[tuple[int, ...]]:
     return list(itertools.product(*map(range, COMBINATIONS)))
 
 
+@functools.cache  # so nobody may write into it
 def unseen_combinations(seed: int = 0) -> Tensor:
     """Which combinations are never trained, a fifth of them at random: bool, of shape COMBINATIONS.
 

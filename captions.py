@@ -130,8 +130,8 @@ def multi_hot(*names: str) -> Tensor:
 def match(facts: Tensor, claims: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
     """Which texts are true of which images: facts and unknown bool [B, S], claims [T, S] -> positive, ignored [B, T].
 
-    A text is true of an image if no claim lacks among the facts. It is ignored if each claim that lacks is unknown: it
-    could be true, but training never shows it.
+    Positive: all claims of the text are facts of the image. Ignored: every claim that is not a fact is unknown, so that
+    training never shows whether the text is true.
     """
     claims = claims.float().T  # [S, T]
     positive = (~facts).float() @ claims == 0
@@ -177,8 +177,8 @@ def image_facts(digits: Tensor, values: Tensor) -> Tensor:
 def unknown_labels(unseen: Tensor) -> Tensor:
     """Unseen combinations, bool of shape COMBINATIONS -> for each combination the labels unknown there, bool [C, S].
 
-    These differ from the combination in one attribute and lead to an unseen one. No training image can show them to be
-    true there, so none may teach that they are false.
+    These are the labels that would turn it into an unseen combination by a change of one attribute. No training image
+    can show them to be true there, so none may teach that they are false.
     """
     unknown = torch.zeros(*unseen.shape, len(LABELS), dtype=torch.bool)
     for place in unseen.nonzero().tolist():

@@ -241,7 +241,7 @@ class CLIP(nn.Module):
         device, checkpoint = pick_device(str(device)), load_checkpoint(path, "CLIP")
         try:
             options = dict(checkpoint["arch"]["text_options"])
-            if "text_model" in options:  # whatever the file says, only the caller may ask for a download
+            if "text_model" in options:  # never download because a file says so
                 options |= {"text_model": text_model or options["text_model"], "download": text_model is not None}
             elif text_model is not None:
                 raise InputError("it has no language model: leave out the text model")

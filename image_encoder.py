@@ -59,8 +59,8 @@ class ImageEncoder(nn.Module):
 class FastImageEncoder(nn.Module):
     """The same contract for seconds of training: one convolution, and one hidden layer on its whole map.
 
-    Four border pixels on each side are cut off, for MNIST's ink lies in the middle. The map is pooled before its norm,
-    which then has a quarter of the work.
+    Four border pixels on each side are cut off, because MNIST's ink lies in the middle. The map is pooled before its
+    norm, which then has a quarter of the work.
     """
 
     def __init__(self, embed_dim: int, width: int):

@@ -57,7 +57,7 @@ def contrastive_loss(loss: Callable, logits_per_image: Tensor, positive: Tensor,
     return (per_image.mean() + per_text.mean()) / 2
 
 
-def least_loss(loss: Callable, positive: Tensor) -> Tensor:
+def min_loss(loss: Callable, positive: Tensor) -> Tensor:
     """The lowest value that each row's loss can have [R]. positive [R, N].
 
     For `multi_positive` it is the entropy of the targets: n positives get 1/n each, at best, which costs ln n. The loss

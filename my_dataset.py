@@ -31,7 +31,7 @@ from data.outliers import Outliers, make_outliers
 
 DATA_PATH = "MINIST_CLIP"
 VAL_SIZE = 5_000
-SPLIT_SEED = 0  # of its own, whatever --seed says: every run selects on the same 5,000 images
+SPLIT_SEED = 0  # independent of --seed: every run selects on the same 5,000 images
 N_OUTLIERS = 2_000  # made anew for each epoch
 OUTLIER_EVERY = 12  # each twelfth pair of a batch shows an outlier
 OVERSAMPLE = 1.15  # images that are measured for each pair of a batch: a fifth lies in unseen combinations
@@ -165,8 +165,8 @@ class MNISTPairs(Dataset):
         outliers = self._outliers(order, seed, epoch)
         candidates = torch.cat([order, order])  # the last batch takes its spare candidates from the front
         for start in range(0, len(order) - batch_size + 1, batch_size):
-            own = candidates[start : start + round(OVERSAMPLE * batch_size)].tensor_split(world_size)[rank]
-            yield self._attribute_batch(own, share, outliers)
+            window = candidates[start : start + round(OVERSAMPLE * batch_size)]
+            yield self._attribute_batch(window.tensor_split(world_size)[rank], share, outliers)
 
     def _outliers(self, order: Tensor, seed: int, epoch: int) -> Outliers:
         """An epoch's outliers, made of digits in combinations that are trained."""
@@ -184,8 +184,8 @@ class MNISTPairs(Dataset):
         # Sorted and then taken from the front: counting the unseen ones would wait for a GPU. If too few are seen, an
         # outlier steps in.
         places = torch.arange(size, device=images.device)
-        rank = places - (places // OUTLIER_EVERY + 1)  # among the digits
-        chosen = unseen.int().argsort(stable=True)[rank.clamp(min=0)]  # [size]
+        digit_places = places - (places // OUTLIER_EVERY + 1)
+        chosen = unseen.int().argsort(stable=True)[digit_places.clamp(min=0)]  # [size]
         is_outlier = unseen[chosen] | (places % OUTLIER_EVERY == 0)
         which = torch.randint(len(outliers.images), (size,), device=images.device)
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from captions import DIGIT_WORDS, words_of
+from captions import words_of
 from my_utils import InputError, quote
 
 
 class TextEncoder(nn.Module):
     """Bag of words: rows that `tokenize` makes of texts, int64 [B, L] -> features [B, embed_dim], not normalised.
 
-    Its vocabulary are the words of `sentences`, or a given one; word order does not count.
+    Its vocabulary is the words of `sentences`, or a given one; word order does not count.
     """
 
     frozen_hash = ""  # it has no weights outside its state_dict
@@ -45,9 +45,8 @@ class TextEncoder(nn.Module):
         """What to do about an unknown word."""
         near = difflib.get_close_matches(word, self.vocabulary, n=1)
         instead = f"perhaps {quote(near[0])}; " if near else ""
-        words = [word for word in self.vocabulary if word not in DIGIT_WORDS]
-        known = "0 to 9 and zero to nine" + (f", and {len(words)} words such as thick and leaning" if words else "")
-        return f"{instead}it has {known} (model.arch['text_options']); --text-encoder plus reads any sentence"
+        some = ", ".join(list(self.vocabulary)[:10])
+        return f"{instead}it has {some} ... (model.arch['text_options']); --text-encoder plus reads any sentence"
 
     def forward(self, rows: Tensor) -> Tensor:
         return self.mlp(self.table(rows))  # [B, embed_dim]

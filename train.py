@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 2 train.py             data parallel, one process per GPU; they share --batch-size
 
 Writes runs/<run>/ (TensorBoard events, config.json, last.pth, best_model.pth, metrics.json) and, when the
-run has finished, runs/best_model.pth. The options stand in training/settings.py.
+run has finished, runs/best_model.pth. Options: training/settings.py.
 """
 
 import os

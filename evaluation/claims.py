@@ -1,7 +1,6 @@
 """From a sentence back to its claims, and from a description to a short caption: for pictures, scripts and the page."""
 
 import functools
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +19,7 @@ def _phrases() -> list[tuple[str, str]]:
     phrases = [(word, word) for word in DIGIT_WORDS] + [(phrase, "no digit") for phrase in NO_DIGIT]
     phrases += [(phrase, kind) for kind, own in OUTLIERS.items() for phrase in own]
     for attribute in ATTRIBUTES:
-        phrases += [(phrase, grade) for grade, own in attribute.words.items() for phrase in itertools.chain(*own)]
+        phrases += [(phrase, grade) for grade, own in attribute.words.items() for phrase in (grade, *own[0], *own[1])]
     phrases = [(f" {' '.join(words_of(phrase))} ", label) for phrase, label in phrases]
     return sorted(phrases, key=lambda phrase: -len(phrase[0]))
 

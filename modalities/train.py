@@ -112,6 +112,7 @@ def train(run: Run, settings: TowerSettings, modality: str) -> None:
     if settings.batch_size > size:
         raise InputError(f"--batch-size {settings.batch_size} is above the {size:,} recordings: lower it")
     steps = size // settings.batch_size  # per epoch
+    torch.manual_seed(settings.seed)  # loading a CLIP has drawn random numbers, as many as it has towers
     tower = clip.add_tower(modality)
     optimizers = make_optimizers(tower, settings.lr, muon_lr=0.0, muon_momentum=0.0)
     run.restore(belongs_to=fingerprint, tower=tower, **optimizers)

@@ -15,7 +15,7 @@ from attributes import ATTRIBUTES, combination_ids, unseen_combinations
 from captions import Labels, Texts, digit_facts, image_facts, sample_descriptions, unknown_labels
 from clip import CLIP
 from conftest import ROOT, TINY, freeze_statistics, tensors, train_here
-from losses import LOSSES, least_loss
+from losses import LOSSES, min_loss
 from my_dataset import Batch
 from my_utils import InputError
 from training import distributed
@@ -123,7 +123,10 @@ def train_two(folder: Path, *flags, **options) -> tuple[list[int], list[str]]:
     [
         (["--chunk-size", 64], "several processes go without --chunk-size: leave it out"),
         (["--batch-size", 257], "--batch-size 257 does not give each of 2 processes the same"),
-        (["--device", "cuda"], "device cuda:[01] is not on this machine: use --device cpu, or auto"),
+        (
+            ["--device", "cuda"],
+            "device cuda:[01] is not on this machine, or this PyTorch cannot use it: use --device cpu",
+        ),
     ],
 )
 def test_two_processes_refuse_what_they_cannot_do(flags, message, tmp_path, data_path):
@@ -249,7 +252,7 @@ def test_the_step_learns_and_returns_its_metrics(chunk_size):
     assert last["loss"] < first["loss"]
     assert last["temperature"] == pytest.approx(1 / model.logit_scale.exp().item())
     positive, _ = batch.labels.match()
-    least = (least_loss(model.loss_function, positive) + least_loss(model.loss_function, positive.T)).mean() / 2
+    least = (min_loss(model.loss_function, positive) + min_loss(model.loss_function, positive.T)).mean() / 2
     torch.testing.assert_close(last["loss"] - last["kl"], least)
     assert 0 < last["grad_norm"] < float("inf")
 

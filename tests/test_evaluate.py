@@ -84,7 +84,7 @@ def test_the_sections_agree_with_each_other(evaluated):
     mistakes = classification["most_confident_mistakes"]
     assert all(confusion[one["true"], one["predicted"]] and one["true"] != one["predicted"] for one in mistakes)
     assert [one["confidence"] for one in mistakes] == sorted((one["confidence"] for one in mistakes), reverse=True)
-    assert abs(retrieval["image_to_text"]["recall_at_1"] - classification["accuracy"]) < 0.05
+    assert abs(retrieval["image_to_text"]["recall_at_1"] - classification["accuracy"]) < 0.1
     assert calibration["fitted"]["cross_entropy"] < calibration["learned"]["cross_entropy"]
     assert sum(calibration["learned"]["bins"]["count"]) == classification["images"] == 10_000
     assert all(robustness["clean"] > one["accuracies"][-1] for one in robustness["corruptions"].values())

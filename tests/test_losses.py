@@ -18,7 +18,7 @@ from captions import (
 )
 from clip import CLIP
 from conftest import freeze_statistics
-from losses import LOSSES, contrastive_loss, least_loss, sigmoid_bias
+from losses import LOSSES, contrastive_loss, min_loss, sigmoid_bias
 from my_dataset import MNISTPairs
 from training.step import TrainingStep
 
@@ -31,7 +31,7 @@ def value(name: str, logits: torch.Tensor, positive: torch.Tensor, ignored: torc
 
 def least(name: str, positive: torch.Tensor) -> float:
     """The lowest value that the loss can have on a batch."""
-    return sum(least_loss(LOSSES[name], side).mean().item() for side in (positive, positive.T)) / 2
+    return sum(min_loss(LOSSES[name], side).mean().item() for side in (positive, positive.T)) / 2
 
 
 def random_matches(size: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -35,11 +35,11 @@ def test_flags_become_settings_of_their_type():
 
 WRONG = {
     "whole number from 1 to 100000": ("--epochs 0", "--epochs -3", "--epochs 1.5", "--epochs many"),
-    "'9+... is not a finite whole number": ("--epochs " + "9" * 400,),
+    "'9+... is not a whole number": ("--epochs " + "9" * 400,),
     "whole number from 2": ("--batch-size 1", "--chunk-size 1", "--embed-dim 0"),
     "whole number from 1 to 256": ("--width 0", "--width 1024"),
     "whole number from 0 to 2147483648": ("--seed -1", "--unseen-seed -1"),
-    "finite number above 0 to 100": ("--lr 0", "--lr nan", "--lr inf", "--lr 1e300"),
+    "is not a number above 0 to 100": ("--lr 0", "--lr nan", "--lr inf", "--lr 1e300"),
     "number from 0 to 100": ("--muon-lr -1",),
     "number from 0 to 0.999": ("--muon-momentum 1", "--ema-decay 1"),
     "number from 0.01": ("--init-temperature 0",),

@@ -205,7 +205,7 @@ def test_an_interrupted_run_ends_with_the_same_bits_and_needs_its_own_clip(clip_
             train_strokes(clip_file, "--run-name", "parts")
     own = clip_file.read_bytes()
     save_clip(clip_file, seed=1)
-    with pytest.raises(InputError, match=r"clip.pth holds another CLIP .* name it with --clip"):
+    with pytest.raises(InputError, match=r"last.pth belongs to another CLIP or language model: name that one"):
         train_strokes(clip_file, "--resume", str(runs / "parts"))
     clip_file.write_bytes(own)
     train_strokes(clip_file, "--resume", str(runs / "parts"))
@@ -216,7 +216,7 @@ def test_an_interrupted_run_ends_with_the_same_bits_and_needs_its_own_clip(clip_
 def test_a_clip_that_is_replaced_during_training_stays_unchanged(clip_file, recordings, monkeypatch):
     own, finish = clip_file.read_bytes(), Run.end_epoch
     monkeypatch.setattr(Run, "end_epoch", lambda *args: (save_clip(clip_file, seed=1), finish(*args)))
-    with pytest.raises(InputError, match="holds another CLIP"):
+    with pytest.raises(InputError, match=r"clip\.pth has become another CLIP"):
         train_strokes(clip_file, "--run-name", "run")
     assert "strokes" not in CLIP.load(clip_file).towers
     clip_file.write_bytes(own)

@@ -157,10 +157,7 @@ class Run:
             yield epoch
 
     def progress(self, batches: Iterable, total: int) -> Iterator:
-        """The batches of an epoch, under a progress bar and the clock.
-
-        Ends the program if a logged value is not finite.
-        """
+        """The batches of an epoch, timed, under a progress bar. Exits if a logged value is not finite."""
         self.values: list[dict] = []
         started = time.perf_counter()
         hidden = None if self.is_main else True
@@ -234,7 +231,7 @@ class Run:
         )
         if self.is_main:
             atomic_write(self.folder / "diverged.txt", (message + "\n").encode())
-        distributed.broadcast(None)  # whichever process ends first, torchrun ends the others
+        distributed.broadcast(None)  # the first process writes the file before any of them exits
         sys.exit(f"error: {message}" if self.is_main else 1)
 
     # ---- the end ----
@@ -276,7 +273,7 @@ class Run:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
-        """On Ctrl-C, say how to resume."""
+        """Close and unlock the folder; after Ctrl-C, say how to resume, and exit."""
         if self.writer is not None:
             self.writer.close()
         if self.lock is not None:
@@ -284,7 +281,7 @@ class Run:
         if kind is KeyboardInterrupt:
             if self.is_main:
                 can_resume = (self.folder / "last.pth").is_file() and not why_ended(self.folder)
-                advice = f"resume with: {self.resume_command()}" if can_resume else "nothing is left to resume"
+                advice = f"resume with: {self.resume_command()}" if can_resume else "there is nothing to resume"
                 print(f"\ninterrupted; {advice}", file=sys.stderr)
             sys.exit(130)
         distributed.stop(after_error=kind is not None)

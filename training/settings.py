@@ -101,7 +101,7 @@ class Settings:
         return self.augment if epoch + PLAIN_EPOCHS < self.epochs else "none"
 
     def validate(self, overrides: dict) -> None:
-        """Raises InputError for flags that contradict each other, or have no effect beside each other."""
+        """Raises InputError for flags that contradict each other or have no effect."""
         if self.text_encoder != "plus" and overrides.keys() & {"freeze_text", "text_model"}:
             raise InputError("--text-model and --freeze-text are for sentences: add --text-encoder plus")
         if "muon_momentum" in overrides and not self.muon_lr:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from captions import Labels
 from clip import CLIP
-from losses import contrastive_loss, least_loss
+from losses import contrastive_loss, min_loss
 from my_dataset import Batch
 from training import distributed
 from training.ema import Ema
@@ -25,7 +25,8 @@ GRAD_CLIP = 5.0  # largest norm of the gradient
 class TrainingStep:
     """`step(batch, lr_factor)` trains `model` by one batch and returns its metrics, scalars on the device.
 
-    These are loss, kl (the loss above its lowest value, for multi_positive), grad_norm and temperature.
+    They are loss, kl (the loss minus its minimum; equal to the loss unless that is multi_positive), grad_norm and
+    temperature.
     `optimizers` have a "peak_lr" in each group, which `lr_factor` scales. `bf16` runs the towers in it.
     `chunk_size` images go through the CNN at a time; None: the whole batch. `ema` follows the weights.
     """
@@ -69,8 +70,8 @@ class TrainingStep:
         positive, ignored = labels.match()  # [B, B]
         loss = contrastive_loss(self.model.loss_function, output.logits_per_image, positive, ignored)
         loss.backward()
-        least = [least_loss(self.model.loss_function, matrix).mean() for matrix in (positive, positive.T)]
-        return loss.detach(), loss.detach() - sum(least) / 2
+        minimum = [min_loss(self.model.loss_function, matrix).mean() for matrix in (positive, positive.T)]
+        return loss.detach(), loss.detach() - sum(minimum) / 2
 
     def gradcache(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Equal to `forward_backward`, up to rounding, if the image tower treats each image by itself. Batch norm in
@@ -86,7 +87,7 @@ class TrainingStep:
 
         # Some rows of the [B, B] logits at a time, in both directions; with as many logits as a batch of chunk_size
         # has, but no fewer than 32 rows, for each part also moves all B embeddings' gradients.
-        size, loss, least = len(images), 0.0, 0.0
+        size, loss, minimum = len(images), 0.0, 0.0
         for rows in torch.arange(size, device=images.device).split(max(32, self.chunk_size**2 // size)):
             sides = (
                 (model.compare(images[rows], texts).logits_per_image, *labels.match(images=rows)),
@@ -95,7 +96,7 @@ class TrainingStep:
             part = sum(model.loss_function(*side, rows).sum() for side in sides) / (2 * size)
             part.backward()
             loss = loss + part.detach()
-            least = least + sum(least_loss(model.loss_function, side[1]).sum() for side in sides) / (2 * size)
+            minimum = minimum + sum(min_loss(model.loss_function, side[1]).sum() for side in sides) / (2 * size)
 
         # Backward stands outside of autocast, as in a plain step: what ran in float32 forwards does so backwards.
         for chunk, gradient in zip(chunks, images.grad.split(self.chunk_size), strict=True):
@@ -103,7 +104,7 @@ class TrainingStep:
                 embeds = model.encode_image(chunk)
             embeds.backward(gradient)
         text_embeds.backward(texts.grad)
-        return loss, loss - least
+        return loss, loss - minimum
 
 
 def update(optimizers: list[torch.optim.Optimizer], lr_factor: float, max_norm: float) -> Tensor:
