@@ -164,7 +164,7 @@ def attribute_sheet(model: CLIP, split: Split, features: Tensor, digit: int = 7)
     columns = ["\n".join(names) for names in itertools.product(*(attribute.bins for attribute in ATTRIBUTES[1:]))]
     marks = [f"\n({NEVER})" * is_unseen for is_unseen in model.unseen[digit].flatten().tolist()]
     lines = zip(columns * BINS, values[best], marks, strict=True)
-    notes = [f"{name}\n{format_values(measured).replace(', ', chr(10))}{mark}" for name, measured, mark in lines]
+    notes = [f"{name}\n{format_values(measured)}{mark}" for name, measured, mark in lines]
     parts = [slice(i, i + len(columns)) for i in range(0, size, len(columns))]
     pairs = zip(ATTRIBUTES[0].bins, parts, strict=True)
     rows = [(name, None, split.images[best[part]], notes[part], is_true[part]) for name, part in pairs]
