@@ -34,7 +34,13 @@ OOD_IMAGES = MAP_IMAGES = 1_000  # of each made set of images of no digit; on th
 
 
 def main(argv: list[str]) -> None:
-    args, started = parse_flags(argv), time.perf_counter()
+    parser, started = ArgumentParser(prog="evaluate.py", description=__doc__.split("\n")[0]), time.perf_counter()
+    parser.add_argument("checkpoint", nargs="?", default="runs/best_model.pth", help="the model's file")
+    parser.add_argument("--data-path", default=DATA_PATH, help="folder of MNIST; downloaded if it is not there")
+    parser.add_argument("--text-model", help="the language model's folder, if it has moved")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--pictures", default="inference_test", metavar="DIR", help="folder of the pictures")
+    args = parser.parse_args(argv)
 
     # ---- the model; and whether the results can be written, before the long work ----
     device = pick_device(args.device)
@@ -58,13 +64,19 @@ def main(argv: list[str]) -> None:
     # ---- measure ----
     print("measuring and drawing ...", flush=True)
     results = {
-        "about": origin(argv, model, device),
+        "about": {
+            "command": shlex.join(["python", "evaluate.py", *argv]),
+            "images": {"probes": PROBE_IMAGES, "corrupted": CORRUPTED_IMAGES},
+            "device": device_name(device),
+            "torch_version": str(torch.__version__),
+            "commit": git_commit(),
+            "trained_at_commit": model.metrics.get("commit"),
+            "date": f"{date.today()}",
+        },
         "classification": sections.classification(similarity["test"], test.labels, temperature),
         "retrieval": sections.retrieval(model, features["test"], captions, test.labels),
         "probes": sections.probes(features["train"], train.labels, features["test"], test.labels),
-        "calibration": sections.calibration(
-            similarity["val"], val.labels, similarity["test"], test.labels, temperature
-        ),
+        "calibration": sections.calibration(similarity, val.labels, test.labels, temperature),
         "geometry": sections.geometry(features["test"], captions, test.labels),
         "robustness": evaluate_robustness(model, captions, few),
         "uci_digits": accuracy_with_ci(uci_predicted, uci.labels),
@@ -83,36 +95,12 @@ def main(argv: list[str]) -> None:
         "corruptions": pictures.corruption_examples(model, captions, few),
         "ood": pictures.ood_histograms(model, ood_features),
         "uci_digits": pictures.prediction_grid(uci.images[:20], uci.labels[:20], uci_predicted[:20], "UCI digits"),
-        "mistakes": pictures.mistakes(test, results["classification"]["most_confident_mistakes"]),
     }
     for name, figure in figures.items():
         pictures.save_figure(figure, folder / f"evaluation_{name}.png")
     atomic_write(json_path, (json.dumps(results, indent=2) + "\n").encode())
     print_table(results)
     print(f"\n{time.perf_counter() - started:.0f} s; written: {json_path} and {folder}/evaluation_*.png")
-
-
-def origin(argv: list[str], model: CLIP, device: torch.device) -> dict:
-    """What the results depend on."""
-    return {
-        "command": shlex.join(["python", "evaluate.py", *argv]),
-        "images": {"probes": PROBE_IMAGES, "corrupted": CORRUPTED_IMAGES},
-        "device": device_name(device),
-        "torch_version": str(torch.__version__),
-        "commit": git_commit(),
-        "trained_at_commit": model.metrics.get("commit"),
-        "date": f"{date.today()}",
-    }
-
-
-def parse_flags(argv: list[str]):
-    parser = ArgumentParser(prog="evaluate.py", description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", nargs="?", default="runs/best_model.pth", help="the model's file")
-    parser.add_argument("--data-path", default=DATA_PATH, help="folder of MNIST; downloaded if it is not there")
-    parser.add_argument("--text-model", help="the language model's folder, if it has moved")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--pictures", default="inference_test", metavar="DIR", help="folder of the pictures")
-    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

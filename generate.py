@@ -24,7 +24,7 @@ from evaluation.claims import format_values, parse_claims
 from evaluation.pictures import check_writable, ranked_images, save_figure
 from generation.features import judge
 from generation.model import Generator
-from generation.rows import direction_row, image_row, path_row, recording_row, text_row
+from generation.rows import Row, direction_row, image_row, path_row, recording_row
 from my_dataset import load_mnist
 from my_utils import ArgumentParser, InputError, exit_on_error, number, pick_device, text
 from training.settings import add_model_flags
@@ -53,7 +53,7 @@ def read_flags(argv: list[str]) -> Namespace:
     is_path = args.start is not None or args.end is not None
     if sum(map(bool, (args.texts, args.image is not None, is_path, args.speech, args.strokes))) != 1:
         raise InputError("say what to generate: texts, an image, --from and --to, or a file; only one of these")
-    if is_path and (args.start is None or args.end is None):
+    if (args.start is None) != (args.end is None):
         raise InputError("an interpolation has two ends: give both --from N and --to M")
     if args.direction and args.image is None:
         raise InputError("--direction moves an image: give --image N too")
@@ -73,22 +73,21 @@ def main(argv: list[str]) -> None:
     check_writable(Path(args.pictures))
 
     # ---- what to generate ----
-    is_image, is_path = args.image is not None or args.start is not None, args.direction or args.end is not None
+    is_image, is_path = args.image is not None or args.start is not None, args.direction or args.start is not None
+    test = load_mnist("test", args.data_path) if is_image else None
     if args.texts:
-        name, rows = "texts", [text_row(clip, one, count) for one in args.texts]
-    elif not is_image:
+        rows, name = [Row(one, None, one, clip.encode_text([one]).expand(count, -1)) for one in args.texts], "texts"
+    elif args.speech or args.strokes:
         name = "speech" if args.speech else "strokes"
         rows = [recording_row(clip, name, args.speech or args.strokes, count)]
+    elif args.image is None:
+        first, last = image_row(clip, test, args.start, count), image_row(clip, test, args.end, 1)
+        rows, name = [path_row(first, last.embeds[0], f"to {last.title}")], f"path_{args.start}_to_{args.end}"
+    elif args.direction:
+        row = image_row(clip, test, args.image, count)
+        rows, name = [direction_row(clip, row, *args.direction)], f"direction_{args.image}"
     else:
-        test = load_mnist("test", args.data_path)
-        row = image_row(clip, test, args.start if args.image is None else args.image, count)
-        if args.direction:
-            name, rows = f"direction_{args.image}", [direction_row(clip, row, *args.direction)]
-        elif is_path:
-            last, name = image_row(clip, test, args.end, 1), f"path_{args.start}_to_{args.end}"
-            rows = [path_row(row, last.embeds[0], f"to {last.title}")]
-        else:
-            name, rows = f"variations_{args.image}", [row]
+        rows, name = [image_row(clip, test, args.image, count)], f"variations_{args.image}"
 
     # ---- images: of a path all from the same noise, so that only the embedding differs ----
     noise, images = torch.Generator(device).manual_seed(args.seed), []
@@ -112,8 +111,8 @@ def main(argv: list[str]) -> None:
             print(f"{report}: {sum(is_right)} of {count} are {format_labels(said)}")
         elif row.caption:
             print(f"{report}: not judged: it negates, or names no digit or attribute in the words of captions.py")
+    print("drawing the sheet ...", flush=True)
     path = Path(args.pictures) / f"generated_{name}.png"
-    print(f"drawing the sheet of {len(images)} image{'s' * (len(images) > 1)} ...", flush=True)
     save_figure(ranked_images(sheet, "generated images"), path)
     print(f"{len(images)} image{'s' * (len(images) > 1)} in {path}")
     print("(the CLIP itself says which digit an image shows; attributes are measured)")

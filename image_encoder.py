@@ -9,13 +9,13 @@ PIXEL_MEAN, PIXEL_STD = 0.1307, 0.3081
 
 
 class ResidualBlock(nn.Module):
-    """3x3 convolutions around a skip connection (He et al., 2016, arXiv 1512.03385)."""
+    """Convolutions of width 3 around a skip connection (He et al., 2016, arXiv 1512.03385)."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, conv: type = nn.Conv2d, norm: type = nn.BatchNorm2d):
         super().__init__()
         layers = []
         for _ in range(2):
-            layers += [nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+            layers += [conv(channels, channels, 3, padding=1, bias=False), norm(channels), nn.ReLU()]
         self.branch = nn.Sequential(*layers[:-1])  # the last ReLU comes after the sum
 
     def forward(self, x: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from transformers.utils import logging
 from my_utils import InputError, is_valid_unicode, quote, short
 
 TEXT_MODEL = "albert-base-v2"
+FILES = "config.json, tokenizer.json and model.safetensors"  # of a language model
 MAX_TOKENS = 64  # a longer sentence is cut
 POOLED: dict[tuple[str, str], Tensor] = {}  # (hash of a frozen model, sentence) -> [width], once per process
 HUB_TIMEOUT = 10  # seconds
@@ -46,7 +47,6 @@ class TextEncoderPlus(nn.Module):
     ):
         super().__init__()
         self.tokenizer, language_model = load_language_model(text_model, download or text_model == TEXT_MODEL)
-        self.text_model, self.frozen = text_model, freeze_text
         # A folder is kept as a whole path, so that it is found from anywhere.
         path = str(Path(text_model).resolve()) if os.path.isdir(text_model) else text_model
         self.options = {"text_model": path, "freeze_text": freeze_text}
@@ -65,10 +65,10 @@ class TextEncoderPlus(nn.Module):
                 raise InputError(f"a text must be a sentence, not {quote(text)}")
             if not is_valid_unicode(text):
                 raise InputError(f"the text {quote(text)} is invalid Unicode (a lone surrogate): remove it")
-        return self.pooled(texts) if self.frozen else self.token_rows(texts)
+        return self.pooled(texts) if self.frozen_hash else self.token_rows(texts)
 
     def forward(self, rows: Tensor) -> Tensor:
-        if self.frozen:
+        if self.frozen_hash:
             return self.projection(rows.to(self.projection[1].weight.dtype))  # [B, embed_dim]
         distinct, place = rows.unique(dim=0, return_inverse=True)  # the language model reads each text once
         # As float32, for what indexes the rows: backwards a row sums over all its copies, too many for bf16.
@@ -85,8 +85,7 @@ class TextEncoderPlus(nn.Module):
     def pooled(self, texts: Sequence[str]) -> Tensor:
         """B strings -> mean of their token vectors under the frozen language model, [B, width]."""
         key = self.frozen_hash
-        missing = [text for text in dict.fromkeys(texts) if (key, text) not in POOLED]
-        if missing:
+        if missing := [text for text in dict.fromkeys(texts) if (key, text) not in POOLED]:
             model = self._hidden[0].to(self.device)
             # Plain tensors whatever the caller's mode: they may serve training later.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
@@ -99,19 +98,15 @@ class TextEncoderPlus(nn.Module):
         pooled = []
         for ids, mask in (part.unbind(dim=1) for part in rows.split(CHUNK)):
             used = int(mask.sum(dim=1).max())  # of the longest text here; padding is on the right
-            hidden = model(input_ids=ids[:, :used], attention_mask=mask[:, :used]).last_hidden_state  # [S, used, width]
-            pooled.append(mean_pool(hidden, mask[:, :used]))
+            ids, mask = ids[:, :used], mask[:, :used]
+            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state  # [S, used, width]
+            weight = mask[:, :, None].to(hidden.dtype)
+            pooled.append((hidden * weight).sum(dim=1) / weight.sum(dim=1))
         return torch.cat(pooled)
 
     @property
     def device(self) -> torch.device:
         return self.projection[1].weight.device
-
-
-def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Token vectors [S, T, width], mask [S, T] of 1 and 0 -> mean over the tokens that count, [S, width]."""
-    weight = mask[:, :, None].to(hidden.dtype)
-    return (hidden * weight).sum(dim=1) / weight.sum(dim=1)
 
 
 def hash_weights(model: nn.Module) -> str:
@@ -122,18 +117,13 @@ def hash_weights(model: nn.Module) -> str:
 
 
 def load_language_model(name: str, download: bool = True) -> tuple:
-    """Tokenizer and model of a local folder or a Hugging Face name, which is downloaded only if it is not here.
-
-    Raises InputError if the model is not available or unusable.
-    """
+    """Tokenizer and model of a folder or a Hugging Face name. Raises InputError if it is not available or unusable."""
     try:
         return read_language_model(name, local=True)
     except Exception as error:  # the library raises many kinds for a missing or damaged model
         if os.path.isdir(name):
-            raise InputError(
-                f"the folder {name} holds no usable language model: {short(error)} (config.json, tokenizer.json and"
-                " model.safetensors are needed)"
-            ) from None
+            reason = f"{short(error)} ({FILES} are needed)"
+            raise InputError(f"the folder {name} holds no usable language model: {reason}") from None
     missing = f"the language model {quote(name)} is not on this machine"
     if not download:
         raise InputError(f"{missing}: name its folder, or its name to download it, with --text-model or text_model=")
@@ -142,8 +132,8 @@ def load_language_model(name: str, download: bool = True) -> tuple:
         return read_language_model(name, local=False)
     except Exception as error:
         raise InputError(
-            f"{missing} and cannot be downloaded or used ({short(error)}): put config.json, tokenizer.json and"
-            " model.safetensors from its page on the Hugging Face hub into a folder, and name it with --text-model"
+            f"{missing} and cannot be downloaded or used ({short(error)}): put {FILES} from its page on the Hugging"
+            " Face hub into a folder, and name it with --text-model"
         ) from None
 
 
@@ -158,6 +148,8 @@ def read_language_model(name: str, local: bool) -> tuple:
     model, info = AutoModel.from_pretrained(name, **safe)
     if missing := [key for key in info["missing_keys"] if "pooler" not in key]:
         raise ValueError(f"it lacks weights ({missing[0]}, ...)")
+    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+        raise ValueError("it holds weights that are not finite")
     if hasattr(model, "pooler"):
         model.pooler = None  # we pool ourselves: its weights would get no gradient, and may be missing
     with torch.no_grad():

@@ -70,7 +70,8 @@ def train(run: Run, settings: Settings) -> None:
     language_model = model.towers["text"].frozen_hash
     run.restore(belongs_to=language_model, model=model, **optimizers, **({"ema": ema} if ema else {}))
     if run.is_main:
-        print(f"{run.folder}: {describe(model)}, {settings.loss} on {world_size} x {device_name(device)}")
+        size = sum(parameter.numel() for parameter in model.parameters())
+        print(f"{run.folder}: CLIP of {size:,} parameters, {settings.loss} on {world_size} x {device_name(device)}")
 
     # ---- training ----
     for epoch in run.epochs():
@@ -111,11 +112,8 @@ def build_model(settings: Settings, pairs: MNISTPairs | None = None) -> CLIP:
     names = ("embed_dim", "image_encoder", "width", "captions", "unseen_seed", "text_encoder", "loss")
     arch = {name: getattr(settings, name) for name in (*names, "init_temperature")}
     if settings.text_encoder == "plus":
-        arch["text_options"] = {
-            "text_model": settings.text_model,
-            "freeze_text": settings.freeze_text,
-            "download": True,
-        }
+        names = ("text_model", "freeze_text")
+        arch["text_options"] = {name: getattr(settings, name) for name in names} | {"download": True}
     if settings.loss == "sigmoid" and pairs is not None:
         arch["init_logit_bias"] = sigmoid_bias(*next(pairs.epoch(settings.batch_size)).labels.match())
     model = CLIP(**arch)
@@ -149,11 +147,6 @@ def origin(run: Run, device: torch.device) -> dict:
         "commit": run.commit,
         "date": f"{datetime.now():%Y-%m-%d}",
     }
-
-
-def describe(model: CLIP) -> str:
-    image, text = (f"{sum(p.numel() for p in model.towers[name].parameters()):,}" for name in ("image", "text"))
-    return f"CLIP of {image} image and {text} text parameters"
 
 
 def print_results(run: Run, metrics: dict, note: str) -> None:

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from attributes import combination_ids, measure
 from benchmarks import common
 from benchmarks.recipes import digit_cnn, measure_accuracy
-from captions import DIGIT_WORDS, combination_description_ids, multi_hot
+from captions import DIGIT_WORDS, combination_description_ids, image_facts, multi_hot
 from clip import CLIP
 from evaluation.metrics import embed, embed_images
 from generation import train as training
-from generation.features import agreement, generated_facts, precompute
+from generation.features import agreement, precompute
 from generation.model import STEPS, Generator
 from image_encoder import ImageEncoder
 from my_dataset import Split, load_mnist
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     digit_labels = multi_hot(*DIGIT_WORDS).to(device)
 
     def evaluate(images: Tensor, seconds: float) -> dict[str, float]:
-        facts = generated_facts(images, lambda x: embed(classifier, x).argmax(dim=1))
+        facts = image_facts(embed(classifier, images).argmax(dim=1), measure(images))
         has_digit = agreement(facts, claims & digit_labels).float()
         has_attributes = agreement(facts, claims & ~digit_labels).float()
         own = features(classifier, images)
@@ -157,8 +157,7 @@ def decode(generator: Generator, vectors: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(generator: Generator, images: Tensor) -> Tensor:
-    autoencoder = generator.autoencoder
-    return torch.cat([autoencoder.decode(autoencoder.encode(part)) for part in images.split(CHUNK)])
+    return torch.cat([generator.autoencoder(part) for part in images.split(CHUNK)])
 
 
 # ---- comparisons ----

@@ -7,11 +7,9 @@ It runs on this machine alone, at http://127.0.0.1:7860. Needs a trained CLIP (`
 `make speech` add to the page.
 """
 
-import contextlib
 import os
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `python demo/app.py` works too, from any folder
@@ -33,8 +31,9 @@ HOST = "127.0.0.1"
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(prog="python -m demo.app", description=__doc__.split("\n")[0])
-    port = number(int, 1024, 65535)
-    parser.add_argument("--port", type=port, default=7860, metavar="N", help="of the page's address")
+    parser.add_argument(
+        "--port", type=number(int, 1024, 65535), default=7860, metavar="N", help="of the page's address"
+    )
     parser.add_argument("--no-browser", action="store_true", help="only print the page's address")
     add_model_flags(parser)
     args = parser.parse_args(argv)
@@ -47,9 +46,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         page = serve(playground, args.clip, args.port, folder, not args.no_browser)
         print(f"the page is at http://{HOST}:{args.port} (Ctrl-C ends it)", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            threading.Event().wait()
-        page.close(verbose=False)
+        page.block_thread()
 
 
 def serve(playground: Playground, name: str, port: int, folder: str, in_browser: bool = False) -> gr.Blocks:

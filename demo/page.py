@@ -60,8 +60,7 @@ def build(playground: Playground, name: str) -> gr.Blocks:
                 gr.HTML(missing("This model has no tower for speech.", "make speech"), elem_classes="answer")
         ask(see, [page.load, pad.change, sentences.change], [pad, sentences], seen)
         ask(find, [text.submit, button.click], [text], found)
-        run = functools.partial(answer, find, playground)
-        example.success(run, text, found, api_name="find_example", **DIRECTLY)
+        example.success(functools.partial(answer, find, playground), text, found, api_name="find_example", **DIRECTLY)
     return page
 
 

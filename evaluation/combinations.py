@@ -4,6 +4,8 @@ Compositional zero-shot learning reports seen, unseen and their harmonic mean in
 1703.04394). Features are unit vectors [N, embed_dim] on the CPU; combinations are ids as in attributes.py.
 """
 
+from statistics import harmonic_mean
+
 import torch
 from torch import Tensor
 
@@ -33,13 +35,16 @@ def evaluate_attributes(model: CLIP, features: Tensor, split: Split) -> dict:
     results["digit"] = accuracy_with_ci(digits.argmax(dim=1), split.labels)
     results["binding"] = binding(similarity, combinations, unseen)
     pairs = {"rank_correlation": (GRADE_OF_BIN[0], GRADE_OF_BIN[-1]), "rank_correlation_extremes": (0, GRADES - 1)}
-    for name, (low, high) in pairs.items():
+    for name, pair in pairs.items():
         results[name] = {}
-        for i, attribute in enumerate(ATTRIBUTES):
-            scores = features @ attribute_direction(model, i, low, high)
-            results[name][attribute.name] = rank_correlation(scores, values[:, i], split.labels)
-    results["unseen_map"] = unseen_map(similarity, combinations, unseen)
-    return results
+        for i, attribute in enumerate(ATTRIBUTES):  # from the caption of one grade, and nothing else, to the other's
+            grades = torch.full((len(ATTRIBUTES), 2), UNSAID)
+            grades[i] = torch.tensor(pair)
+            low, high = model.embed_descriptions(description_id(UNSAID, list(grades))).cpu()  # [embed_dim] each
+            results[name][attribute.name] = rank_correlation(features @ (high - low), values[:, i], split.labels)
+    asked = combinations[unseen[combinations]].unique()  # text -> image, by the unseen captions that have images
+    precisions = average_precision(similarity[:, asked].T, combinations == asked[:, None])
+    return results | {"unseen_map": precisions.mean().item()}
 
 
 def combination_accuracies(predicted: Tensor, split: Split, unseen: Tensor) -> dict:
@@ -49,15 +54,14 @@ def combination_accuracies(predicted: Tensor, split: Split, unseen: Tensor) -> d
     """
     values = measure(split.images)
     true, clear = combination_ids(split.labels, values), is_unambiguous(values)
-    groups = {"seen": ~unseen[true], "unseen": unseen[true]}
     results, parts = {}, {}
     predicted_parts, true_parts = combination_parts(predicted), combination_parts(true)
-    for name, which in groups.items():
+    for name, which in (("seen", ~unseen[true]), ("unseen", unseen[true])):
         results[name] = accuracy_with_ci(predicted[which], true[which])
         results[f"{name}_unambiguous"] = accuracy_with_ci(predicted[which & clear], true[which & clear])
         parts[name] = {part: accuracy_with_ci(predicted_parts[part][which], true_parts[part][which]) for part in PARTS}
-    seen, unseen = results["seen"]["accuracy"], results["unseen"]["accuracy"]
-    return results | {"harmonic_mean": 2 * seen * unseen / (seen + unseen) if seen + unseen else 0.0, "parts": parts}
+    both = [results[name]["accuracy"] for name in ("seen", "unseen")]
+    return results | {"harmonic_mean": float(harmonic_mean(both)), "parts": parts}
 
 
 def combination_parts(ids: Tensor) -> dict[str, Tensor]:
@@ -83,14 +87,6 @@ def binding(similarity: Tensor, combinations: Tensor, unseen: Tensor) -> dict:
     return results
 
 
-def attribute_direction(model: CLIP, attribute: int, low: int, high: int) -> Tensor:
-    """From the caption of one grade of an attribute to that of another, which name nothing else: [embed_dim]."""
-    grades = torch.full((len(ATTRIBUTES), 2), UNSAID)
-    grades[attribute] = torch.tensor([low, high])
-    a, b = model.embed_descriptions(description_id(UNSAID, list(grades))).cpu()
-    return b - a
-
-
 def rank_correlation(scores: Tensor, values: Tensor, labels: Tensor) -> dict:
     """Spearman's correlation of scores with measured values, both [N], among the images of each digit that occurs.
 
@@ -108,9 +104,3 @@ def rank_correlation(scores: Tensor, values: Tensor, labels: Tensor) -> dict:
     how = {"paired": True, "vectorized": False, "n_resamples": 500, "method": "percentile", "random_state": 0}
     low, high = bootstrap(pairs[lowest], correlation, **how).confidence_interval
     return {"by_digit": correlations, "minimum": correlations[lowest], "interval": (float(low), float(high))}
-
-
-def unseen_map(similarity: Tensor, combinations: Tensor, unseen: Tensor) -> float:
-    """Text -> image mean average precision of the captions of unseen combinations that have images."""
-    asked = combinations[unseen[combinations]].unique().tolist()
-    return sum(average_precision(similarity[:, one], combinations == one).item() for one in asked) / len(asked)

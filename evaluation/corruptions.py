@@ -5,10 +5,11 @@ takes float images [B, 28, 28] in [0, 1], an amount and a CPU generator, and ret
 """
 
 import math
+from statistics import fmean
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
+from torchvision.transforms import InterpolationMode, functional
 
 from clip import CLIP
 from evaluation.metrics import caption_accuracy, embed_images
@@ -17,14 +18,15 @@ from my_dataset import Split
 
 def rotation(images: Tensor, degrees: float, generator: Generator) -> Tensor:
     """Each image rotated by + or - this angle. At 90 degrees some digits are no longer themselves."""
-    angle = random_signs(len(images), generator) * math.radians(degrees)
-    return warp(images, angle, torch.zeros(2, len(images)))
+    left, right = (functional.rotate(images, angle, InterpolationMode.BILINEAR) for angle in (degrees, -degrees))
+    return torch.where(coins(images, generator), left, right).clamp(0, 1)
 
 
-def translation(images: Tensor, pixels: float, generator: Generator) -> Tensor:
+def translation(images: Tensor, pixels: int, generator: Generator) -> Tensor:
     """Each image shifted by + or - this distance along x and along y; what leaves the frame is lost."""
-    shift = random_signs(2 * len(images), generator).view(2, -1) * pixels / 14  # the frame is -1..1
-    return warp(images, torch.zeros(len(images)), shift)
+    frame = functional.pad(images, pixels)  # [B, 28 + 2 pixels, 28 + 2 pixels]
+    frame = torch.where(coins(images, generator), frame[:, :, -28:], frame[:, :, :28])
+    return torch.where(coins(images, generator), frame[:, -28:], frame[:, :28])  # [B, 28, 28]
 
 
 def noise(images: Tensor, std: float, generator: Generator) -> Tensor:
@@ -35,16 +37,13 @@ def noise(images: Tensor, std: float, generator: Generator) -> Tensor:
 def blur(images: Tensor, sigma: float, generator: Generator) -> Tensor:
     """A Gaussian filter with this standard deviation in pixels."""
     radius = math.ceil(3 * sigma)
-    kernel = torch.exp(-((torch.arange(-radius, radius + 1) / sigma) ** 2) / 2)
-    kernel = kernel / kernel.sum()
-    x = F.conv2d(images[:, None], kernel.view(1, 1, 1, -1), padding=(0, radius))
-    return F.conv2d(x, kernel.view(1, 1, -1, 1), padding=(radius, 0))[:, 0].clamp(0, 1)
+    frame = functional.pad(images, radius)  # black around it
+    return functional.gaussian_blur(frame, 2 * radius + 1, sigma)[:, radius:-radius, radius:-radius].clamp(0, 1)
 
 
 def contrast(images: Tensor, factor: float, generator: Generator) -> Tensor:
     """The distance of each pixel from its image's mean, times this factor."""
-    mean = images.mean(dim=(1, 2), keepdim=True)
-    return mean + factor * (images - mean)
+    return functional.adjust_contrast(images[:, None], factor)[:, 0]
 
 
 def occlusion(images: Tensor, side: float, generator: Generator) -> Tensor:
@@ -72,16 +71,9 @@ CORRUPTIONS = {
 }
 
 
-def random_signs(n: int, generator: Generator) -> Tensor:
-    return torch.randint(2, (n,), generator=generator) * 2.0 - 1
-
-
-def warp(images: Tensor, angle: Tensor, shift: Tensor) -> Tensor:
-    """Each image rotated by its angle [B] and shifted by [2, B]."""
-    rows = [angle.cos(), -angle.sin(), shift[0], angle.sin(), angle.cos(), shift[1]]
-    matrix = torch.stack(rows, dim=1).view(-1, 2, 3)  # from the target's coordinates to the source's
-    grid = F.affine_grid(matrix, [len(images), 1, 28, 28], align_corners=False)
-    return F.grid_sample(images[:, None], grid, align_corners=False)[:, 0].clamp(0, 1)
+def coins(images: Tensor, generator: Generator) -> Tensor:
+    """True for half of the images: bool [B, 1, 1]."""
+    return torch.randint(2, (len(images), 1, 1), generator=generator) == 1
 
 
 def corrupt(images: Tensor, name: str, amount: float) -> Tensor:
@@ -103,7 +95,7 @@ def evaluate_robustness(model: CLIP, captions: Tensor, split: Split) -> dict:
     results = {"images": len(split.labels), "clean": accuracy(split.images), "corruptions": {}}
     for name, (_, unit, amounts) in CORRUPTIONS.items():
         accuracies = [accuracy(corrupt(split.images, name, amount)) for amount in amounts]
-        error = 1 - sum(accuracies) / len(accuracies)
-        results["corruptions"][name] = {"unit": unit, "amounts": amounts, "accuracies": accuracies, "error": error}
-    errors = [one["error"] for one in results["corruptions"].values()]
-    return results | {"mean_corruption_error": sum(errors) / len(errors)}
+        errors = {"accuracies": accuracies, "error": 1 - fmean(accuracies)}
+        results["corruptions"][name] = {"unit": unit, "amounts": amounts, **errors}
+    results["mean_corruption_error"] = fmean(one["error"] for one in results["corruptions"].values())
+    return results

@@ -44,15 +44,11 @@ def precision_at_k(similarity: Tensor, relevant: Tensor, k: int) -> Tensor:
 
 
 def text_to_image_precision(similarity: Tensor, labels: Tensor) -> float:
-    """R-precision of text -> image: of the n images that a digit has, the share among the caption's n best images.
-
-    Every image of the digit is right. Over all digits, weighted by n. similarity [N, 10], labels [N].
-    """
+    """R-precision: of the n images of a digit, the share among its caption's n best; over all digits, weighted by n."""
     right = 0.0
     for digit in labels.unique():
-        relevant = labels == digit
-        n = int(relevant.sum())
-        right += n * precision_at_k(similarity[:, digit], relevant, n).item()
+        n = int((labels == digit).sum())
+        right += n * precision_at_k(similarity[:, digit], labels == digit, n).item()
     return right / len(labels)
 
 
@@ -62,10 +58,7 @@ def modality_gap(images: Tensor, texts: Tensor) -> float:
 
 
 def effective_rank(x: Tensor) -> float:
-    """exp of the entropy of the singular values as shares of their sum, 1..embed_dim (Roy & Vetterli, 2007).
-
-    Of the vectors as they are, not centred.
-    """
+    """exp of the entropy of the singular values as shares of their sum, 1..embed_dim (Roy & Vetterli, 2007)."""
     values = torch.linalg.svdvals(x)
     shares = values / values.sum()
     return torch.special.entr(shares).sum().exp().item()
@@ -75,25 +68,21 @@ def effective_rank(x: Tensor) -> float:
 def evaluate(model: CLIP, split: Split) -> dict[str, float]:
     """A split's accuracy in both directions, and the geometry of the space, as plain numbers.
 
-    Shares lie in 0..1, modality_gap in 0..2, effective_rank in 1..embed_dim; accuracy_0 ... accuracy_9 are those of
-    the digits that occur. With captions of attributes, seen_accuracy and unseen_accuracy choose among the captions of
-    all combinations.
+    With captions of attributes, seen_accuracy and unseen_accuracy choose among the captions of all combinations.
     """
     images, classifier = embed_images(model, split.images), model.zero_shot_classifier()
     similarity = images @ classifier.T  # [N, 10]
-    digits = zip(split.labels.unique().tolist(), digit_accuracies(similarity, split.labels), strict=True)
-    by_combination = {}
+    scores = {
+        "digit_accuracy": caption_accuracy(similarity, split.labels),
+        "text_to_image_precision": text_to_image_precision(similarity, split.labels),
+        "modality_gap": modality_gap(images, classifier),
+        "effective_rank": effective_rank(images),
+    }
     if model.captions.name_attributes:
         combinations = combination_ids(split.labels, measure(split.images))
         is_unseen = model.unseen.flatten().to(combinations.device)[combinations]
         to_combinations = images @ model.embed_descriptions(combination_description_ids()).T  # [N, C]
         for name, which in (("seen", ~is_unseen), ("unseen", is_unseen)):
-            by_combination[f"{name}_accuracy"] = caption_accuracy(to_combinations[which], combinations[which])
-    return {
-        "digit_accuracy": caption_accuracy(similarity, split.labels),
-        "text_to_image_precision": text_to_image_precision(similarity, split.labels),
-        "modality_gap": modality_gap(images, classifier),
-        "effective_rank": effective_rank(images),
-        **by_combination,
-        **{f"accuracy_{digit}": accuracy for digit, accuracy in digits},
-    }
+            scores[f"{name}_accuracy"] = caption_accuracy(to_combinations[which], combinations[which])
+    names = [f"accuracy_{digit}" for digit in split.labels.unique().tolist()]
+    return scores | dict(zip(names, digit_accuracies(similarity, split.labels), strict=True))

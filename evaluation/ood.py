@@ -14,7 +14,10 @@ import torch
 import torch.nn.functional as F
 from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
+from scipy.ndimage import center_of_mass
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
+from torchvision.transforms import functional
 
 from captions import OUTLIER_IDS
 from clip import CLIP
@@ -53,9 +56,9 @@ def ood_sets(digits: Tensor, data_path: str | Path, count: int = 1000) -> dict[s
     return sets if fashion is None else sets | {"fashion_mnist": fashion}
 
 
-def letters(count: int, seed: int = 0) -> Tensor:
+def letters(count: int) -> Tensor:
     """Letters in the fonts that matplotlib ships, in three sizes, each slightly rotated."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     fonts = [ImageFont.truetype(str(Path(get_data_path()) / "fonts" / "ttf" / f"{name}.ttf"), 64) for name in FONTS]
     images = []
     for i in range(count):
@@ -67,18 +70,14 @@ def letters(count: int, seed: int = 0) -> Tensor:
     return torch.stack(images)
 
 
-def inverted_noise(images: Tensor, seed: int = 0) -> Tensor:
+def inverted_noise(images: Tensor) -> Tensor:
     """The pixels of each image in a random order, inverted: the grey levels of a digit's negative without its shape."""
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.rand(len(images), 28 * 28, generator=generator).argsort(dim=1)
+    order = torch.rand(len(images), 28 * 28, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
     return 255 - images.flatten(1).gather(1, order).view_as(images)
 
 
 def fashion_mnist(data_path: str | Path) -> Tensor | None:
-    """Fashion-MNIST's 10,000 test images (Xiao et al., 2017), or None if they are not installed.
-
-    Raises InputError if the file has another content.
-    """
+    """Fashion-MNIST's 10,000 test images (Xiao et al., 2017), or None if they are not installed."""
     path = next((place for file in FASHION_FILES if (place := Path(data_path) / file).is_file()), None)
     if path is None:
         return None
@@ -94,23 +93,17 @@ def to_mnist_form(ink: Tensor, box: int = 20) -> Tensor:
     """A bright digit of any size [H, W] -> uint8 [28, 28], as MNIST was made (LeCun et al., 1998).
 
     Cropped to its ink, the longer side resized to `box` pixels, centred by mass, the brightest pixel 255.
-    Raises InputError if there is no ink.
     """
     if not ink.max() > 0:
         raise InputError("an image without ink cannot be brought into MNIST's form")
-    is_ink = ink > MIN_INK * ink.max()
-    rows, columns = is_ink.any(dim=1).nonzero(), is_ink.any(dim=0).nonzero()
-    ink = ink[int(rows[0]) : int(rows[-1]) + 1, int(columns[0]) : int(columns[-1]) + 1]
+    left, top, right, bottom = masks_to_boxes(ink[None] > MIN_INK * ink.max())[0].int().tolist()
+    ink = ink[top : bottom + 1, left : right + 1]
     height, width = (max(1, round(side * box / max(ink.shape))) for side in ink.shape)
-    ink = F.interpolate(ink[None, None], (height, width), mode="bilinear", antialias=True)[0, 0]
-
-    def start(mass: Tensor) -> int:  # the place of the first of these rows (or columns) in the frame
-        centre = float((mass * torch.arange(len(mass))).sum() / mass.sum())
-        return min(max(round(13.5 - centre), 0), 28 - len(mass))
-
-    top, left = start(ink.sum(dim=1)), start(ink.sum(dim=0))
+    ink = functional.resize(ink[None], [height, width])[0]  # [height, width]
+    row, column = (round(13.5 - centre) for centre in center_of_mass(ink.numpy()))
+    row, column = min(max(row, 0), 28 - height), min(max(column, 0), 28 - width)
     frame = torch.zeros(28, 28)
-    frame[top : top + height, left : left + width] = ink / ink.max()
+    frame[row : row + height, column : column + width] = ink / ink.max()
     return (frame * 255).round().to(torch.uint8)
 
 

@@ -11,8 +11,10 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -38,9 +40,7 @@ from evaluation.similarity import similarity_matrix
 from my_dataset import Split
 from my_utils import InputError, atomic_write
 
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-RIGHT, WRONG = "#0072B2", "#D55E00"
-COLOURS = (RIGHT, WRONG, "#009E73", "#CC79A7")
+RIGHT, WRONG, *OTHERS = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # for colour-blind readers too (Okabe & Ito)
 NEVER = "never trained"
 COLUMNS = 10  # of a grid of predictions
 
@@ -59,23 +59,20 @@ def check_writable(folder: Path) -> None:
     """Make the folder if need be. Raises InputError if no file can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise InputError(
-            f"cannot write into {folder.absolute()}: {error.strerror or error}; free it, or name another folder"
-        ) from None
+        message = f"cannot write into {folder.absolute()}: {error.strerror or error}; free it, or name another folder"
+        raise InputError(message) from None
 
 
 # ---- grids of images ----
 
 
-def show_image(axes: Axes, image: Tensor, caption: str = "", colour: str = "black") -> None:
+def show_image(axes: Axes, image: Tensor, caption: str, colour: str = "black") -> None:
     axes.imshow(image, cmap="gray", vmin=0, vmax=1 if image.is_floating_point() else 255)
-    axes.set(xticks=[], yticks=[])
     axes.set_title(caption, fontsize=9, color=colour, parse_math=False)
-    for spine in axes.spines.values():
-        spine.set(edgecolor=colour, linewidth=1.5)
+    axes.set_frame_on(True)
+    axes.spines[:].set(edgecolor=colour, linewidth=1.5)
 
 
 def ranked_images(rows: Sequence[tuple], title: str, size: float = 1.05) -> Figure:
@@ -83,24 +80,21 @@ def ranked_images(rows: Sequence[tuple], title: str, size: float = 1.05) -> Figu
 
     A row is (name, query image or None, images [K, 28, 28], K captions, K times True (blue), False (orange) or None).
     """
-    columns = max(1, *(len(row[2]) for row in rows))
-    longest = max(len(line) for row in rows for line in row[0].split("\n"))
-    first = max(1.0, longest / 11) if longest else 0.01  # the width of the column of names
-    height = size + 0.3 + 0.18 * max((caption.count("\n") for row in rows for caption in row[3]), default=0)  # inches
-    figure = Figure(figsize=(size * (columns + first), height * len(rows) + 0.6), layout="constrained")
+    names, _, all_images, all_captions, _ = zip(*rows, strict=True)
+    widths = [1.7 / size if any(names) else 0.01] + [1] * max(map(len, all_images))  # the names' column comes first
+    lines = max(caption.count("\n") for captions in all_captions for caption in (*captions, ""))
+    inches = (size * sum(widths), (size + 0.3 + 0.18 * lines) * len(rows) + 0.6)
+    figure = Figure(figsize=inches, layout="constrained")
     figure.suptitle(title)
-    grid = figure.subplots(len(rows), columns + 1, squeeze=False, width_ratios=[first] + [1] * columns)
+    empty = {"frame_on": False, "xticks": [], "yticks": []}
+    grid = figure.subplots(len(rows), len(widths), squeeze=False, width_ratios=widths, subplot_kw=empty)
     for (query_axes, *line), (name, query, images, captions, is_right) in zip(grid, rows, strict=True):
         if query is None:
-            query_axes.axis("off")
-            style = {"ha": "center", "va": "center", "fontsize": 11, "parse_math": False}
-            query_axes.text(0.5, 0.5, name, transform=query_axes.transAxes, **style)
+            query_axes.text(0.5, 0.5, name, ha="center", va="center", fontsize=11, parse_math=False)
         else:
             show_image(query_axes, query, name)
         for axes, image, caption, good in zip(line, images, captions, is_right, strict=False):
-            show_image(axes, image, caption, "black" if good is None else RIGHT if good else WRONG)
-        for axes in line[len(images) :]:
-            axes.axis("off")
+            show_image(axes, image, caption, {None: "black", True: RIGHT, False: WRONG}[good])
     return figure
 
 
@@ -134,57 +128,51 @@ def closest_images(
 def attribute_search(model: CLIP, split: Split, features: Tensor) -> Figure:
     """The images closest to both extremes of each attribute, and to the two most frequent unseen combinations."""
     require_attributes(model)
+    places, extremes = range(len(ATTRIBUTES)), (0, GRADES - 1)
+    grades = [[extreme if j == i else UNSAID for j in places] for i in places for extreme in extremes]
+    names = [short_caption(UNSAID, one) for one in grades]
     values, unseen = measure(split.images), model.unseen.flatten()
-    descriptions = {}  # name -> id
-    for i, extreme in itertools.product(range(len(ATTRIBUTES)), (0, GRADES - 1)):
-        grades = [extreme if j == i else UNSAID for j in range(len(ATTRIBUTES))]
-        descriptions[short_caption(UNSAID, grades)] = description_id(UNSAID, grades)
-    counts = combination_ids(split.labels, values).bincount(minlength=len(unseen))
-    for combination in (counts * unseen).topk(2).indices.tolist():
-        descriptions[f"{combination_caption(combination)} ({NEVER})"] = combination_description_ids()[combination]
-    ids, facts = torch.tensor(list(descriptions.values())), image_facts(split.labels, values)
+    frequent = (combination_ids(split.labels, values).bincount(minlength=len(unseen)) * unseen).topk(2).indices
+    names += [f"{combination_caption(one)} ({NEVER})" for one in frequent.tolist()]
+    ids = torch.cat([description_id(UNSAID, torch.tensor(grades).T), combination_description_ids()[frequent]])  # [Q]
+    facts = image_facts(split.labels, values)
     is_true, _ = match(facts, model.captions.claims[ids], torch.zeros_like(facts))  # [N, Q]
-    names, notes = (
-        [textwrap.fill(name, 18) for name in descriptions],
-        [format_values(one).replace(", ", "\n") for one in values],
-    )
-    title = "the test images closest to each description, with their measured attributes"
     similarity = model.embed_descriptions(ids).cpu() @ features.T  # [Q, N]
+    names = [textwrap.fill(name, 18) for name in names]
+    notes = [format_values(one).replace(", ", "\n") for one in values]
+    title = "the test images closest to each description, with their measured attributes"
     return closest_images(similarity, names, split.images, is_true.T, title, notes=notes)
 
 
 def attribute_sheet(model: CLIP, split: Split, features: Tensor, digit: int = 7) -> Figure:
     """The image closest to each combination of one digit: bins of the first attribute by those of the others."""
     require_attributes(model)
-    values, size = measure(split.images), model.unseen[digit].numel()
-    ids = torch.arange(digit * size, (digit + 1) * size)
+    values, unseen = measure(split.images), model.unseen[digit].flatten().tolist()
+    ids = digit * len(unseen) + torch.arange(len(unseen))
     captions = model.embed_descriptions(combination_description_ids()[ids]).cpu()
-    best = (features @ captions.T).argmax(dim=0)  # [size]
+    best = (features @ captions.T).argmax(dim=0)  # [C / 10]
     is_true = (combination_ids(split.labels, values)[best] == ids).tolist()
     columns = ["\n".join(names) for names in itertools.product(*(attribute.bins for attribute in ATTRIBUTES[1:]))]
-    marks = [f"\n({NEVER})" * is_unseen for is_unseen in model.unseen[digit].flatten().tolist()]
-    lines = zip(columns * BINS, values[best], marks, strict=True)
-    notes = [f"{name}\n{format_values(measured)}{mark}" for name, measured, mark in lines]
-    parts = [slice(i, i + len(columns)) for i in range(0, size, len(columns))]
-    pairs = zip(ATTRIBUTES[0].bins, parts, strict=True)
-    rows = [(name, None, split.images[best[part]], notes[part], is_true[part]) for name, part in pairs]
+    lines = zip(columns * BINS, values[best], unseen, strict=True)
+    notes = [f"{name}\n{format_values(own)}" + f"\n({NEVER})" * is_unseen for name, own, is_unseen in lines]
+    rows = []
+    for i, name in enumerate(ATTRIBUTES[0].bins):
+        part = slice(i * len(columns), (i + 1) * len(columns))
+        rows.append((name, None, split.images[best[part]], notes[part], is_true[part]))
     return ranked_images(rows, f"{DIGIT_WORDS[digit]}: the test image closest to each description", size=1.9)
 
 
 def attribute_matrix(model: CLIP, split: Split, features: Tensor, digit: int = 4) -> Figure:
-    """An unambiguous image of each combination of one digit, and two digits on top of each other, against the captions.
-
-    Those of the diagonal are true.
-    """
+    """An unambiguous image of each combination of one digit, and two digits on top of each other, against captions."""
     require_attributes(model)
-    values, size = measure(split.images), model.unseen[digit].numel()
-    combinations = combination_ids(split.labels, values).masked_fill(~is_unambiguous(values), -1)
-    shown = [one for one in range(digit * size, (digit + 1) * size) if (combinations == one).any()]
-    index = [int((combinations == one).nonzero()[0, 0]) for one in shown]
+    values, unseen = measure(split.images), model.unseen.flatten().tolist()
+    combinations = combination_ids(split.labels, values)
+    fits = (split.labels == digit) & is_unambiguous(values)
+    shown = combinations[fits].unique().tolist()
+    index = [int((fits & (combinations == one)).nonzero()[0]) for one in shown]
     two = overlap(split.images[:2, None].float() / 255, torch.Generator().manual_seed(0))[:1, 0]
     overlap_id = OUTLIER_IDS[[1 + list(OUTLIERS).index("overlap")]]
     captions = model.embed_descriptions(torch.cat([combination_description_ids()[shown], overlap_id])).cpu()
-    unseen = model.unseen.flatten().tolist()
     return similarity_matrix(
         torch.cat([features[index], embed_images(model, two).cpu()]) @ captions.T,
         [combination_caption(one) + " *" * unseen[one] for one in shown] + ["two overlapping digits"],
@@ -206,7 +194,7 @@ def outlier_images(model: CLIP, split: Split, count: int = 8) -> Figure:
     names = (*DIGIT_WORDS, "no digit", *OUTLIERS)
     rows = []
     for name, images in sets.items():
-        nearest = (embed_images(model, images).cpu() @ captions.T).argmax(dim=1)
+        nearest = (embed_images(model, images).cpu() @ captions.T).argmax(dim=1)  # [count]
         is_right = nearest == split.labels[:count] if name == "digits" else nearest >= len(DIGIT_WORDS)
         rows.append((name, None, images, [names[i] for i in nearest], is_right.tolist()))
     return ranked_images(rows, "images of no digit, and the nearest caption")
@@ -230,21 +218,16 @@ def generated_combinations(images: Tensor, unseen: Tensor) -> Figure:
 
 
 def confusion_matrix(classification: dict) -> Figure:
-    """Images by true and predicted digit. Only mistakes have a colour, or the diagonal would hide them."""
+    """Images by true and predicted digit; the colours are logarithmic, or the diagonal would hide the mistakes."""
+    from sklearn.metrics import ConfusionMatrixDisplay  # scikit-learn takes a second to import
+
     figure = Figure(figsize=(8.4, 6.4), layout="constrained")
-    axes = figure.subplots()
-    counts = torch.tensor(classification["confusion"])
-    mistakes = counts - counts.diag().diag()
-    most = int(mistakes.max())
-    picture = axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(1, most))
-    for i, j in counts.nonzero().tolist():
-        weight, colour = ("bold", RIGHT) if i == j else ("normal", "white" if 2 * counts[i, j] > most else "black")
-        axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=9, color=colour, weight=weight)
-    accuracies = [f"{one['accuracy']:.1%}" for one in classification["digits"]]
-    axes.set_xticks(range(10), DIGIT_WORDS, rotation=40, ha="right")
-    axes.set_yticks(range(10), [f"{word}  {share}" for word, share in zip(DIGIT_WORDS, accuracies, strict=True)])
+    axes, counts = figure.subplots(), np.array(classification["confusion"])
+    how = {"cmap": "Blues", "im_kw": {"norm": LogNorm(vmin=1)}, "xticks_rotation": 40}
+    ConfusionMatrixDisplay(counts, display_labels=DIGIT_WORDS).plot(ax=axes, **how)
+    shares = [f"{one['accuracy']:.1%}" for one in classification["digits"]]
+    axes.set_yticklabels([f"{word}  {share}" for word, share in zip(DIGIT_WORDS, shares, strict=True)])
     axes.set(xlabel="predicted digit", ylabel="true digit, accuracy", title="confusion matrix, test images")
-    figure.colorbar(picture, ax=axes, label="mistakes (images)", fraction=0.05)
     return figure
 
 
@@ -253,11 +236,11 @@ def reliability_diagram(calibration: dict) -> Figure:
     figure = Figure(figsize=(7.2, 6.0), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     above.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect calibration")
-    for (name, one), colour in zip(calibration.items(), COLOURS, strict=False):
-        count, confidence, accuracy = (torch.tensor(one["bins"][key]) for key in ("count", "confidence", "accuracy"))
+    for name, one in calibration.items():
+        count, confidence, accuracy = (np.array(one["bins"][key]) for key in ("count", "confidence", "accuracy"))
         label = f"{name} temperature {one['temperature']:.3f}: ECE {one['ece']:.2%}"
-        above.plot(confidence[count > 0], accuracy[count > 0], "o-", color=colour, label=label)
-        below.stairs(count, torch.linspace(0, 1, len(count) + 1), color=colour)
+        above.plot(confidence[count > 0], accuracy[count > 0], "o-", label=label)
+        below.stairs(count, np.linspace(0, 1, len(count) + 1))
     above.set(ylabel="accuracy", title="reliability on test images; fitted on validation")
     above.legend(loc="lower right")
     below.set(yscale="log", ylim=(0.5, None), ylabel="images", xlabel="confidence of the best caption")
@@ -266,7 +249,7 @@ def reliability_diagram(calibration: dict) -> Figure:
 
 def embedding_map(features: Tensor, labels: Tensor, captions: Tensor) -> Figure:
     """Images and captions in two dimensions by t-SNE (van der Maaten & Hinton, 2008)."""
-    from sklearn.manifold import TSNE  # scikit-learn takes a second to import
+    from sklearn.manifold import TSNE
 
     points = TSNE(metric="cosine", random_state=0).fit_transform(torch.cat([features, captions]))
     images, stars = points[: len(labels)], points[len(labels) :]
@@ -276,10 +259,8 @@ def embedding_map(features: Tensor, labels: Tensor, captions: Tensor) -> Figure:
     axes.scatter(*stars.T, marker="*", s=200, color="black", edgecolor="white", label="caption")
     for word, place in zip(DIGIT_WORDS, stars, strict=True):
         axes.annotate(word, place, (9, 0), textcoords="offset points", va="center", fontsize=10)
-    axes.margins(0.09)
-    axes.set(xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)")
-    axes.set_title("images and captions in one space, by cosine distance")
-    axes.legend(loc="best", fontsize=9)
+    axes.set(xlabel="t-SNE 1 (no unit)", ylabel="t-SNE 2 (no unit)", title="images and captions in one space")
+    axes.legend(fontsize=9)
     return figure
 
 
@@ -308,29 +289,17 @@ def corruption_examples(model: CLIP, captions: Tensor, split: Split) -> Figure:
     return ranked_images(rows, "corruptions at five severities, and the predicted digit")
 
 
-def mistakes(test: Split, listed: list[dict]) -> Figure:
-    """The mistakes that `sections.classification` lists."""
-    columns = [[one[key] for one in listed] for key in ("index", "true", "predicted")]
-    index, true, predicted = torch.tensor(columns, dtype=torch.long)
-    notes = [f"{one['confidence']:.0%} sure" for one in listed]
-    title = "the most confident mistakes on the test split"
-    return prediction_grid(test.images[index], true, predicted, title, notes)
-
-
 def ood_histograms(model: CLIP, features: dict[str, Tensor]) -> Figure:
     """`ood_score` of digits and of each OOD set."""
     figure = Figure(figsize=(9.0, 4.2), layout="constrained")
     axes = figure.subplots()
-    scores = {name: ood_score(model, x) for name, x in features.items()}
-    bounds = torch.cat(list(scores.values())).aminmax()
-    edges = torch.linspace(float(bounds.min), float(bounds.max), 61)
-    for (name, values), colour in zip(scores.items(), COLOURS, strict=False):
-        label = f"{name.replace('_', ' ')} ({len(values):,} images)"
-        style = {"bins": edges, "weights": torch.full_like(values, 100 / len(values)), "color": colour}
-        axes.hist(values, histtype="stepfilled", alpha=0.35, **style)
-        axes.hist(values, histtype="step", label=label, **style)
+    scores = [ood_score(model, x) for x in features.values()]
+    names = [f"{name.replace('_', ' ')} ({len(x):,} images)" for name, x in features.items()]
+    weights = [torch.full_like(one, 100 / len(one)) for one in scores]
+    colours = (RIGHT, WRONG, *OTHERS)[: len(scores)]
+    axes.hist(scores, bins=60, weights=weights, histtype="stepfilled", alpha=0.6, color=colours, label=names)
     less = ", less that to the nearest outlier caption" if model.captions.name_attributes else ""
     axes.set(xlabel=f"cosine to the nearest digit caption{less}", ylabel="share of the set (%)")
     axes.set_title("digits, and images of no digit")
-    axes.legend(loc="best", fontsize=9)
+    axes.legend(fontsize=9)
     return figure

@@ -20,8 +20,8 @@ def recall_at_k(similarity: Tensor, relevant: Tensor, k: int) -> Tensor:
 
 def mean_average_precision(similarity: Tensor, labels: Tensor) -> float:
     """Text -> image: the mean over the digits' captions. similarity [N, 10], labels [N]."""
-    captions = [average_precision(similarity[:, digit], labels == digit) for digit in labels.unique()]
-    return torch.stack(captions).mean().item()
+    digits = labels.unique()
+    return average_precision(similarity.T[digits], labels == digits[:, None]).mean().item()
 
 
 def image_to_image_mean_average_precision(features: Tensor, labels: Tensor) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from clip import CLIP
 from evaluation import geometry as measures
 from evaluation.geometry import accuracy_with_ci
-from evaluation.metrics import effective_rank, modality_gap, precision_at_k, text_to_image_precision
+from evaluation.metrics import effective_rank, modality_gap, text_to_image_precision
 from evaluation.retrieval import image_to_image_mean_average_precision, mean_average_precision, recall_at_k
 from my_dataset import Split, stratified_indices
 
@@ -43,14 +43,11 @@ def retrieval(model: CLIP, features: Tensor, captions: Tensor, labels: Tensor) -
     """Text -> image with the ten captions; image -> text among all their paraphrases; image -> image."""
     with torch.no_grad():
         texts = model.encode_text(model.captions.all_paraphrases(model.captions.digit_ids)).cpu()  # [T, embed_dim]
-    digits = torch.arange(10).repeat_interleave(model.captions.paraphrases)
+    digits = torch.arange(10).repeat_interleave(model.captions.paraphrases)  # [T]
     similarity, to_texts, is_true = features @ captions.T, features @ texts.T, labels[:, None] == digits
-
-    def precision(k: int) -> float:
-        return sum(precision_at_k(similarity[:, digit], labels == digit, k).item() for digit in range(10)) / 10
-
+    hits = labels[similarity.argsort(dim=0, descending=True)] == torch.arange(10)  # [N, 10], best first
     return {
-        "text_to_image": {f"precision_at_{k}": precision(k) for k in (1, 10, 100)}
+        "text_to_image": {f"precision_at_{k}": hits[:k].float().mean().item() for k in (1, 10, 100)}
         | {"r_precision": text_to_image_precision(similarity, labels)}
         | {"mean_average_precision": mean_average_precision(similarity, labels)},
         "image_to_text": {"texts": len(texts)}
@@ -64,29 +61,25 @@ def probes(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tenso
     from sklearn.linear_model import LogisticRegression  # scikit-learn takes a second to import
     from sklearn.neighbors import KNeighborsClassifier
 
-    linear = LogisticRegression(max_iter=1000).fit(train, train_labels)
-    neighbours = KNeighborsClassifier(NEIGHBOURS).fit(train, train_labels)
-    return {
-        "fitted_on": len(train),
-        "neighbours": NEIGHBOURS,
-        "linear": accuracy_with_ci(torch.from_numpy(linear.predict(test)), test_labels),
-        "nearest_neighbours": accuracy_with_ci(torch.from_numpy(neighbours.predict(test)), test_labels),
-    }
+    results = {"fitted_on": len(train), "neighbours": NEIGHBOURS}
+    probes = {"linear": LogisticRegression(max_iter=1000), "nearest_neighbours": KNeighborsClassifier(NEIGHBOURS)}
+    for name, probe in probes.items():
+        predicted = torch.from_numpy(probe.fit(train, train_labels).predict(test))
+        results[name] = accuracy_with_ci(predicted, test_labels)
+    return results
 
 
-def calibration(val: Tensor, val_labels: Tensor, test: Tensor, test_labels: Tensor, learned: float) -> dict:
-    """Softmax over the ten captions, at the learned temperature and at the one fitted on validation.
-
-    `val` and `test` are similarities.
-    """
-    results = {}
-    for name, temperature in (("learned", learned), ("fitted", measures.fit_temperature(val, val_labels))):
-        probabilities = (test / temperature).softmax(dim=1)
+def calibration(similarity: dict[str, Tensor], val_labels: Tensor, test_labels: Tensor, learned: float) -> dict:
+    """Softmax of the test similarities, at the learned temperature and at the one fitted on validation."""
+    results, fitted = {}, measures.fit_temperature(similarity["val"], val_labels)
+    for name, temperature in (("learned", learned), ("fitted", fitted)):
+        logits = similarity["test"] / temperature
+        probabilities = logits.softmax(dim=1)
         count, confidence, accuracy = measures.reliability(probabilities, test_labels)
         results[name] = {
             "temperature": temperature,
             "ece": measures.expected_calibration_error(probabilities, test_labels),
-            "cross_entropy": F.cross_entropy(test / temperature, test_labels).item(),  # nats
+            "cross_entropy": F.cross_entropy(logits, test_labels).item(),  # nats
             "bins": {"count": count.tolist(), "confidence": confidence.tolist(), "accuracy": accuracy.tolist()},
         }
     return results

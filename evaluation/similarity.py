@@ -16,8 +16,7 @@ def similarity_matrix(
 ) -> Figure:
     """Cosine similarity [N, T] with its values: the T texts along x, the N images along y.
 
-    `images` adds the digits themselves beside their rows. Large type and few parts: TensorBoard shows it small, and
-    training waits for it.
+    `images` adds the digits beside their rows. Large type, as TensorBoard shows it small.
     """
     rows, columns = similarity.shape
     strip = int(images is not None)  # one more column, for the digits
@@ -30,15 +29,13 @@ def similarity_matrix(
     for i, row in enumerate(similarity.tolist()):
         for j, value in enumerate(row):
             colour = "black" if value > (low + high) / 2 else "white"
-            style = {"ha": "center", "va": "center", "fontsize": 11, "color": colour}
-            axes.text(j, i, f"{value:.2f}", in_layout=False, **style)  # (they move nothing else)
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=11, color=colour, in_layout=False)
     if images is not None:  # one picture of all digits
         top = 1 if images.is_floating_point() else 255
         place = (-1.5, -0.5, rows - 0.5, -0.5)  # left, right, bottom, top
         axes.imshow(images.reshape(-1, images.shape[-1]), cmap="gray", vmin=0, vmax=top, extent=place)
     axes.set(xlim=(-0.5 - strip, columns - 0.5), ylim=(rows - 0.5, -0.5))
-    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
-    axes.set_xticks(range(columns), captions, fontsize=11, **turned)
+    axes.set_xticks(range(columns), captions, fontsize=11, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(rows), image_names, fontsize=11)
     axes.set_xlabel("text label", fontsize=12)
     axes.set_ylabel(ylabel, fontsize=12)

@@ -1,6 +1,5 @@
 """What a trained CLIP makes of images and captions, computed once; and whether generated images agree with captions."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -40,17 +39,12 @@ def sample_captions(clip: CLIP, data: Cached, rows: Tensor) -> tuple[Tensor, Ten
     return clip.captions.sample(ids).index, ids
 
 
-def generated_facts(images: Tensor, classify: Callable[[Tensor], Tensor]) -> Tensor:
-    """Generated images [B, 1, 28, 28] -> what is true of them, bool [B, S]. `classify` finds the digit."""
-    return image_facts(classify(images), measure(images))
-
-
 def agreement(facts: Tensor, claims: Tensor) -> Tensor:
     """Facts of images bool [B, S], claims bool [B, S] or [S] -> whether all claims of each are facts, bool [B]."""
     return torch.all(facts | ~claims, dim=-1)
 
 
 def judge(clip: CLIP, images: Tensor, claims: Tensor) -> Tensor:
-    """`agreement` of generated images with claims, bool [B]. The CLIP itself finds the digits."""
-    classifier = clip.zero_shot_classifier()  # [10, embed_dim]
-    return agreement(generated_facts(images, lambda x: (embed_images(clip, x) @ classifier.T).argmax(dim=1)), claims)
+    """`agreement` of generated images [B, 1, 28, 28] with claims, bool [B]. The CLIP itself finds the digits."""
+    digits = (embed_images(clip, images) @ clip.zero_shot_classifier().T).argmax(dim=1)
+    return agreement(image_facts(digits, measure(images)), claims)

@@ -65,6 +65,9 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         return (SHARPEN * (self.decoder(latents) - DARKEN)).sigmoid()  # [B, 1, 28, 28]
 
+    def forward(self, images: Tensor) -> Tensor:
+        return self.decode(self.encode(images))
+
     def loss(self, images: Tensor) -> Tensor:
         """Cross-entropy of the pixels, summed over an image: nats, a scalar."""
         latents = self.encode(images)  # [B, latent_dim]
@@ -112,10 +115,10 @@ class Flow(nn.Module):
         angles = t[:, None] * frequencies  # [B, FREQUENCIES]
         time = self.time_embed(torch.cat([angles.sin(), angles.cos()], dim=1))  # [B, width]
         condition = F.silu(time + self.condition_embed(condition))  # [B, width]
-        h = self.proj_in(x)  # [B, width]
+        x = self.proj_in(x)  # [B, width]
         for block in self.blocks:
-            h = block(h, condition)
-        return self.proj_out(F.layer_norm(h, h.shape[-1:]))  # [B, dim]
+            x = block(x, condition)
+        return self.proj_out(F.layer_norm(x, x.shape[-1:]))  # [B, dim]
 
     def loss(self, data: Tensor, condition: Tensor) -> Tensor:
         """The mean squared error of the velocity at random times, a scalar."""
@@ -129,11 +132,10 @@ class Flow(nn.Module):
     @torch.no_grad()
     def sample(self, condition: Tensor, noise: Tensor, guidance: float, steps: int) -> Tensor:
         """Conditions [B, condition_dim] and noise [B, dim] -> vectors [B, dim], by `steps` steps of Heun's method."""
-        x = noise
+        x, size = noise, 1 / steps
         for step in range(steps):
-            t, size = step / steps, 1 / steps
-            first = self.guided_velocity(x, t, condition, guidance)
-            second = self.guided_velocity(x + size * first, t + size, condition, guidance)
+            first = self.guided_velocity(x, step / steps, condition, guidance)
+            second = self.guided_velocity(x + size * first, step / steps + size, condition, guidance)
             x = x + size / 2 * (first + second)
         return x
 
@@ -188,7 +190,6 @@ class Generator(nn.Module):
         return self.autoencoder.decode(self.decoder.sample(self.scale * image_embeds, noise, DECODER_GUIDANCE, steps))
 
     def save(self, path: str | Path) -> None:
-        """Write all to one file. Raises InputError if the folder cannot be written."""
         content = {"arch": self.arch, "metrics": self.metrics, "state_dict": self.state_dict()}
         save_checkpoint(path, "generator", content)
 
@@ -200,10 +201,8 @@ class Generator(nn.Module):
             generator = cls(**checkpoint["arch"])
             generator.load_state_dict(checkpoint["state_dict"])
             generator.metrics = checkpoint["metrics"]
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        except Exception as error:  # a file can hold anything
             raise InputError(f"{path} holds another architecture than this version builds: {short(error)}") from None
         if generator.arch["fingerprint"] != clip.fingerprint():
-            raise InputError(
-                f"{path} was trained with another CLIP: name it with --clip, or train with `make generator`"
-            )
+            raise InputError(f"{path} was trained with another CLIP: name it with --clip, or run `make generator`")
         return generator.to(clip.logit_scale.device).eval()

@@ -26,22 +26,17 @@ class Row(NamedTuple):
     embeds: Tensor  # [count, embed_dim]
 
 
-def text_row(clip: CLIP, text: str, count: int) -> Row:
-    return Row(text, None, text, clip.encode_text([text]).expand(count, -1))
-
-
 def recording_row(clip: CLIP, modality: str, path: str, count: int) -> Row:
     """Images from a wav file ("speech") or a file of points ("strokes"). They should show the digit found in it."""
+    from modalities import speech, strokes  # texts need no modality
+
     if modality == "speech":
-        from modalities import speech
-
-        mels = speech.SpeechEncoder.preprocess(speech.read_wav(path))  # [1, 40, 64]
-        embed, picture, verb = clip.encode("speech", mels)[0], speech.to_image(mels)[0], "heard"
+        inputs = speech.SpeechEncoder.preprocess(speech.read_wav(path))  # [1, 40, 64]
+        picture, verb = speech.to_image(inputs)[0], "heard"
     else:
-        from modalities import strokes
-
-        points = strokes.StrokeEncoder.preprocess(strokes.read_strokes(path))  # [1, 8, 2]
-        embed, picture, verb = clip.encode("strokes", points)[0], strokes.draw(points)[0, 0], "read"
+        inputs = strokes.StrokeEncoder.preprocess(strokes.read_strokes(path))  # [1, 8, 2]
+        picture, verb = strokes.draw(inputs)[0, 0], "read"
+    embed = clip.encode(modality, inputs)[0]  # [embed_dim]
     word = DIGIT_WORDS[int((clip.zero_shot_classifier() @ embed).argmax())]
     return Row(f"{Path(path).name}:\n{verb} as {word}", picture, word, embed.expand(count, -1))
 

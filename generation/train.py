@@ -103,7 +103,8 @@ def train(run: Run, settings: GeneratorSettings) -> None:
 
         if is_autoencoder:
             run.end_epoch({}, generator)
-            run.writer.add_image("reconstructions", reconstruct(generator, val.images[:20]), run.step - 1)
+            pairs = torch.cat([val.images[:20], embed(generator.eval().autoencoder, val.images[:20])])
+            run.writer.add_image("reconstructions", make_grid(pairs, nrow=20), run.step - 1)
         else:  # the last epoch is kept: a flow does not overfit in so few
             score, samples = validate(ema.model, clip, val, texts)
             run.end_epoch({"val_agreement": score}, ema.model)
@@ -119,16 +120,6 @@ def train(run: Run, settings: GeneratorSettings) -> None:
     print(f"\nagreement with validation captions, by the CLIP itself: {best.metrics['val_agreement']:.1%}")
     print(f"{run.seconds:.0f} s of training; saved to {run.folder.parent / 'best_model.pth'}")
     print(note + "\n" * bool(note) + 'generate:    python generate.py "a thick seven leaning left"')
-
-
-# ---- helpers ----
-
-
-@torch.no_grad()
-def reconstruct(generator: Generator, images: Tensor) -> Tensor:
-    """Images [B, 1, 28, 28] above what the autoencoder makes of them, as one picture [3, H, W]."""
-    autoencoder = generator.eval().autoencoder
-    return make_grid(torch.cat([images, autoencoder.decode(autoencoder.encode(images))]), nrow=len(images))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ The data are the free spoken digit dataset 1.0.10 (FSDD; Jakobovski et al.; CC B
 each of ten digits said fifty times by each of six speakers.
 """
 
+import functools
 import hashlib
 import io
 import math
@@ -33,8 +34,9 @@ OFFICIAL_TEST = 5  # takes of each digit and speaker
 RATE = 8_000  # samples per second, as in FSDD; other rates are resampled
 WINDOW, HOP = 256, 128  # samples: 32 ms and 16 ms
 MELS, FRAMES = 40, 64  # bands up to 4 kHz, and one second of frames
-# Each band is a triangle over two of these equal steps, from 50 Hz on, on the mel scale log(1 + Hz / 700).
-MEL_EDGES = (math.log1p(50 / 700), math.log1p(RATE / 2 / 700), MELS + 2)  # of torch.linspace
+LOWEST = 50.0  # Hz, where the first band begins
+# Each band is a triangle over two of these equal steps on the mel scale log(1 + Hz / 700).
+MEL_EDGES = (math.log1p(LOWEST / 700), math.log1p(RATE / 2 / 700), MELS + 2)  # of torch.linspace
 QUIET = 1e-4  # share of the loudest frame's power below which the beginning and the end are cut off: -40 dB
 SILENCE = 1e-4  # largest amplitude, of 1, that counts as silence
 FLOOR = 1e-5  # share of the mean power that is added before the logarithm
@@ -144,13 +146,13 @@ def to_waveform(samples: np.ndarray, rate: int) -> Tensor:
     return torch.from_numpy(sound - sound.mean()).float()
 
 
+@functools.cache
 def mel_bands() -> Tensor:
     """The weight of each frequency in each band: triangles of equal area, [MELS, WINDOW / 2 + 1]."""
-    hertz = torch.linspace(0, RATE / 2, WINDOW // 2 + 1)
-    edges = 700 * torch.expm1(torch.linspace(*MEL_EDGES, dtype=torch.double))  # hertz
-    low, middle, high = (edges[i : MELS + i, None] for i in range(3))  # [MELS, 1] each
-    triangles = torch.minimum((hertz - low) / (middle - low), (high - hertz) / (high - middle)).clamp(min=0)
-    return (triangles * 2 / (high - low)).float()
+    from transformers.audio_utils import mel_filter_bank  # it takes a second to import
+
+    scale = {"norm": "slaney", "mel_scale": "htk"}
+    return torch.from_numpy(mel_filter_bank(WINDOW // 2 + 1, MELS, LOWEST, RATE / 2, RATE, **scale).T).float()
 
 
 def mel_spectrogram(sound: Tensor) -> Tensor:
@@ -191,7 +193,12 @@ class Sounds(NamedTuple):
 
 def load_fsdd(data_path: str | Path) -> Sounds:
     """All recordings, on the CPU. Downloads them on first use; raises InputError if no source has them."""
-    folder = obtain(Path(data_path), "FSDD (spoken digits)", {FILE: _is_right}, {"GitHub": _from_github})
+
+    def is_right(archive: bytes) -> bool:
+        content = b"".join(name.encode() + wav for name, wav in recordings(archive).items())
+        return hashlib.sha256(content).hexdigest() == SHA256
+
+    folder = obtain(Path(data_path), "FSDD (spoken digits)", {FILE: is_right}, {"GitHub": _from_github})
     wavs = recordings((folder / FILE).read_bytes())
     sounds = [wavfile.read(io.BytesIO(wav)) for wav in wavs.values()]
     mels = SpeechEncoder.preprocess([to_waveform(samples, rate) for rate, samples in sounds])
@@ -208,11 +215,6 @@ def recordings(archive: bytes) -> dict[str, bytes]:
             return {Path(name).name: file.read(name) for name in names}
     except Exception:  # arbitrary bytes lead the reader to any error
         return {}
-
-
-def _is_right(archive: bytes) -> bool:
-    content = b"".join(name.encode() + wav for name, wav in recordings(archive).items())
-    return hashlib.sha256(content).hexdigest() == SHA256
 
 
 def _from_github(folder: Path) -> str | None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from clip import TOWERS
 from data.fetch import obtain
+from image_encoder import ResidualBlock
 from my_utils import InputError, read_file, short
 
 FILE = "pendigits.csv"  # 16 coordinates and the digit, whole numbers, rows in ascending order
@@ -45,21 +46,10 @@ BOX = 20.0  # pixels of the longer side
 DRAWN_AT_ONCE = 32  # recordings whose pieces fit into a CPU's cache
 
 
-class StrokeBlock(nn.Module):
-    """Convolutions along time around a skip connection."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.branch = nn.Sequential(
-            nn.Conv1d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm1d(channels),
-            nn.ReLU(),
-            nn.Conv1d(channels, channels, 3, padding=1, bias=False),
-            nn.BatchNorm1d(channels),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.branch(x))
+def convolution(channels: int, out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+    """A convolution along time with its norm."""
+    conv = nn.Conv1d(channels, out, kernel, stride, padding=(kernel - 1) // 2, bias=False)
+    return [conv, nn.BatchNorm1d(out), nn.ReLU()]
 
 
 class StrokeEncoder(nn.Module):
@@ -68,17 +58,11 @@ class StrokeEncoder(nn.Module):
     def __init__(self, embed_dim: int, width: int = 64):
         super().__init__()
         self.stages = nn.Sequential(
-            nn.Conv1d(4, width, 5, padding=2, bias=False),  # [B, width, 28]
-            nn.BatchNorm1d(width),
-            nn.ReLU(),
-            StrokeBlock(width),
-            nn.Conv1d(width, 2 * width, 4, stride=2, padding=1, bias=False),  # [B, 2 * width, 14]
-            nn.BatchNorm1d(2 * width),
-            nn.ReLU(),
-            StrokeBlock(2 * width),
-            nn.Conv1d(2 * width, 4 * width, 4, stride=2, padding=1, bias=False),  # [B, 4 * width, 7]
-            nn.BatchNorm1d(4 * width),
-            nn.ReLU(),
+            *convolution(4, width, kernel=5),  # [B, width, 28]
+            ResidualBlock(width, nn.Conv1d, nn.BatchNorm1d),
+            *convolution(width, 2 * width, kernel=4, stride=2),  # [B, 2 * width, 14]
+            ResidualBlock(2 * width, nn.Conv1d, nn.BatchNorm1d),
+            *convolution(2 * width, 4 * width, kernel=4, stride=2),  # [B, 4 * width, 7]
             nn.Flatten(),  # keeps the position along the stroke
             nn.Linear(4 * width * 7, 4 * width),
             nn.ReLU(),
@@ -133,19 +117,15 @@ def read_strokes(path: str | Path) -> Tensor:
 
 def resample(stroke: Tensor) -> Tensor:
     """A stroke [T, 2] -> eight points at equal steps along it, [8, 2]."""
-    lengths = stroke.diff(dim=0).norm(dim=1).cumsum(dim=0)
-    lengths = torch.cat([lengths.new_zeros(1), lengths])  # [T], from the start
-    at = torch.linspace(0, 1, POINTS, dtype=stroke.dtype) * lengths[-1]  # [8]
-    i = torch.searchsorted(lengths, at, right=True).clamp(1, len(stroke) - 1)
-    share = (at - lengths[i - 1]) / (lengths[i] - lengths[i - 1]).clamp(min=1e-12)
-    return torch.lerp(stroke[i - 1], stroke[i], share.clamp(0, 1)[:, None])
+    lengths = F.pad(stroke.diff(dim=0).norm(dim=1).cumsum(dim=0), (1, 0))  # [T], from the start
+    at = np.linspace(0, lengths[-1], POINTS)
+    return torch.tensor(np.stack([np.interp(at, lengths, x) for x in stroke.T], axis=1), dtype=stroke.dtype)
 
 
 def to_unit_square(points: Tensor) -> Tensor:
     """Points [B, P, 2] -> each coordinate stretched to 0..1; a coordinate without extent is 0.5."""
     low, high = points.amin(dim=1, keepdim=True), points.amax(dim=1, keepdim=True)
-    extent = high - low
-    return torch.where(extent > 1e-9, (points - low) / extent.clamp(min=1e-9), 0.5)
+    return torch.where(high - low > 1e-9, (points - low) / (high - low).clamp(min=1e-9), 0.5)
 
 
 def catmull_rom(points: Tensor) -> Tensor:
@@ -203,7 +183,7 @@ def augment(points: Tensor) -> Tensor:
     size, device = len(points), points.device
     turn, shear = torch.rand(2, size, device=device) * 2 - 1
     turn, shear = turn * math.radians(TURN), shear * SHEAR
-    cos, sin = torch.cos(turn), torch.sin(turn)
+    cos, sin = turn.cos(), turn.sin()
     matrix = torch.stack([cos, sin + shear * cos, -sin, cos - shear * sin], dim=1).view(size, 2, 2)
     return to_unit_square((points - 0.5) @ matrix + JITTER * torch.randn_like(points))
 
@@ -217,7 +197,7 @@ def draw(points: Tensor) -> Tensor:
 
 
 def _draw(points: Tensor) -> Tensor:
-    x, y = catmull_rom(points).unbind(dim=2)
+    x, y = catmull_rom(points).unbind(dim=2)  # (a product with a new tensor would wait for a GPU)
     stroke = torch.stack([ASPECT * x, -y], dim=2)  # [B, P, 2], y down
     low, high = stroke.amin(dim=1, keepdim=True), stroke.amax(dim=1, keepdim=True)
     stroke = (stroke - low) / (high - low).amax(dim=2, keepdim=True).clamp(min=1e-6) * (BOX - THICKNESS)  # pixels

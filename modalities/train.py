@@ -13,6 +13,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `python modalities/train.py` works too, from any folder
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,10 +40,7 @@ class TowerSettings(OnClipSettings):
     lr: float = option(3e-3, "peak learning rate of AdamW", low=0, exclusive_min=True, high=100)
     shuffled: bool = option(False, "ablation: pair each recording with the image of another one")
     runs_dir: str = option("runs/strokes", "folder that gets a folder for this run")
-
-    @property
-    def is_ablation(self) -> bool:  # the CLIP's file then stays unchanged
-        return self.shuffled or getattr(self, "held_out", "official") != "official"
+    held_out = "official"  # the test split; no option here
 
 
 @dataclass
@@ -105,7 +104,8 @@ def train(run: Run, settings: TowerSettings, modality: str) -> None:
     _, make_pairs, temperature, metric = MODALITIES[modality]
     device, file = pick_device(settings.device), Path(settings.clip).resolve()  # (a link stays a link)
     clip = CLIP.load(file, device, settings.text_model).requires_grad_(False)
-    if not settings.is_ablation and not os.access(file.parent, os.W_OK):
+    is_ablation = settings.shuffled or settings.held_out != "official"  # the CLIP's file then stays unchanged
+    if not is_ablation and not os.access(file.parent, os.W_OK):
         raise InputError(f"{file.parent} cannot be written, but the tower is added to the CLIP there: name a copy")
     fingerprint, saved = clip.fingerprint(), run.folder / "best_model.pth"
     size, sample, test, test_labels = make_pairs(settings, clip, device)
@@ -142,7 +142,7 @@ def train(run: Run, settings: TowerSettings, modality: str) -> None:
     metrics |= {"seed": settings.seed, "run": run.folder.name, "device": device_name(device), "commit": run.commit}
     clip.metrics = clip_metrics | {modality: metrics}
     clip.save(saved)
-    if not settings.is_ablation:
+    if not is_ablation:
         with locked(file):
             target = CLIP.load(file, "cpu", settings.text_model)
             if target.fingerprint() != fingerprint:
@@ -152,7 +152,7 @@ def train(run: Run, settings: TowerSettings, modality: str) -> None:
             target.save(file)
     run.finish(metrics)
     print(f"\n{metric.replace('_', ' ')} {metrics[metric]:.1%}, {run.seconds:.0f} s of training; saved to {saved}")
-    print(f"{file} stays unchanged" if settings.is_ablation else f'added to {file}: model.encode("{modality}", ...)')
+    print(f"{file} stays unchanged" if is_ablation else f'added to {file}: model.encode("{modality}", ...)')
 
 
 if __name__ == "__main__":

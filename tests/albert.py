@@ -24,15 +24,8 @@ def make_albert(folder: Path) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>", cls_token="[CLS]", sep_token="[SEP]"
     ).save_pretrained(folder)
-    config = AlbertConfig(
-        vocab_size=VOCABULARY,
-        embedding_size=16,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=1,
-        intermediate_size=128,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+    sizes = {"vocab_size": VOCABULARY, "embedding_size": 16, "hidden_size": 32, "intermediate_size": 128}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    config = AlbertConfig(num_hidden_layers=2, num_attention_heads=1, **sizes, **dropout)
     AlbertModel(config).save_pretrained(folder)
     return folder

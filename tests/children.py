@@ -37,6 +37,7 @@ def _run(function, arguments: tuple, output: str, environment: dict) -> None:
     from my_utils import exit_on_error
 
     os.environ.update(environment)
+    os.chdir(Path(__file__).resolve().parent.parent)
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     with exit_on_error():

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
 from data.mnist import download
@@ -66,14 +67,8 @@ def trained(data_path, tmp_path_factory) -> SimpleNamespace:
     flags = [*TINY, "--width", 16, "--embed-dim", 32, "--epochs", 2, "--runs-dir", runs, "--run-name", "short"]
     done = train_here(*flags)
     assert done.returncode == 0, done.stderr
-    run = runs / "short"
-    return SimpleNamespace(
-        runs=runs,
-        run=run,
-        output=done.stdout,
-        metrics=json.loads((run / "metrics.json").read_text()),
-        checkpoint=runs / "best_model.pth",
-    )
+    run, checkpoint = runs / "short", runs / "best_model.pth"
+    return SimpleNamespace(runs=runs, run=run, output=done.stdout, metrics=metrics_of(run), checkpoint=checkpoint)
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +96,27 @@ def read_only():
         return path / "inside"
 
     return make
+
+
+def metrics_of(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def read_events(run: Path) -> EventAccumulator:
+    """What a run wrote for TensorBoard."""
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return events
+
+
+def curves(run: Path) -> dict[str, list[int]]:
+    """The steps of each curve in TensorBoard."""
+    events = read_events(run)
+    return {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.grad.cpu().clone() for name, p in model.named_parameters()}
 
 
 def freeze_statistics(model: torch.nn.Module) -> None:

@@ -19,13 +19,10 @@ from my_dataset import MNISTPairs, Split, load_mnist
 from my_utils import InputError
 from training.settings import PRESETS
 
-ROOT, CPU = Path(__file__).resolve().parent.parent, torch.device("cpu")
+CPU = torch.device("cpu")
 SMALL = ["--embed-dim", "8", "--width", "4", "--muon-lr", "0", "--batch-size", "32"]
 ORIGIN = {"device": "A CPU, 2 threads", "threads": 2, "torch_version": "2", "commit": "abc1234", "date": "2026-01-01"}
 SMALL_WORDS = {"so", "its", "on", "of", "in", "that", "the", "to", "by", "with", "it", "and", "an", "from", "for"}
-
-
-# ---- figures and tables ----
 
 
 def test_cells_show_the_mean_and_the_standard_deviation():
@@ -108,9 +105,6 @@ def test_figures_of_different_machines_or_commits_have_no_mean():
     for name in common.ORIGIN:
         with pytest.raises(InputError, match=f"differ in {name}"):
             common.shared_origin([ORIGIN, ORIGIN | {name: "another"}])
-
-
-# ---- training ----
 
 
 def test_the_measured_step_is_that_of_the_preset(data_path):
@@ -249,9 +243,6 @@ def test_distances_of_generated_images_by_hand():
     assert generation.precision_recall(real, real + 100) == (0, 0)
     black, white = torch.zeros(1, 28, 28, dtype=torch.uint8), torch.ones(3, 1, 28, 28)
     assert generation.nearest_distance(black, white) == pytest.approx(1)
-
-
-# ---- make gpu ----
 
 
 def test_make_gpu_reports_what_was_not_measured(monkeypatch, capfd):

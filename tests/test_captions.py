@@ -61,9 +61,6 @@ def names(vector: torch.Tensor) -> set[str]:
     return {LABELS[i] for i in vector.nonzero().flatten().tolist()}
 
 
-# ---- words ----
-
-
 def test_a_digit_alone_is_its_word_and_punctuation_separates_words():
     for text, words in {
         "A bold SEVEN, leaning: right!": "a bold seven leaning right",
@@ -169,9 +166,7 @@ def test_match_agrees_with_sets():
         lacking = names(claims[j]) - names(facts[i])
         assert positive[i, j] == (not lacking)
         assert ignored[i, j] == (bool(lacking) and lacking <= names(unknown[i]))
-
-
-def test_pairs_of_other_data_belong_together_if_their_ids_are_equal():
+    # pairs of other data belong together if their ids are equal
     positive, ignored = captions.one_hot_labels(torch.tensor([500, 3, 500, -1])).match()
     assert positive.int().tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 1]]
     assert not ignored.any()
@@ -187,9 +182,6 @@ def test_the_labels_that_lead_to_an_unseen_combination_are_unknown_by_hand():
     assert names(unknown[7, 2, 0]) == {"medium"}
     assert names(unknown[7, 2, 2]) == set()
     assert not unknown[:7].any()
-
-
-# ---- sampling ----
 
 
 def shares(values: tuple[float, float], n: int = 20_000) -> dict[str, float]:
@@ -303,9 +295,6 @@ def test_batches_depend_on_seed_epoch_process_and_the_random_state_alone(data_pa
     shares = [batch(rank=rank, world_size=2) for rank in range(2)]
     assert [len(part) for share in shares for part in share] == [100] * 10
     assert not torch.equal(shares[0][0], shares[1][0])
-
-
-# ---- outliers ----
 
 
 def test_outliers_are_of_their_kinds(data_path):

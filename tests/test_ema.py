@@ -3,7 +3,6 @@ import copy
 import torch
 
 from clip import CLIP
-from conftest import TINY, tensors, train_here
 from training.ema import Ema
 
 
@@ -42,14 +41,3 @@ def test_a_saved_average_continues():
     follow(second, states[2:])
     assert second.steps == 4
     assert all(map(torch.equal, floats(second.model).values(), floats(whole.model).values()))
-
-
-def test_a_run_averages_all_its_steps_and_saves_the_average(tmp_path, small_mnist):
-    flags = [*TINY, "--batch-size", 500, "--epochs", 2, "--ema-decay", 0.9, "--augment", "none"]
-    assert train_here(*flags, "--runs-dir", tmp_path, "--run-name", "run").returncode == 0
-    parts = torch.load(tmp_path / "run" / "last.pth", weights_only=True)["parts"]
-    assert parts["ema"]["steps"] == 2 * (5_500 // 500)
-    best = torch.load(tmp_path / "best_model.pth", weights_only=True)
-    if best["metrics"]["best_epoch"] == 2:
-        assert all(map(torch.equal, tensors(best["state_dict"]), tensors(parts["ema"]["model"])))
-    assert not torch.equal(parts["ema"]["model"]["logit_scale"], parts["model"]["logit_scale"])

@@ -23,7 +23,7 @@ from evaluation.corruptions import CORRUPTIONS
 from evaluation.table import TITLES
 from my_utils import TEMPORARY, InputError
 
-PICTURES = {"confusion", "reliability", "map", "robustness", "corruptions", "uci_digits", "ood", "mistakes"}
+PICTURES = {"confusion", "reliability", "map", "robustness", "corruptions", "uci_digits", "ood"}
 
 
 @pytest.fixture(scope="module")

@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from scipy.io import wavfile
 
 import generate
-from attributes import combination_ids
+from attributes import combination_ids, measure
 from captions import image_facts, multi_hot
 from clip import CLIP
 from conftest import first_tenth, tensors
 from evaluation.claims import parse_claims
 from generation import train as training
-from generation.features import agreement, generated_facts, precompute, sample_captions
+from generation.features import agreement, precompute, sample_captions
 from generation.model import Flow, Generator
 from generation.rows import slerp
 from my_utils import InputError
@@ -91,7 +91,7 @@ def test_a_generated_image_agrees_if_all_claims_of_its_caption_are_facts():
     images = torch.zeros(2, 1, 28, 28)
     images[0, 0, 4:24, 13:15] = 1  # two pixels wide, upright
     images[1, 0, 4:24, 10:18] = 1  # eight pixels wide
-    facts = generated_facts(images, lambda x: torch.tensor([1, 1]))
+    facts = image_facts(torch.tensor([1, 1]), measure(images))
     assert agreement(facts, parse_claims("one")).tolist() == [True, True]
     assert agreement(facts, parse_claims("a thick one")).tolist() == [False, True]
     claims = torch.stack([multi_hot("thin", "one"), multi_hot("two", "thick")])

@@ -5,22 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import captions
 from attributes import combination_ids, unseen_combinations
-from captions import (
-    UNSAID,
-    Labels,
-    attribute_captions,
-    description_id,
-    image_facts,
-    multi_hot,
-    one_hot_labels,
-    unknown_labels,
-)
-from clip import CLIP
-from conftest import freeze_statistics
+from captions import UNSAID, Labels, description_id, image_facts, multi_hot, one_hot_labels
 from losses import LOSSES, contrastive_loss, min_loss, sigmoid_bias
-from my_dataset import MNISTPairs
-from training.step import TrainingStep
 
 ln = math.log
 
@@ -92,10 +80,10 @@ def fixed_batch() -> Labels:
     outliers = torch.stack([multi_hot("noise", "no digit"), multi_hot("scribble", "no digit")])
     said = torch.stack([multi_hot("noise"), multi_hot("no digit")])
     ids = description_id(text_digits.long(), [text_thickness.long(), text_slant.long()])
-    unknown = unknown_labels(unseen_combinations(0))[combination_ids(digits, values)]
+    unknown = captions.unknown_labels(unseen_combinations(0))[combination_ids(digits, values)]
     return Labels(
         torch.cat([outliers, image_facts(digits, values)]),
-        torch.cat([said, attribute_captions().claims[ids]]),
+        torch.cat([said, captions.attribute_captions().claims[ids]]),
         torch.cat([torch.zeros_like(outliers), unknown]),
     )
 
@@ -115,9 +103,6 @@ def test_a_fixed_batch_has_the_loss_and_the_gradients_that_it_had_before_the_red
     for found, expected in zip((loss, *gradients), EXPECTED[name].strip().splitlines(), strict=True):
         before = [float(number) for number in expected.split()]
         assert found.flatten().tolist() == pytest.approx(before, abs=1e-5 if found.ndim else 1e-8)
-
-
-# ---- values, computed independently ----
 
 
 def test_multi_positive_by_hand():
@@ -170,9 +155,6 @@ def test_a_loss_is_its_formula_whatever_belongs_together(name):
         assert value(name, logits, positive, ignored).item() == pytest.approx((images + texts) / 2, rel=1e-5)
 
 
-# ---- the lowest value ----
-
-
 @pytest.mark.parametrize("name", ["multi_positive", "sigmoid"])
 def test_the_lowest_value_is_reached_by_perfect_logits_and_never_passed(name):
     torch.manual_seed(0)
@@ -181,52 +163,6 @@ def test_the_lowest_value_is_reached_by_perfect_logits_and_never_passed(name):
     assert value(name, perfect, positive, ignored).item() == pytest.approx(least(name, positive), abs=1e-5)
     for scale in (0.1, 1, 10):
         assert value(name, scale * torch.randn(10, 10), positive, ignored) > least(name, positive)
-
-
-# ---- a training step ----
-
-
-@pytest.fixture(scope="module")
-def batch(data_path):
-    torch.manual_seed(0)
-    return next(MNISTPairs("val", data_path).epoch(60))
-
-
-def small_clip(name: str) -> CLIP:
-    torch.manual_seed(0)
-    return CLIP(8, width=2, loss=name, init_logit_bias=-2.0 if name == "sigmoid" else None)
-
-
-def gradients(model: CLIP) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters()}
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_step_in_chunks_equals_the_plain_step(name, batch):
-    """GradCache: equal up to rounding if batch norm takes its running statistics, which are not those of a chunk."""
-    model = small_clip(name)
-    freeze_statistics(model)
-    plain = TrainingStep(model, [])(batch)
-    expected = gradients(model)
-    chunked = TrainingStep(model, [], chunk_size=25)(batch)
-    assert set(plain) == set(chunked) == {"loss", "kl", "grad_norm", "temperature"}
-    for key, found in chunked.items():
-        torch.testing.assert_close(found, plain[key], atol=1e-5, rtol=1e-5)
-    for key, found in gradients(model).items():
-        torch.testing.assert_close(found, expected[key], atol=1e-5, rtol=1e-3)
-    torch.testing.assert_close(model.loss(batch), plain["loss"])
-    entropy = least("multi_positive", batch.labels.match()[0]) if name == "multi_positive" else 0
-    torch.testing.assert_close(plain["kl"], plain["loss"] - entropy)
-
-
-def test_a_step_in_chunks_counts_each_image_once_in_batch_norm(batch):
-    model = small_clip("multi_positive").train()
-    TrainingStep(model, [], chunk_size=20)(batch)
-    assert model.towers["image"].stages[1].num_batches_tracked == 3
-    assert all(norm.track_running_stats for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d))
-
-
-# ---- the sigmoid loss's bias ----
 
 
 def test_the_bias_gives_each_pair_the_probability_of_a_positive_in_the_batch():

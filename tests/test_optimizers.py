@@ -7,8 +7,6 @@ from torch import nn
 from clip import CLIP
 from training.optim import TEXT_LR, Muon, make_optimizers, orthogonalise, warmup_cosine
 
-# ---- which optimizer has which parameter ----
-
 
 @pytest.mark.parametrize("muon_lr", [0.25, 0])
 def test_muon_has_the_cnns_kernels_and_matrices_and_adamw_the_rest(muon_lr):
@@ -45,9 +43,6 @@ def test_the_learning_rate_warms_up_over_a_tenth_and_ends_near_zero():
     assert factors[-1] < 1e-3
     assert all(a >= b for a, b in itertools.pairwise(factors[9:]))
     assert warmup_cosine(0, 1) == 1
-
-
-# ---- Muon ----
 
 
 @pytest.mark.parametrize("shape", [(16, 144), (144, 16), (8, 8)])

@@ -1,6 +1,8 @@
 """Every kind of picture that Pillow and numpy hand over is read right or refused."""
 
 import io
+import math
+import warnings
 
 import numpy as np
 import pytest
@@ -61,12 +63,46 @@ def test_an_array_of_any_type_is_read_right_or_refused(dtype, model, pixels):
             model.preprocess(array)
 
 
-def test_a_list_may_mix_palette_images_arrays_and_tensors(model, pixels):
+def test_an_image_has_one_embedding_in_every_form_and_in_a_list_of_many(model, pixels):
     palette = Image.fromarray(pixels).quantize(256)
     assert (np.array(palette) != pixels).any(), "its numbers are places in the palette"
-    mixed = model.preprocess([palette, pixels, torch.from_numpy(pixels)])
-    assert mixed.shape == (3, 1, 28, 28)
-    assert (mixed == mixed[0]).all()
-    assert model.preprocess([[palette]]).shape == (1, 1, 28, 28)
+    image, floats = torch.from_numpy(pixels), pixels / 255
+    expected = torch.from_numpy(pixels)[None, None] / 255
+    same = [pixels, pixels[None], image, image[None], image[None, None], floats, floats[None], image / 255]
+    for form in (*same, palette, [palette], [[palette]]):
+        torch.testing.assert_close(model.preprocess(form), expected)
+    torch.testing.assert_close(model.preprocess([palette, pixels, image]), expected.expand(3, 1, 28, 28))
+    torch.testing.assert_close(model.encode_image(palette), model.encode_image(image))
     with pytest.raises(InputError, match="divide by 255"):
-        model.preprocess([palette, pixels / 255])
+        model.preprocess([palette, floats])
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ("photo.png", "one array of uint8 or float pixels"),
+        ([np.zeros((28, 28)), np.zeros((32, 32))], "one array of uint8 or float pixels"),
+        (np.zeros((2, 28, 28), int), r"uint8 \(0..255\) or float \(0..1\), not torch.int64"),
+        (np.zeros((2, 32, 32), np.uint8), "resize"),
+        (np.zeros(784, np.uint8), "resize"),
+        (torch.ones(28, 28, dtype=torch.uint8), "multiply by 255"),
+        (torch.full((2, 28, 28), 255.0), "divide by 255"),
+        (torch.full((2, 28, 28), math.nan), r"\[0, 1\]"),
+    ],
+)
+def test_images_that_would_be_misread_are_refused(model, bad, message):
+    with pytest.raises(InputError, match=message):
+        model.preprocess(bad)
+
+
+def test_a_bright_image_causes_one_warning_at_the_callers_line(model, pixels):
+    dark = torch.from_numpy(pixels)[None]
+    bright = 255 - dark
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("default")
+        for images in (dark, dark / 255, bright, bright / 255, torch.cat([dark, bright])):
+            for _ in range(3):
+                model.encode_image(images)
+    assert [warning.category for warning in seen] == [UserWarning]
+    assert "bright" in str(seen[0].message)
+    assert seen[0].filename == __file__

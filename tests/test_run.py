@@ -1,7 +1,6 @@
 """A run's folder: its lock and its files, and how it is interrupted, resumed, ended and published."""
 
 import gc
-import json
 import os
 import re
 import shlex
@@ -9,17 +8,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import children
 import pytest
 import torch
 from filelock import FileLock
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from clip import CLIP
-from conftest import ROOT, TINY, tensors, train_here
+from conftest import ROOT, TINY, curves, metrics_of, tensors, train_here
 from my_utils import TEMPORARY, InputError, exit_on_error
 from training import run as run_module
 from training.run import Run, locked
@@ -40,18 +37,11 @@ def assert_same_result(run: Path, other: Path) -> None:
         a, b = (tensors(torch.load(folder / file, weights_only=True)[key]) for folder in (run, other))
         assert len(a) > 10
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True)), file
-    first, second = (json.loads((folder / "metrics.json").read_text()) for folder in (run, other))
+    first, second = map(metrics_of, (run, other))
     for record in (first, second, *first["history"], *second["history"]):
         for name in ("seconds", "train_seconds", "date"):
             record.pop(name, None)
     assert first == second
-
-
-def curves(run: Path) -> dict[str, list[int]]:
-    """The steps of each curve in TensorBoard."""
-    events = EventAccumulator(str(run))
-    events.Reload()
-    return {name: [event.step for event in events.Scalars(name)] for name in events.Tags()["scalars"]}
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +65,6 @@ def unfinished(interrupted, tmp_path) -> Path:
     return Path(shutil.copytree(interrupted, tmp_path / "run"))
 
 
-# ---- interrupted and resumed ----
-
-
 @pytest.mark.parametrize(
     ("moment", "number", "code"),
     [
@@ -97,7 +84,12 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(moment, number, code
     errors = (tmp_path / "out.stderr").read_text()
     resume = rf"\ninterrupted; resume with: \S+ train\.py --resume {run}\n" if number == signal.SIGINT else ""
     assert re.fullmatch(resume, errors)
+    others = [tmp_path / ".notes.tmp", tmp_path / ".best_model.pth.lock", run / ".last.pth.1.tmp"]
+    for file in others:
+        file.write_text("mine")
+        os.utime(file, (0, 0))
     assert train_child(tmp_path, "--resume") == 0
+    assert [file.read_text() for file in others] == ["mine"] * 3, "the files of others stay"
     assert_same_result(run, whole)
     assert not list(run.glob(f"{TEMPORARY}*"))
     assert curves(run) == curves(whole), "each point once"
@@ -117,15 +109,10 @@ def test_a_folder_in_which_nothing_was_saved_is_used_again(moment, number, whole
 def test_ctrl_c_prints_the_command_that_resumes_the_run(tmp_path, data_path):
     """In a shell, with a space in the path and a name that ASCII lacks; when it is resumed, stderr is closed."""
     runs = tmp_path / "my runs"
-    flags = ["--epochs", 2, "--batch-size", 1000, "--augment", "none", "--runs-dir", runs, "--run-name", "数字"]
-    command = [sys.executable, "train.py", *map(str, [*TINY, *flags])]
-    job = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while job.poll() is None and not (runs / "数字" / "last.pth").exists():
-        time.sleep(0.005)
-    job.send_signal(signal.SIGINT)
-    _, errors = job.communicate(timeout=60)
-    assert job.returncode == 130
-    command = errors.strip().removeprefix("interrupted; resume with: ")
+    runs.mkdir()
+    flags = [*TINY, "--epochs", 2, "--batch-size", 1000, "--augment", "none", "--run-name", "数字"]
+    assert train_child(runs, *flags, moment="step 3", number=signal.SIGINT) == 130
+    command = (runs / "out.stderr").read_text().strip().removeprefix("interrupted; resume with: ")
     assert not (runs / "best_model.pth").exists(), "only a finished run is published"
 
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii"}
@@ -152,18 +139,6 @@ def test_output_that_nobody_reads_is_no_error(monkeypatch):
 
 
 # ---- the folder ----
-
-
-def test_files_of_others_stay(unfinished):
-    runs = unfinished.parent
-    others = [runs / ".notes.tmp", runs / ".best_model.pth.lock", unfinished / ".last.pth.1.tmp"]
-    for file in others:
-        file.write_text("mine")
-        os.utime(file, (0, 0))
-    (unfinished / f"{TEMPORARY}last.pth.1").write_bytes(b"what a killed process leaves")
-    assert train_child(runs, "--resume") == 0
-    assert [file.read_text() for file in others] == ["mine"] * 3
-    assert not list(unfinished.glob(f"{TEMPORARY}*"))
 
 
 def test_a_name_that_is_taken_is_refused_with_advice_that_fits(whole, unfinished, tmp_path):
@@ -211,8 +186,6 @@ def test_resume_says_what_it_cannot_use(unfinished):
     state = torch.load(last, weights_only=True)
     for changes, expected in (
         ({"parts": {}}, "fits another version of this program"),
-        ({"settings": {"epochs": 3}}, "is a run of another training script or version"),
-        ({"format": 1}, "was saved by another version"),
         ({"kind": "CLIP"}, "is the checkpoint of a CLIP, not of a run"),
     ):
         torch.save(state | changes, last)
@@ -224,37 +197,26 @@ def test_resume_says_what_it_cannot_use(unfinished):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--batch-size", "55001"], "larger than the 55,000 pairs"),
-        (["--device", "tpu"], "device 'tpu' is not supported"),
-        (["--device", "x" * 5000], r"device 'x{50,100}\.\.\. is not supported"),
-        (["--device", "mps"], "not supported"),
-        (["--device", "cpu:3"], "not supported"),
-        (
-            ["--device", "cuda:99"],
-            "device cuda:99 is not on this machine, or this PyTorch cannot use it: use --device cpu",
-        ),
-        (["--resume", "nowhere"], "nothing to resume in nowhere"),
-        (["--resume"], "no unfinished run"),
+        ("--batch-size 55001", "larger than the 55,000 pairs"),
+        ("--device tpu", "device 'tpu' is not supported"),
+        ("--device " + "x" * 5000, r"device 'x{50,100}\.\.\. is not supported"),
+        ("--device mps", "not supported"),
+        ("--device cpu:3", "not supported"),
+        ("--device cuda:99", "cuda:99 is not on this machine, or this PyTorch cannot use it: use --device cpu"),
+        ("--resume nowhere", "nothing to resume in nowhere"),
+        ("--resume", "no unfinished run"),
     ],
 )
 def test_flags_that_only_training_can_judge_are_one_sentence(flags, message, tmp_path, data_path):
     with pytest.raises(InputError, match=message) as error:
-        train_here("--data-path", data_path, "--runs-dir", tmp_path, *flags)
+        train_here("--data-path", data_path, "--runs-dir", tmp_path, *flags.split())
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--device", "cuda"], "device cuda is not on this machine, or this PyTorch cannot use it: use --device cpu"),
-        (["--epochs", 0], "argument --epochs: '0' is not a whole number from 1 to 100000 (see --help)"),
-    ],
-)
-def test_a_wrong_flag_is_one_line_and_exit_code_2(flags, message, tmp_path):
-    if "cuda" in flags and torch.cuda.is_available():
-        pytest.skip("asks for CUDA where there is none")
-    assert train_child(tmp_path, *flags) == 2
+def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path):
+    assert train_child(tmp_path, "--epochs", 0) == 2
+    message = "argument --epochs: '0' is not a whole number from 1 to 100000 (see --help)"
     assert (tmp_path / "out.stderr").read_text() == f"error: {message}\n"
     assert (tmp_path / "out.stdout").read_text() == ""
 

@@ -209,6 +209,12 @@ def test_code_in_the_folder_of_a_language_model_is_not_run(albert_copy, tmp_path
     assert not (tmp_path / "boom").exists()
 
 
+def test_weights_that_are_not_finite_are_refused(albert_copy):
+    rewrite_weights(albert_copy, lambda weights: {k: v * torch.nan for k, v in weights.items()})
+    with pytest.raises(InputError, match="holds weights that are not finite"):
+        load_language_model(str(albert_copy))
+
+
 def test_missing_weights_are_refused_but_for_those_of_the_pooler(albert_copy, tmp_path):
     rewrite_weights(albert_copy, lambda weights: {k: v for k, v in weights.items() if "pooler" not in k})
     plus(albert_copy, True).save(tmp_path / "model.pth")
