@@ -43,7 +43,7 @@ def words_of(text: str) -> list[str]:
     Hyphens and all other punctuation separate words. A longer number is one word, and no digit: 07, 7th, 7.0, 7,0, -7.
     """
     text = text.lower().replace("\u2019", "'").replace("\u2212", "-")  # typographic apostrophe and minus
-    words = TOKEN.findall(text.replace("-", " -"))  # "left-leaning" are two words, "-7" is one
+    words = TOKEN.findall(re.sub(r"(?<=\w)-", " ", text))  # "left-leaning" are two words, "-7" is one
     return [DIGIT_WORDS[int(word)] if re.fullmatch("[0-9]", word) else word for word in words]
 
 

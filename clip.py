@@ -249,6 +249,8 @@ class CLIP(nn.Module):
             model.load_state_dict(checkpoint["state_dict"])
             model.config, model.metrics = dict(checkpoint["config"]), dict(checkpoint["metrics"])
             if model.fingerprint() != checkpoint["fingerprint"]:
+                if not model.towers["text"].frozen_hash:
+                    raise InputError("its weights were changed after it was saved: train again")
                 raise InputError(
                     "its language model has other weights than in training: name the right one's folder with"
                     " CLIP.load(path, text_model=...) or --text-model"

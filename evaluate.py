@@ -26,7 +26,7 @@ from evaluation.ood import evaluate_ood, ood_sets, uci_digits
 from evaluation.sections import stratified_subset
 from evaluation.table import print_table
 from my_dataset import DATA_PATH, Split, load_mnist
-from my_utils import ArgumentParser, atomic_write, device_name, exit_on_error, git_commit, pick_device
+from my_utils import ArgumentParser, atomic_write, device_name, exit_on_error, git_commit, pick_device, text
 
 PROBE_IMAGES = 10_000  # training images that the probes are fitted on
 CORRUPTED_IMAGES = 2_000  # test images that are corrupted
@@ -35,11 +35,13 @@ OOD_IMAGES = MAP_IMAGES = 1_000  # of each made set of images of no digit; on th
 
 def main(argv: list[str]) -> None:
     parser, started = ArgumentParser(prog="evaluate.py", description=__doc__.split("\n")[0]), time.perf_counter()
-    parser.add_argument("checkpoint", nargs="?", default="runs/best_model.pth", help="the model's file")
-    parser.add_argument("--data-path", default=DATA_PATH, help="folder of MNIST; downloaded if it is not there")
-    parser.add_argument("--text-model", help="the language model's folder, if it has moved")
+    parser.add_argument("checkpoint", nargs="?", type=text, default="runs/best_model.pth", help="the model's file")
+    parser.add_argument(
+        "--data-path", type=text, default=DATA_PATH, help="folder of MNIST; downloaded if it is not there"
+    )
+    parser.add_argument("--text-model", type=text, help="the language model's folder, if it has moved")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--pictures", default="inference_test", metavar="DIR", help="folder of the pictures")
+    parser.add_argument("--pictures", type=text, default="inference_test", metavar="DIR", help="folder of the pictures")
     args = parser.parse_args(argv)
 
     # ---- the model; and whether the results can be written, before the long work ----

@@ -68,7 +68,7 @@ def train(run: Run, settings: Settings) -> None:
         ema=ema,
     )
     language_model = model.towers["text"].frozen_hash
-    run.restore(belongs_to=language_model, model=model, **optimizers, **({"ema": ema} if ema else {}))
+    run.restore(belongs_to=language_model, publishes="CLIP", model=model, **optimizers, **({"ema": ema} if ema else {}))
     if run.is_main:
         size = sum(parameter.numel() for parameter in model.parameters())
         print(f"{run.folder}: CLIP of {size:,} parameters, {settings.loss} on {world_size} x {device_name(device)}")
@@ -93,7 +93,7 @@ def train(run: Run, settings: Settings) -> None:
     best.metrics |= {f"test_{name}": value for name, value in test.items()} | origin(run, device)
     best.save(run.folder / "best_model.pth")
     log_end(run, best, val)
-    note = run.publish("CLIP", SCORES[settings.captions])
+    note = run.publish(SCORES[settings.captions])
     run.finish(best.metrics)
     print_results(run, best.metrics, note)
 

@@ -61,7 +61,7 @@ def compare_losses(args: Namespace) -> None:
     metrics = {key: [] for key in keys}
     for seed, (size, loss, rate) in tqdm(list(itertools.product(seeds, keys)), desc="runs"):
         flags = ["--loss", loss, "--seed", str(seed), "--batch-size", str(size), "--lr", learning_rate(rate, size)]
-        folder = args.runs / "losses" / f"{loss}-{size}-lr{rate:g}-seed{seed}"
+        folder = args.runs / f"losses{args.suffix}" / f"{loss}-{size}-lr{rate:g}-seed{seed}"
         run = common.finished_run(folder, [*BUDGET, *flags, "--device", str(args.device)], quiet=True)
         metrics[size, loss, rate].append(run)
     accuracies = {key: [one["val_digit_accuracy"] for one in own] for key, own in metrics.items()}
@@ -81,7 +81,7 @@ def compare_losses(args: Namespace) -> None:
     columns += [f"to `{REFERENCE}`, points (95% interval)", *COLUMNS]
     note = f"{len(seeds)} seeds, 2 epochs, sentences through all-MiniLM-L6-v2."
     origin = common.shared_origin([one for own in metrics.values() for one in own])
-    common.write_result(args, "losses", columns, rows, origin, note)
+    common.write_result(args, "losses" + args.suffix, columns, rows, origin, note)
 
 
 def learning_rate(rate: float, batch_size: int) -> str:
@@ -109,7 +109,7 @@ def compare_captions(args: Namespace) -> None:
         measured = []
         for seed in seeds:
             flags = [*GAP_FLAGS, "--loss", loss, "--seed", str(seed), "--device", str(args.device)]
-            folder = args.runs / "gap" / f"{loss}-{named}-seed{seed}"
+            folder = args.runs / f"gap{args.suffix}" / f"{loss}-{named}-seed{seed}"
             build = partial(with_named_attributes, flags, named, args.device)
             metrics.append(common.train_variant(folder, common.settings_of(flags), args.command, build))
             measured.append(measure_space(CLIP.load(folder / "best_model.pth", args.device), named, test))
@@ -121,7 +121,7 @@ def compare_captions(args: Namespace) -> None:
         rows.append([f"`{loss}`", f"{named}", *cells])
     note = f"{len(seeds)} seeds, 2 epochs. A random order has an mAP of about a third within a digit."
     columns = ["loss", "attributes that captions name", *columns]
-    common.write_result(args, "gap", columns, rows, common.shared_origin(metrics), note)
+    common.write_result(args, "gap" + args.suffix, columns, rows, common.shared_origin(metrics), note)
 
 
 def with_named_attributes(flags: list[str], named: int, device: torch.device) -> Variant:

@@ -25,7 +25,7 @@ from clip import CLIP
 from demo.app import serve
 from demo.playground import Playground
 from my_dataset import DATA_PATH, load_mnist
-from my_utils import ArgumentParser, InputError, exit_on_error
+from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error
 
 CHROMIUM, PORT = "/usr/bin/chromium", 7870
 SEVEN = ((0.28, 0.25), (0.72, 0.25), (0.46, 0.8))  # the path of the pen, as shares of the canvas
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         names = {name for path in documents for name in re.findall(r"pictures/(\w+\.png)", path.read_text("utf-8"))}
         for name in sorted(names):
             if (made / name).exists():
-                shutil.copy(made / name, ROOT / "docs" / "pictures" / name)
+                atomic_write(ROOT / "docs" / "pictures" / name, (made / name).read_bytes())
             else:
                 print(f"docs/pictures/{name} stays as it is: this model gave no such picture")
     print(f"written: inference.ipynb and {ROOT / 'docs' / 'pictures'}")
@@ -73,10 +73,10 @@ def execute_notebook(place: Path) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # the times of this run
     notebook.metadata.kernelspec = kernel
-    text = nbformat.writes(notebook)
+    text = nbformat.writes(notebook).replace(f"{place}/", "")
     if str(place) in text or sys.prefix in text:
         raise InputError("the notebook's outputs name a folder of this machine: remove what prints it")
-    nbformat.write(notebook, ROOT / "inference.ipynb")
+    atomic_write(ROOT / "inference.ipynb", (text.rstrip() + "\n").encode())
 
 
 def photograph_demo(place: Path, picture: Path) -> None:

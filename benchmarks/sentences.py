@@ -62,7 +62,15 @@ def main(argv: list[str]) -> None:
         f"{len(args.seeds)} seeds, {len(TRAIN_TEMPLATES)} training and {len(HELD_OUT_TEMPLATES)} held-out templates,"
         f" {len(OTHER_SENTENCES)} sentences of no digit."
     )
-    write_result(args, "sentences", ["on the test split", "mean ± std"], rows, shared_origin(metrics), note, **values)
+    write_result(
+        args,
+        "sentences" + args.suffix,
+        ["on the test split", "mean ± std"],
+        rows,
+        shared_origin(metrics),
+        note,
+        **values,
+    )
 
 
 @torch.no_grad()

@@ -43,7 +43,12 @@ HEADLINE = (
     ("**combinations never seen in training**", "combinations", "CLIP", "unseen"),
     ("the same, unambiguous images", "combinations", "CLIP", "unseen, unambiguous"),
     ("text to image: digit accuracy (independent classifier)", "generation", "text → prior → decoder", "digit"),
-    ("text to image: accuracy of the measured attributes", "generation", "text → prior → decoder", "attributes"),
+    (
+        "text to image: measured attributes, of combinations seen in training",
+        "generation",
+        "text → prior → decoder",
+        "attributes",
+    ),
     ("pen strokes, trained on rendered images alone", "strokes", "stroke encoder", "nearest caption"),
     ("speech of an unseen speaker", "speech", "mean of the six speakers", "nearest caption"),
 )

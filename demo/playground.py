@@ -191,7 +191,7 @@ def decode_png(url: str) -> Tensor:
         if max(picture.size) > MAX_SIDE:
             raise ValueError
         return torch.from_numpy(np.array(picture.convert("L"))).float() / 255
-    except (OSError, ValueError, SyntaxError, TypeError, AttributeError):  # of base64, Pillow and values of other types
+    except (OSError, ValueError, SyntaxError, TypeError, AttributeError, Image.DecompressionBombError):
         raise InputError("the drawing cannot be read: clear the canvas and draw again") from None
 
 

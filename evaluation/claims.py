@@ -27,7 +27,7 @@ def _phrases() -> list[tuple[str, str]]:
 def parse_claims(text: str) -> Tensor:
     """A sentence -> its claims bool [S], by the words and phrases of our captions.
 
-    None are set if it has none of them, or if it negates: "not a seven" is not understood.
+    None are set if it has none of them, negates, or names several digits: "not a seven" is not understood.
     """
     rest, claims = f" {' '.join(words_of(text))} ", multi_hot()
     for phrase, label in _phrases():  # a long phrase hides the words in it: "as if with a thin pen"
@@ -35,7 +35,8 @@ def parse_claims(text: str) -> Tensor:
             claims[LABEL_ID[label]] = True
             rest = rest.replace(phrase, " | ")
     is_negated = any(word in NEGATIONS or word.endswith("n't") for word in rest.split())
-    return multi_hot() if is_negated else claims
+    is_one_digit = claims[: len(DIGIT_WORDS)].sum() <= 1  # "seven or eight" is not understood either
+    return claims if is_one_digit and not is_negated else multi_hot()
 
 
 def short_caption(digit: int, grades: Sequence[int]) -> str:

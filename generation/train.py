@@ -8,6 +8,8 @@ CLIP never saw are left out here too. Writes runs/generator/<run>/ as train.py d
 runs/generator/best_model.pth.
 """
 
+import os
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +55,7 @@ class GeneratorSettings(OnClipSettings):
 def main(argv: list[str]) -> None:
     distributed.refuse("generation/train.py")
     settings, overrides = parse_flags(GeneratorSettings, argv, "python -m generation.train", "Train a generator.")
-    with Run.open(settings, overrides, label="generator", program=["-m", "generation.train"]) as run:
+    with Run.open(settings, overrides, label="generator", program=[os.path.relpath(__file__)]) as run:
         train(run, run.settings)
 
 
@@ -75,7 +77,7 @@ def train(run: Run, settings: GeneratorSettings) -> None:
     ema = Ema(generator, settings.ema_decay)
     group = {"params": list(generator.parameters()), "lr": settings.lr, "peak_lr": settings.lr}
     adamw = torch.optim.AdamW([group], weight_decay=0.01, betas=(0.9, 0.99), fused=True)
-    run.restore(belongs_to=clip.fingerprint(), generator=generator, ema=ema, adamw=adamw)
+    run.restore(belongs_to=clip.fingerprint(), publishes="generator", generator=generator, ema=ema, adamw=adamw)
     print(f"{run.folder}: {sum(p.numel() for p in generator.parameters()):,} parameters on {device_name(device)}")
 
     # ---- training: the autoencoder, then the flows between noise and its latents ----
@@ -115,11 +117,14 @@ def train(run: Run, settings: GeneratorSettings) -> None:
     best.metrics |= {"train_seconds": round(run.seconds, 1), "seed": settings.seed, "run": run.folder.name}
     best.metrics |= {"device": device_name(device), "commit": run.commit}
     best.save(run.folder / "best_model.pth")
-    note = run.publish("generator", "val_agreement")
+    note = run.publish("val_agreement")
     run.finish(best.metrics)
     print(f"\nagreement with validation captions, by the CLIP itself: {best.metrics['val_agreement']:.1%}")
     print(f"{run.seconds:.0f} s of training; saved to {run.folder.parent / 'best_model.pth'}")
-    print(note + "\n" * bool(note) + 'generate:    python generate.py "a thick seven leaning left"')
+    caption = "a thick seven leaning left" if clip.captions.name_attributes else "seven"
+    files = ["--clip", settings.clip, "--generator", str(run.published)]
+    command = shlex.join([os.path.relpath(sys.executable), "generate.py", caption, *files])
+    print(f"{note}\ngenerate:    {command}".strip())
 
 
 @torch.no_grad()

@@ -92,11 +92,13 @@ MODALITIES = {
 
 def main(argv: list[str]) -> None:
     distributed.refuse("modalities/train.py")
+    if argv[:1] in (["-h"], ["--help"]):
+        return print(__doc__)
     if not argv or argv[0] not in MODALITIES:
         raise InputError(f"name first {' or '.join(MODALITIES)}, as in python -m modalities.train strokes --help")
     modality, kind = argv[0], MODALITIES[argv[0]][0]
     settings, overrides = parse_flags(kind, argv[1:], f"python -m modalities.train {modality}", __doc__)
-    with Run.open(settings, overrides, label=modality, program=["-m", "modalities.train", modality]) as run:
+    with Run.open(settings, overrides, label=modality, program=[os.path.relpath(__file__), modality]) as run:
         train(run, run.settings, modality)
 
 

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from clip import CLIP
 from conftest import ROOT, TINY, curves, metrics_of, tensors, train_here
-from my_utils import TEMPORARY, InputError, exit_on_error
+from my_utils import TEMPORARY, InputError, exit_on_error, save_checkpoint
 from training import run as run_module
 from training.run import Run, locked
 from training.settings import Settings
@@ -227,6 +227,13 @@ def test_a_runs_folder_that_cannot_be_written(tmp_path, read_only):
             train_here(*FLAGS, "--runs-dir", folder)
 
 
+def test_a_run_does_not_publish_over_a_checkpoint_of_another_kind(tmp_path, small_mnist):
+    save_checkpoint(tmp_path / "best_model.pth", "generator", {})
+    with pytest.raises(InputError, match="is the checkpoint of a generator, not of a CLIP.*another --runs-dir"):
+        train_here(*FLAGS, "--runs-dir", tmp_path, "--run-name", "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["best_model.pth"]
+
+
 # ---- the end of a run ----
 
 
@@ -277,7 +284,9 @@ def test_what_is_lost_with_the_replaced_model_is_noted(tmp_path):
         model.metrics = {"val_digit_accuracy": accuracy, "run": name}
         (runs / name).mkdir(parents=True)
         model.save(runs / name / "best_model.pth")
-        return Run(runs / name, Settings(), ["train.py"]).publish("CLIP", "val_digit_accuracy")
+        run = Run(runs / name, Settings(), ["train.py"])
+        run.kind = "CLIP"
+        return run.publish("val_digit_accuracy")
 
     assert publish("first", 0.9) == ""
     assert publish("better", 0.95) == ""

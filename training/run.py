@@ -55,6 +55,7 @@ class Run:
 
     def __init__(self, folder: Path, settings, program: list[str]):
         self.folder, self.settings, self.program = folder, settings, program
+        self.kind, self.published = "", folder.parent / "best_model.pth"
         self.is_main = distributed.rank() == 0  # only this process writes and prints
         self.epoch, self.step, self.seconds = 0, 0, 0.0  # whole epochs, steps, seconds of training
         self.best, self.history = -1.0, []  # the best score; each epoch's record
@@ -109,12 +110,21 @@ class Run:
             python += ["-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
         return shlex.join([*python, *self.program, "--resume", str(self.folder)])
 
-    def restore(self, belongs_to: str = "", **parts) -> None:
+    def restore(self, belongs_to: str = "", publishes: str = "", **parts) -> None:
         """Make the folder of a new run, or bring what is trained, by name, to where a resumed run was.
 
-        `belongs_to`: the fingerprint of the frozen model that the run builds on. Raises InputError if the saved state
-        does not fit, or if the folder cannot be made.
+        `belongs_to`: the fingerprint of the frozen model that the run builds on. `publishes`: the kind of checkpoint
+        that `publish` will copy. Raises InputError if the saved state does not fit, if the folder cannot be made, or
+        if a checkpoint of another kind is where the run will publish.
         """
+        self.kind = publishes
+        if publishes and os.path.isfile(self.published):
+            try:
+                load_checkpoint(self.published, publishes)
+            except WrongKindError as error:
+                raise InputError(f"{error}; or choose another --runs-dir") from None
+            except InputError:  # a damaged file, or another version's, may be replaced
+                pass
         self.parts, self.belongs_to, self.world_size = parts, belongs_to, distributed.world_size()
         if self.saved is not None:
             self._load(self.saved)
@@ -243,17 +253,15 @@ class Run:
         """Write metrics.json; the run then counts as finished."""
         self.write_json("metrics.json", metrics | {"history": self.history})
 
-    def publish(self, kind: str, score: str) -> str:
-        """Copy best_model.pth, a checkpoint of this kind, to the folder of all runs.
+    def publish(self, score: str) -> str:
+        """Copy best_model.pth to the folder of all runs. Returns a note about the model that it replaces.
 
-        Returns a note about the model that it replaces. Raises InputError if the file there is of another kind, or if
-        another process keeps it locked.
+        Raises InputError if another process keeps the file locked.
         """
-        best, target = self.folder / "best_model.pth", self.folder.parent / "best_model.pth"
-        notes = []
+        best, target, notes = self.folder / "best_model.pth", self.published, []
         with locked(target):
-            try:
-                new, old = (load_checkpoint(path, kind) for path in (best, target))
+            with contextlib.suppress(InputError, KeyError, TypeError):  # another version's, or none
+                new, old = (load_checkpoint(path, self.kind) for path in (best, target))
                 if towers := old["arch"].get("modalities"):
                     notes.append(f"had towers for {' and '.join(towers)}, train them anew")
                 earlier = target.parent / old["metrics"]["run"] / "best_model.pth"
@@ -262,10 +270,6 @@ class Run:
                 if reached > new["metrics"][score] and has_same_clip and earlier.is_file():
                     back = shlex.join(["cp", str(earlier), str(target)])
                     notes.append(f"was better on validation ({reached:.2%}), to go back: {back}")
-            except WrongKindError:
-                raise
-            except (InputError, KeyError, TypeError):  # another version's, or none
-                pass
             atomic_write(target, best.read_bytes())
         return f"the replaced model {' and '.join(notes)}" if notes else ""
 

@@ -18,7 +18,15 @@ from my_utils import ArgumentParser, InputError, is_valid_unicode, number, quote
 from training.optim import TEXT_LR
 
 PLAIN_EPOCHS = 2  # at the end of a run: images without augmentation
-RESERVED = ("best_model.pth", "generator", "strokes", "speech", "readme.md")  # what else lies in a folder of runs
+RESERVED = (
+    "best_model.pth",
+    "evaluation.json",
+    "generator",
+    "strokes",
+    "speech",
+    "benchmarks",
+    "readme.md",
+)  # what else lies in a folder of runs
 LOCATION = ("device", "data_path", "clip", "text_model")  # what may differ when a run is resumed
 NOT_RECORDED = ("device", "data_path", "runs_dir", "run_name", "resume")  # where a run happens, not what it is
 
