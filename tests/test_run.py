@@ -229,7 +229,7 @@ def test_a_runs_folder_that_cannot_be_written(tmp_path, read_only):
 
 def test_a_run_does_not_publish_over_a_checkpoint_of_another_kind(tmp_path, small_mnist):
     save_checkpoint(tmp_path / "best_model.pth", "generator", {})
-    with pytest.raises(InputError, match="is the checkpoint of a generator, not of a CLIP.*another --runs-dir"):
+    with pytest.raises(InputError, match=r"is the checkpoint of a generator, not of a CLIP.*another --runs-dir"):
         train_here(*FLAGS, "--runs-dir", tmp_path, "--run-name", "run")
     assert [path.name for path in tmp_path.iterdir()] == ["best_model.pth"]
 
