@@ -12,13 +12,13 @@ run has finished, runs/best_model.pth. Options: training/settings.py.
 import os
 import shlex
 import sys
-from datetime import datetime
 
 import torch
 
 from attributes import unseen_combinations
 from captions import captions_for
 from clip import CLIP
+from data.mnist import download
 from evaluation.metrics import evaluate
 from losses import sigmoid_bias
 from my_dataset import MNISTPairs, load_mnist
@@ -49,7 +49,7 @@ def train(run: Run, settings: Settings) -> None:
     if settings.image_encoder == "fast":  # its work is too small for more threads
         torch.set_num_threads(min(2, torch.get_num_threads()))
     if run.is_main:
-        load_mnist("val", settings.data_path)  # the first process downloads for all
+        download(settings.data_path)  # the first process downloads for all
     distributed.broadcast(None)
     pairs, val = build_pairs(settings, device), load_mnist("val", settings.data_path, device)
     check_batch(settings, pairs, world_size)
@@ -90,7 +90,7 @@ def train(run: Run, settings: Settings) -> None:
     text_model = settings.text_model if settings.text_encoder == "plus" else None
     best = CLIP.load(run.folder / "best_model.pth", device, text_model).to(memory_format=torch.channels_last)
     test = evaluate(best, load_mnist("test", settings.data_path, device))
-    best.metrics |= {f"test_{name}": value for name, value in test.items()} | origin(run, device)
+    best.metrics |= {f"test_{name}": value for name, value in test.items()} | run.origin(device)
     best.save(run.folder / "best_model.pth")
     log_end(run, best, val)
     note = run.publish(SCORES[settings.captions])
@@ -134,32 +134,16 @@ def check_batch(settings: Settings, pairs: MNISTPairs, world_size: int) -> None:
         )
 
 
-def origin(run: Run, device: torch.device) -> dict:
-    """What a figure depends on."""
-    return {
-        "train_seconds": round(run.seconds, 4),
-        "epochs": run.settings.epochs,
-        "seed": run.settings.seed,
-        "run": run.folder.name,
-        "world_size": distributed.world_size(),
-        "device": device_name(device),
-        "torch_version": str(torch.__version__),
-        "commit": run.commit,
-        "date": f"{datetime.now():%Y-%m-%d}",
-    }
-
-
 def print_results(run: Run, metrics: dict, note: str) -> None:
     print(f"\n{'':28}{'validation':>12}{'test':>12}")
     names = ("digit_accuracy", "text_to_image_precision", "seen_accuracy", "unseen_accuracy")
     for name in (name for name in names if f"val_{name}" in metrics):
         print(f"{name:28}{metrics[f'val_{name}']:12.2%}{metrics[f'test_{name}']:12.2%}")
     print(f"best epoch {metrics['best_epoch']}, {metrics['train_seconds']:.0f} s of training, seed {metrics['seed']}")
-    published = run.folder.parent / "best_model.pth"
-    print(f"saved to {run.folder} and {published}" + (f"\nnote: {note}" if note else ""))
+    print(f"saved to {run.folder} and {run.published}" + (f"\nnote: {note}" if note else ""))
     logdir = shlex.quote(f"--logdir {shlex.quote(str(run.folder.parent))}")
     print(f"\nthe curves:    make tensorboard ARGS={logdir}")
-    print(f"the pictures:  make notebook, with MODEL = {str(published)!r} in its first cell")
+    print(f"the pictures:  make notebook, with MODEL = {str(run.published)!r} in its first cell")
 
 
 if __name__ == "__main__":

@@ -43,8 +43,8 @@ ORIGIN = ("device", "threads", "torch_version", "commit")  # figures that differ
 # ---- flags ----
 
 
-def make_parser(script: str, doc: str, seeds: list[int] | None = None) -> ArgumentParser:
-    """The parser of `python -m benchmarks.<script>`; `seeds` is the default of --seeds, None: there is no such flag."""
+def make_parser(script: str, doc: str, seeds: Sequence[int] = (), tables: Sequence[str] = ()) -> ArgumentParser:
+    """The parser of `python -m benchmarks.<script>`: --seeds if it has default `seeds`, --only if it has `tables`."""
     parser = ArgumentParser(prog=f"benchmarks.{script}", description=doc.split("\n")[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--quick", action="store_true", help="tiny settings, to see that it runs")
@@ -52,6 +52,8 @@ def make_parser(script: str, doc: str, seeds: list[int] | None = None) -> Argume
     parser.add_argument("--results", type=Path, help="folder of the results; None: benchmarks/results")
     if seeds:
         parser.add_argument("--seeds", type=number(int, 0, 2**31), nargs="+", default=seeds, help="training seeds")
+    if tables:
+        parser.add_argument("--only", choices=tables, nargs="+", default=tables, help="these tables alone")
     return parser
 
 
@@ -321,5 +323,5 @@ def train_variant(
             for batch in run.progress(batches, total=steps):
                 run.log(train_step(batch, warmup_cosine(run.step, settings.epochs * steps)))
             run.end_epoch(measure(model), model, best)
-        run.finish(model.metrics | train.origin(run, pairs.images.device))
+        run.finish(model.metrics | run.origin(pairs.images.device))
     return read_metrics(folder)

@@ -54,9 +54,7 @@ TEXT, NEAREST = "a thick seven leaning left", 10
 
 
 def main(argv: list[str]) -> None:
-    parser = common.make_parser("cost", __doc__)
-    parser.add_argument("--only", choices=tuple(TABLES), nargs="+", default=list(TABLES), help="these tables alone")
-    args = common.parse(parser, argv)
+    args = common.parse(common.make_parser("cost", __doc__, tables=tuple(TABLES)), argv)
     for name in args.only:
         columns, rows, note = TABLES[name](args)
         common.write_result(args, f"cost-{name}{args.suffix}", columns, rows, common.origin(args.device), note)

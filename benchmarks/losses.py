@@ -192,9 +192,7 @@ TABLES = {"losses": compare_losses, "gap": compare_captions}
 
 
 def main(argv: list[str]) -> None:
-    parser = common.make_parser("losses", __doc__)
-    parser.add_argument("--only", choices=tuple(TABLES), nargs="+", default=list(TABLES), help="these tables alone")
-    args = common.parse(parser, argv)
+    args = common.parse(common.make_parser("losses", __doc__, tables=tuple(TABLES)), argv)
     for name in args.only:
         TABLES[name](args)
 

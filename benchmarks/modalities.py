@@ -171,9 +171,7 @@ TABLES = {"strokes": evaluate_strokes, "speech": evaluate_speech}
 
 
 def main(argv: list[str]) -> None:
-    parser = common.make_parser("modalities", __doc__, seeds=[0, 1, 2])
-    parser.add_argument("--only", choices=tuple(TABLES), nargs="+", default=list(TABLES), help="these tables alone")
-    args = common.parse(parser, argv)
+    args = common.parse(common.make_parser("modalities", __doc__, seeds=[0, 1, 2], tables=tuple(TABLES)), argv)
     for name in args.only:
         TABLES[name](args)
 

@@ -114,13 +114,12 @@ def train(run: Run, settings: GeneratorSettings) -> None:
 
     # ---- the end ----
     best = Generator.load(run.folder / "best_model.pth", clip)
-    best.metrics |= {"train_seconds": round(run.seconds, 1), "seed": settings.seed, "run": run.folder.name}
-    best.metrics |= {"device": device_name(device), "commit": run.commit}
+    best.metrics |= run.origin(device)
     best.save(run.folder / "best_model.pth")
     note = run.publish("val_agreement")
     run.finish(best.metrics)
     print(f"\nagreement with validation captions, by the CLIP itself: {best.metrics['val_agreement']:.1%}")
-    print(f"{run.seconds:.0f} s of training; saved to {run.folder.parent / 'best_model.pth'}")
+    print(f"{run.seconds:.0f} s of training; saved to {run.published}")
     caption = "a thick seven leaning left" if clip.captions.name_attributes else "seven"
     files = ["--clip", settings.clip, "--generator", str(run.published)]
     command = shlex.join([os.path.relpath(sys.executable), "generate.py", caption, *files])

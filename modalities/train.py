@@ -72,13 +72,15 @@ def speech_pairs(settings: SpeechSettings, clip: CLIP, device: torch.device) -> 
     if settings.held_out != "official":
         is_test = sounds.speakers == speech.SPEAKERS.index(settings.held_out)
     images, digits = (x[:10_000] for x in load_mnist("train", settings.data_path, device))
-    embeds = embed_images(clip, images)  # [10000, embed_dim]
-    of_digit = [embeds[digits == digit] for digit in range(10)]
+    embeds = embed_images(clip, images[digits.argsort()])  # [10000, embed_dim], in the order of the digits
+    counts = digits.bincount(minlength=10)  # [10]
+    first = counts.cumsum(dim=0) - counts  # [10], the place of each digit's first image
     mels, labels = sounds.mels[~is_test], sounds.labels[~is_test]
 
     def sample(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        chosen = [of_digit[digit][torch.randint(len(of_digit[digit]), ())] for digit in labels[rows].tolist()]
-        return speech.augment(mels[rows]), torch.stack(chosen), labels[rows]
+        digits = labels[rows]
+        places = first[digits] + (torch.rand(len(rows), device=rows.device) * counts[digits]).long()  # [B]
+        return speech.augment(mels[rows]), embeds[places], digits
 
     return len(mels), sample, sounds.mels[is_test], sounds.labels[is_test]
 
@@ -140,8 +142,7 @@ def train(run: Run, settings: TowerSettings, modality: str) -> None:
         run.end_epoch({metric: caption_accuracy(embeds @ classifier.T, test_labels)}, clip)
 
     # ---- the end ----
-    metrics = {metric: run.history[-1][metric], "train_seconds": round(run.seconds, 1), "epochs": settings.epochs}
-    metrics |= {"seed": settings.seed, "run": run.folder.name, "device": device_name(device), "commit": run.commit}
+    metrics = {metric: run.history[-1][metric]} | run.origin(device)
     clip.metrics = clip_metrics | {modality: metrics}
     clip.save(saved)
     if not is_ablation:

@@ -36,6 +36,7 @@ from my_utils import (
     WrongKindError,
     atomic_write,
     clear_temporary,
+    device_name,
     git_commit,
     load_checkpoint,
     save_checkpoint,
@@ -248,6 +249,20 @@ class Run:
 
     def write_json(self, name: str, values: dict) -> None:
         atomic_write(self.folder / name, (json.dumps(values, indent=2) + "\n").encode())
+
+    def origin(self, device: torch.device) -> dict:
+        """What the figures of the run depend on."""
+        return {
+            "train_seconds": round(self.seconds, 4),
+            "epochs": self.settings.epochs,
+            "seed": self.settings.seed,
+            "run": self.folder.name,
+            "world_size": distributed.world_size(),
+            "device": device_name(device),
+            "torch_version": str(torch.__version__),
+            "commit": self.commit,
+            "date": f"{datetime.now():%Y-%m-%d}",
+        }
 
     def finish(self, metrics: dict) -> None:
         """Write metrics.json; the run then counts as finished."""
