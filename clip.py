@@ -6,7 +6,6 @@ logits_per_image = model(images, ["seven", "2"]).logits_per_image
 
 import hashlib
 import importlib
-import importlib.util
 import math
 import warnings
 from collections.abc import Sequence
@@ -30,11 +29,10 @@ from text_encoder import TEXT_ENCODERS
 # that similarities stay graded: of two thick digits the thicker one is closer to "thick".
 MIN_TEMPERATURE = {"digit": 0.01, "attributes": 0.1}
 
-# Towers beside image and text. A modality is a module modalities/<name>.py, which adds its encoder here: a module with
-# `preprocess`, built by `Encoder(embed_dim)`.
+# Towers beside image and text. Each modality is a module modalities/<name>.py, which adds its encoder to TOWERS: one
+# with `preprocess`, built by `Encoder(embed_dim)`.
+MODALITIES = ("speech", "strokes")
 TOWERS: dict[str, type[nn.Module]] = {}
-
-PICTURES = (Image.Image, Tensor, np.ndarray, list, tuple)  # what a list of images may hold
 
 
 class CLIPOutput(NamedTuple):
@@ -160,10 +158,9 @@ class CLIP(nn.Module):
 
     def add_tower(self, modality: str) -> nn.Module:
         """Add a new, untrained tower for a modality, or replace it. Raises InputError for an unknown modality."""
-        if modality not in TOWERS and modality.isidentifier() and importlib.util.find_spec(f"modalities.{modality}"):
-            importlib.import_module(f"modalities.{modality}")
-        if modality not in TOWERS:
-            raise InputError(f"there is no modality {quote(modality)}: choose {' or '.join(TOWERS) or 'speech'}")
+        if modality not in MODALITIES:
+            raise InputError(f"there is no modality {quote(modality)}: choose {' or '.join(MODALITIES)}")
+        importlib.import_module(f"modalities.{modality}")
         self.towers[modality] = TOWERS[modality](self.arch["embed_dim"]).to(self.logit_scale.device)
         self.arch["modalities"] = sorted(self.towers.keys() - {"image", "text"})
         return self.towers[modality]
@@ -270,7 +267,7 @@ def pixels(images) -> Tensor:
     if isinstance(images, Tensor):
         return images
     try:
-        if isinstance(images, list | tuple) and any(isinstance(one, PICTURES) for one in images):
+        if isinstance(images, list | tuple):
             return torch.stack([pixels(one) for one in images])
         array = np.array(grey(images) if isinstance(images, Image.Image) else images)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # big-endian numbers too

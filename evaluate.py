@@ -15,22 +15,20 @@ from datetime import date
 from pathlib import Path
 
 import torch
+from sklearn.metrics import confusion_matrix
 
 from clip import CLIP
 from evaluation import pictures, sections
 from evaluation.combinations import evaluate_attributes
 from evaluation.corruptions import evaluate_robustness
-from evaluation.geometry import accuracy_with_ci
 from evaluation.metrics import embed_images
 from evaluation.ood import evaluate_ood, ood_sets, uci_digits
-from evaluation.sections import stratified_subset
 from evaluation.table import print_table
 from my_dataset import DATA_PATH, Split, load_mnist
 from my_utils import ArgumentParser, atomic_write, device_name, exit_on_error, git_commit, pick_device, text
 
-PROBE_IMAGES = 10_000  # training images that the probes are fitted on
-CORRUPTED_IMAGES = 2_000  # test images that are corrupted
-OOD_IMAGES = MAP_IMAGES = 1_000  # of each made set of images of no digit; on the 2-D map
+EVERY = 5  # every fifth training image is for the linear probe, every fifth test image is corrupted
+OOD_IMAGES = 1_000  # of each OOD set that is made
 
 
 def main(argv: list[str]) -> None:
@@ -53,50 +51,45 @@ def main(argv: list[str]) -> None:
 
     # ---- each set of images embedded once; what follows works on unit vectors on the CPU ----
     print("embedding the images ...", flush=True)
-    train, val, test = (load_mnist(split, args.data_path) for split in ("train", "val", "test"))
-    train, few, uci = stratified_subset(train, PROBE_IMAGES), stratified_subset(test, CORRUPTED_IMAGES), uci_digits()
-    others = ood_sets(test.images, args.data_path, OOD_IMAGES)
-    sets = {"train": train.images, "val": val.images, "test": test.images, "uci": uci.images} | others
-    features = {name: embed_images(model, images).cpu() for name, images in sets.items()}  # [N, embed_dim] each
-    captions = model.zero_shot_classifier().cpu()  # [10, embed_dim]
-    similarity = {name: features[name] @ captions.T for name in ("val", "test", "uci")}  # [N, 10] each
-    temperature, uci_predicted = 1 / model.logit_scale.exp().item(), similarity["uci"].argmax(dim=1)
-    ood_features = {"digits": features["test"]} | {name: features[name] for name in others}
+    train, test = (load_mnist(split, args.data_path) for split in ("train", "test"))
+    train, few = (Split(*(x[::EVERY] for x in split)) for split in (train, test))
+    features = embed_images(model, test.images).cpu()  # [10000, embed_dim]
+    train_features = embed_images(model, train.images).cpu()  # [11000, embed_dim]
+    sets = ood_sets(test.images, args.data_path, OOD_IMAGES)
+    ood_features = {"digits": features} | {name: embed_images(model, images).cpu() for name, images in sets.items()}
+    uci, captions = uci_digits(), model.zero_shot_classifier().cpu()  # [10, embed_dim]
+    uci_predicted = (embed_images(model, uci.images).cpu() @ captions.T).argmax(dim=1)  # [1797]
+    similarity = features @ captions.T  # [10000, 10]
+    predicted = similarity.argmax(dim=1)  # [10000]
 
     # ---- measure ----
-    print("measuring and drawing ...", flush=True)
+    print("measuring ...", flush=True)
     results = {
         "about": {
             "command": shlex.join(["python", "evaluate.py", *argv]),
-            "images": {"probes": PROBE_IMAGES, "corrupted": CORRUPTED_IMAGES},
             "device": device_name(device),
             "torch_version": str(torch.__version__),
             "commit": git_commit(),
             "trained_at_commit": model.metrics.get("commit"),
             "date": f"{date.today()}",
         },
-        "classification": sections.classification(similarity["test"], test.labels, temperature),
-        "retrieval": sections.retrieval(model, features["test"], captions, test.labels),
-        "probes": sections.probes(features["train"], train.labels, features["test"], test.labels),
-        "calibration": sections.calibration(similarity, val.labels, test.labels, temperature),
-        "geometry": sections.geometry(features["test"], captions, test.labels),
+        "classification": sections.accuracy_with_ci(predicted, test.labels),
+        "confusion": confusion_matrix(test.labels, predicted).tolist(),  # rows: true digits
+        "retrieval": sections.retrieval(similarity, test.labels),
+        "linear_probe": sections.linear_probe(train_features, train.labels, features, test.labels),
+        "calibration": sections.calibration(similarity, test.labels, 1 / model.logit_scale.exp().item()),
         "robustness": evaluate_robustness(model, captions, few),
-        "uci_digits": accuracy_with_ci(uci_predicted, uci.labels),
+        "uci_digits": sections.accuracy_with_ci(uci_predicted, uci.labels),
         "ood": evaluate_ood(model, ood_features),
     }
     if model.captions.name_attributes:
-        results["attributes"] = evaluate_attributes(model, features["test"], test)
+        results["attributes"] = evaluate_attributes(model, features, test)
 
     # ---- pictures, JSON, table ----
-    points = stratified_subset(Split(features["test"], test.labels), MAP_IMAGES)
     figures = {
-        "confusion": pictures.confusion_matrix(results["classification"]),
-        "reliability": pictures.reliability_diagram(results["calibration"]),
-        "map": pictures.embedding_map(*points, captions),
+        "map": pictures.embedding_map(features[:1000], test.labels[:1000], captions),
         "robustness": pictures.robustness_curves(results["robustness"]),
-        "corruptions": pictures.corruption_examples(model, captions, few),
         "ood": pictures.ood_histograms(model, ood_features),
-        "uci_digits": pictures.prediction_grid(uci.images[:20], uci.labels[:20], uci_predicted[:20], "UCI digits"),
     }
     for name, figure in figures.items():
         pictures.save_figure(figure, folder / f"evaluation_{name}.png")

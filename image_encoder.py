@@ -48,12 +48,8 @@ class ImageEncoder(nn.Module):
         self.projection = nn.Linear(4 * width, embed_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.projection(self.pooled(images))  # [B, embed_dim]
-
-    def pooled(self, images: Tensor) -> Tensor:
-        """What the projection reads: [B, 4 * width]."""
         x = self.stages((images - PIXEL_MEAN) / PIXEL_STD)  # [B, 4 * width, 4, 4], by way of 14x14 and 7x7
-        return x.mean(dim=(2, 3))
+        return self.projection(x.mean(dim=(2, 3)))  # [B, embed_dim]
 
 
 class FastImageEncoder(nn.Module):

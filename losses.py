@@ -11,7 +11,6 @@ positive, and which are ignored because nobody knows. A loss takes
 and returns [R]. A new loss is one function and its line in LOSSES.
 """
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -46,6 +45,9 @@ def sigmoid(logits: Tensor, positive: Tensor, ignored: Tensor, own: Tensor) -> T
     return -F.logsigmoid(signs * logits).masked_fill(ignored, 0).sum(dim=1)
 
 
+# The sigmoid loss's first logit bias: one in eight, about the share of positives in a batch. (SigLIP starts at -10.)
+SIGMOID_BIAS = -2.0
+
 LOSSES = {"multi_positive": multi_positive, "infonce": infonce, "sigmoid": sigmoid}
 
 
@@ -65,12 +67,3 @@ def min_loss(loss: Callable, positive: Tensor) -> Tensor:
     """
     counts = positive.sum(dim=1)
     return counts.log() if loss is multi_positive else torch.zeros_like(counts, dtype=torch.float)
-
-
-def sigmoid_bias(positive: Tensor, ignored: Tensor) -> float:
-    """The logit bias at which each pair's probability is the share of positives in this batch.
-
-    SigLIP starts at -10, which fits one positive in ten thousand; here it is one in eight at B = 32.
-    """
-    rate = float(positive.sum() / (~ignored).sum())
-    return math.log(rate / (1 - rate)) if rate < 1 else 10.0

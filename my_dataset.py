@@ -1,7 +1,7 @@
 """Pairs: batches of images with the texts they go with, sampled and augmented whole on the training device.
 
-`load_mnist` gives a split as two tensors. `MNISTPairs` makes pairs of it: its `epoch` yields batches for training, and
-as a torch `Dataset` it gives one pair at a time.
+`load_mnist` gives a split as two tensors. `MNISTPairs` makes pairs of it: its `epoch` yields batches for training.
+(It is no torch `Dataset`: a pair by itself does not say which other texts of its batch are true of its image.)
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from attributes import combination_ids, measure, unseen_combinations
 from captions import (
@@ -79,16 +78,15 @@ def epoch_generator(seed: int, epoch: int, device: str | torch.device = "cpu") -
     return torch.Generator(device).manual_seed(seed * 100_003 + epoch)
 
 
-def batch_indices(size: int, batch_size: int, seed: int, epoch: int, device: str | torch.device) -> Iterator[Tensor]:
-    """An epoch's batches as indices [batch_size], in the random order of (seed, epoch), without the incomplete last.
+def batch_indices(size: int, batch_size: int, seed: int, epoch: int, device: str | torch.device = "cpu") -> Tensor:
+    """An epoch's batches as indices [steps, batch_size], in the random order of (seed, epoch).
 
-    Raises ValueError if not even one batch is complete.
+    Without the incomplete last batch. Raises ValueError if not even one is complete.
     """
     if batch_size > size:
         raise ValueError(f"a batch of {batch_size} is larger than the data of {size}")
-    order = torch.randperm(size, generator=epoch_generator(seed, epoch)).to(device)
-    for start in range(0, size - batch_size + 1, batch_size):
-        yield order[start : start + batch_size]
+    order = torch.randperm(size, generator=epoch_generator(seed, epoch))
+    return order[: size // batch_size * batch_size].view(-1, batch_size).to(device)
 
 
 class Batch(NamedTuple):
@@ -108,7 +106,7 @@ class Batch(NamedTuple):
         return lines
 
 
-class MNISTPairs(Dataset):
+class MNISTPairs:
     """A split as pairs: each image with a text that is true of it.
 
     `captions` are all texts that can be sampled; None: those of attributes. Attributes are measured on the image as it
@@ -136,12 +134,6 @@ class MNISTPairs(Dataset):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        """One pair to look at, of any combination: image float [1, 28, 28] in [0, 1], and a text."""
-        images, digits = self._images(torch.as_tensor([index], device=self.labels.device))
-        ids = sample_descriptions(digits, measure(images)) if self.captions.name_attributes else digits
-        return images[0], self.captions.sample(ids).strings()[0]
-
     def epoch(
         self, batch_size: int, seed: int = 0, epoch: int = 0, rank: int = 0, world_size: int = 1
     ) -> Iterator[Batch]:
@@ -150,27 +142,24 @@ class MNISTPairs(Dataset):
         Of each batch, process `rank` of `world_size` gets its share, and draws its own random numbers.
         Raises ValueError if not even one batch is complete.
         """
-        if batch_size > len(self):
-            raise ValueError(f"a batch of {batch_size} is larger than the split of {len(self)} images")
-        device = self.labels.device
-        order = torch.randperm(len(self), generator=epoch_generator(seed, epoch, device), device=device)
+        batches = batch_indices(len(self), batch_size, seed, epoch, self.labels.device)  # [steps, batch_size]
         share = batch_size // world_size
         if not self.captions.name_attributes:
-            for start in range(0, len(order) - batch_size + 1, batch_size):
-                images, digits = self._images(order[start + rank * share :][:share])
+            for index in batches:
+                images, digits = self._images(index[rank * share :][:share])
                 facts = digit_facts(digits)
                 labels = Labels(facts, self.claims[digits], torch.zeros_like(facts))
                 yield Batch(images, self.captions.sample(digits), labels)
             return
-        outliers = self._outliers(order, seed, epoch)
-        candidates = torch.cat([order, order])  # the last batch takes its spare candidates from the front
-        for start in range(0, len(order) - batch_size + 1, batch_size):
-            window = candidates[start : start + round(OVERSAMPLE * batch_size)]
-            yield self._attribute_batch(window.tensor_split(world_size)[rank], share, outliers)
+        outliers = self._outliers(batches.flatten()[: 2 * N_OUTLIERS], seed, epoch)
+        spare = round((OVERSAMPLE - 1) * batch_size)
+        for index, following in zip(batches, batches.roll(-1, dims=0), strict=True):
+            candidates = torch.cat([index, following[:spare]])
+            yield self._attribute_batch(candidates.tensor_split(world_size)[rank], share, outliers)
 
-    def _outliers(self, order: Tensor, seed: int, epoch: int) -> Outliers:
-        """An epoch's outliers, made of digits in combinations that are trained."""
-        images, digits = (x[order[: 2 * N_OUTLIERS]] for x in (self.images, self.labels))
+    def _outliers(self, index: Tensor, seed: int, epoch: int) -> Outliers:
+        """An epoch's outliers, made of those of these digits whose combinations are trained."""
+        images, digits = self.images[index], self.labels[index]
         is_seen = ~self.unseen[combination_ids(digits, measure(images))]
         generator = epoch_generator(seed, epoch, images.device)
         return make_outliers(images[is_seen][:N_OUTLIERS], digits[is_seen][:N_OUTLIERS], generator)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub import model_info
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 from transformers.utils import logging
@@ -21,9 +21,9 @@ from my_utils import InputError, is_valid_unicode, quote, short
 
 TEXT_MODEL = "albert-base-v2"
 FILES = "config.json, tokenizer.json and model.safetensors"  # of a language model
+PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors"]  # what is downloaded of one
 MAX_TOKENS = 64  # a longer sentence is cut
-POOLED: dict[tuple[str, str], Tensor] = {}  # (hash of a frozen model, sentence) -> [width], once per process
-HUB_TIMEOUT = 10  # seconds
+POOLED: dict[str, dict[str, Tensor]] = {}  # hash of a frozen model -> sentence -> [width], once per process
 CHUNK = 256  # sentences in a pass through the language model
 
 
@@ -61,15 +61,13 @@ class TextEncoderPlus(nn.Module):
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """B strings -> a row for each. Raises InputError for a text that is empty or invalid Unicode."""
         for text in texts:
-            if not text.strip():
-                raise InputError(f"a text must be a sentence, not {quote(text)}")
-            if not is_valid_unicode(text):
-                raise InputError(f"the text {quote(text)} is invalid Unicode (a lone surrogate): remove it")
+            if not text.strip() or not is_valid_unicode(text):
+                raise InputError(f"the text {quote(text)} is empty, or holds a lone surrogate: write a sentence")
         return self.pooled(texts) if self.frozen_hash else self.token_rows(texts)
 
     def forward(self, rows: Tensor) -> Tensor:
         if self.frozen_hash:
-            return self.projection(rows.to(self.projection[1].weight.dtype))  # [B, embed_dim]
+            return self.projection(rows)  # [B, embed_dim]
         distinct, place = rows.unique(dim=0, return_inverse=True)  # the language model reads each text once
         # As float32, for what indexes the rows: backwards a row sums over all its copies, too many for bf16.
         return self.projection(self.run(self.language_model, distinct)).float()[place]  # [B, embed_dim]
@@ -84,22 +82,19 @@ class TextEncoderPlus(nn.Module):
 
     def pooled(self, texts: Sequence[str]) -> Tensor:
         """B strings -> mean of their token vectors under the frozen language model, [B, width]."""
-        key = self.frozen_hash
-        if missing := [text for text in dict.fromkeys(texts) if (key, text) not in POOLED]:
+        known = POOLED.setdefault(self.frozen_hash, {})
+        if missing := [text for text in dict.fromkeys(texts) if text not in known]:
             model = self._hidden[0].to(self.device)
             # Plain tensors whatever the caller's mode: they may serve training later.
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                rows = self.run(model, self.token_rows(missing))
-            POOLED.update({(key, text): row for text, row in zip(missing, rows, strict=True)})
-        return torch.stack([POOLED[key, text].to(self.device) for text in texts])
+                known.update(zip(missing, self.run(model, self.token_rows(missing)), strict=True))
+        return torch.stack([known[text].to(self.device) for text in texts])
 
     def run(self, model: nn.Module, rows: Tensor) -> Tensor:
         """Rows [S, 2, tokens] -> mean of the token vectors [S, width]."""
         pooled = []
         for ids, mask in (part.unbind(dim=1) for part in rows.split(CHUNK)):
-            used = int(mask.sum(dim=1).max())  # of the longest text here; padding is on the right
-            ids, mask = ids[:, :used], mask[:, :used]
-            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state  # [S, used, width]
+            hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state  # [CHUNK, tokens, width]
             weight = mask[:, :, None].to(hidden.dtype)
             pooled.append((hidden * weight).sum(dim=1) / weight.sum(dim=1))
         return torch.cat(pooled)
@@ -118,38 +113,43 @@ def hash_weights(model: nn.Module) -> str:
 
 def load_language_model(name: str, download: bool = True) -> tuple:
     """Tokenizer and model of a folder or a Hugging Face name. Raises InputError if it is not available or unusable."""
+    folder = name
+    if not os.path.isdir(name):
+        try:
+            folder = find_on_hub(name, download)
+        except Exception as error:  # the library raises many kinds
+            failed = f" and cannot be downloaded ({short(error)})" if download else ""
+            raise InputError(
+                f"the language model {quote(name)} is not on this machine{failed}: name a folder that holds {FILES},"
+                " or a name on the Hugging Face hub to download it, with --text-model or text_model="
+            ) from None
     try:
-        return read_language_model(name, local=True)
-    except Exception as error:  # the library raises many kinds for a missing or damaged model
-        if os.path.isdir(name):
-            reason = f"{short(error)} ({FILES} are needed)"
-            raise InputError(f"the folder {name} holds no usable language model: {reason}") from None
-    missing = f"the language model {quote(name)} is not on this machine"
-    if not download:
-        raise InputError(f"{missing}: name its folder, or its name to download it, with --text-model or text_model=")
-    try:
-        model_info(name, timeout=HUB_TIMEOUT)  # one question; the loaders would ask for minutes
-        return read_language_model(name, local=False)
-    except Exception as error:
-        raise InputError(
-            f"{missing} and cannot be downloaded or used ({short(error)}): put {FILES} from its page on the Hugging"
-            " Face hub into a folder, and name it with --text-model"
-        ) from None
+        return read_language_model(folder)
+    except Exception as error:  # damaged files lead the library to any error
+        reason = f"{short(error)} ({FILES} are needed)"
+        raise InputError(f"the folder {folder} holds no usable language model: {reason}") from None
 
 
-def read_language_model(name: str, local: bool) -> tuple:
+def find_on_hub(name: str, download: bool) -> str:
+    """The folder of a Hugging Face name: what is on this machine, else what is downloaded."""
+    try:
+        return snapshot_download(name, allow_patterns=PATTERNS, local_files_only=True)
+    except Exception:
+        if not download:
+            raise
+        return snapshot_download(name, allow_patterns=PATTERNS, local_files_only=False)
+
+
+def read_language_model(folder: str) -> tuple:
     """Tokenizer and model, which have encoded a sentence. Raises whatever goes wrong."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     # Code in a model's folder is never run; weights come from safetensors, which hold no code.
-    safe = {"local_files_only": local, "trust_remote_code": False}
-    tokenizer = AutoTokenizer.from_pretrained(name, padding_side="right", **safe)
-    safe |= {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
-    model, info = AutoModel.from_pretrained(name, **safe)
+    tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right", trust_remote_code=False)
+    options = {"use_safetensors": True, "trust_remote_code": False, "dtype": torch.float32}
+    model, info = AutoModel.from_pretrained(folder, output_loading_info=True, **options)
     if missing := [key for key in info["missing_keys"] if "pooler" not in key]:
         raise ValueError(f"it lacks weights ({missing[0]}, ...)")
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
-        raise ValueError("it holds weights that are not finite")
     if hasattr(model, "pooler"):
         model.pooler = None  # we pool ourselves: its weights would get no gradient, and may be missing
     with torch.no_grad():

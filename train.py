@@ -20,7 +20,7 @@ from captions import captions_for
 from clip import CLIP
 from data.mnist import download
 from evaluation.metrics import evaluate
-from losses import sigmoid_bias
+from losses import SIGMOID_BIAS
 from my_dataset import MNISTPairs, load_mnist
 from my_utils import InputError, device_name, exit_on_error, pick_device, use_bf16
 from training import distributed
@@ -44,7 +44,7 @@ def main(argv: list[str]) -> None:
 
 def train(run: Run, settings: Settings) -> None:
     # ---- device and data ----
-    device = pick_device(distributed.own_device(settings.device))
+    device = pick_device(settings.device)
     rank, world_size = distributed.rank(), distributed.world_size()
     if settings.image_encoder == "fast":  # its work is too small for more threads
         torch.set_num_threads(min(2, torch.get_num_threads()))
@@ -56,8 +56,8 @@ def train(run: Run, settings: Settings) -> None:
     steps = len(pairs) // settings.batch_size  # per epoch
 
     # ---- model, optimizers, the step ----
-    model = build_model(settings, pairs).to(device, memory_format=torch.channels_last)
-    optimizers = make_optimizers(model, settings.lr, settings.muon_lr, settings.muon_momentum)
+    model = build_model(settings).to(device, memory_format=torch.channels_last)
+    optimizers = make_optimizers(model, settings.lr, settings.muon_lr)
     ema = Ema(model, settings.ema_decay) if settings.ema_decay else None
     evaluated = ema.model if ema else model  # the model we evaluate and save
     train_step = TrainingStep(
@@ -68,7 +68,7 @@ def train(run: Run, settings: Settings) -> None:
         ema=ema,
     )
     language_model = model.towers["text"].frozen_hash
-    run.restore(belongs_to=language_model, publishes="CLIP", model=model, **optimizers, **({"ema": ema} if ema else {}))
+    run.restore(belongs_to=language_model, model=model, **optimizers, **({"ema": ema} if ema else {}))
     if run.is_main:
         size = sum(parameter.numel() for parameter in model.parameters())
         print(f"{run.folder}: CLIP of {size:,} parameters, {settings.loss} on {world_size} x {device_name(device)}")
@@ -92,8 +92,8 @@ def train(run: Run, settings: Settings) -> None:
     test = evaluate(best, load_mnist("test", settings.data_path, device))
     best.metrics |= {f"test_{name}": value for name, value in test.items()} | run.origin(device)
     best.save(run.folder / "best_model.pth")
-    log_end(run, best, val)
-    note = run.publish(SCORES[settings.captions])
+    log_end(run, best)
+    note = run.publish("CLIP", SCORES[settings.captions])
     run.finish(best.metrics)
     print_results(run, best.metrics, note)
 
@@ -107,15 +107,15 @@ def build_pairs(settings: Settings, device: torch.device) -> MNISTPairs:
     return MNISTPairs("train", settings.data_path, device, captions, unseen_combinations(settings.unseen_seed))
 
 
-def build_model(settings: Settings, pairs: MNISTPairs | None = None) -> CLIP:
-    """The model of these settings. The sigmoid loss's bias starts at the rate of positives in batches of `pairs`."""
+def build_model(settings: Settings) -> CLIP:
+    """The model of these settings."""
     names = ("embed_dim", "image_encoder", "width", "captions", "unseen_seed", "text_encoder", "loss")
     arch = {name: getattr(settings, name) for name in (*names, "init_temperature")}
     if settings.text_encoder == "plus":
         names = ("text_model", "freeze_text")
         arch["text_options"] = {name: getattr(settings, name) for name in names} | {"download": True}
-    if settings.loss == "sigmoid" and pairs is not None:
-        arch["init_logit_bias"] = sigmoid_bias(*next(pairs.epoch(settings.batch_size)).labels.match())
+    if settings.loss == "sigmoid":
+        arch["init_logit_bias"] = SIGMOID_BIAS
     model = CLIP(**arch)
     model.config = vars(settings).copy()
     return model

@@ -255,7 +255,7 @@ def build_baseline(kind: str, flags: list[str], device: torch.device) -> Variant
     arch = {name: getattr(settings, name) for name in ("image_encoder", "embed_dim", "width")}
     model = Classifier(**arch, is_joint=kind == "joint", is_masked=kind == "masked")
     model = model.to(device, memory_format=torch.channels_last)
-    optimizers = make_optimizers(model, settings.lr, settings.muon_lr, settings.muon_momentum)
+    optimizers = make_optimizers(model, settings.lr, settings.muon_lr)
 
     def train_step(batch: Batch, lr_factor: float) -> dict[str, Tensor]:
         model.zero_grad()

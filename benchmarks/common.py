@@ -212,8 +212,8 @@ class Training:
         self.pairs = pairs = train.build_pairs(settings, device)
         pairs.augment = settings.augment
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = train.build_model(settings, pairs).to(device, memory_format=layout).train()
-        self.optimizers = make_optimizers(self.model, settings.lr, settings.muon_lr, settings.muon_momentum)
+        self.model = train.build_model(settings).to(device, memory_format=layout).train()
+        self.optimizers = make_optimizers(self.model, settings.lr, settings.muon_lr)
         if not fused:
             for group in self.optimizers["adamw"].param_groups:
                 group |= {"fused": False, "foreach": False}

@@ -157,7 +157,7 @@ def decode(generator: Generator, vectors: Tensor, seed: int) -> Tensor:
 
 @torch.no_grad()
 def reconstruct(generator: Generator, images: Tensor) -> Tensor:
-    return torch.cat([generator.autoencoder(part) for part in images.split(CHUNK)])
+    return torch.cat([generator.autoencoder.decode(generator.autoencoder.encode(part)) for part in images.split(CHUNK)])
 
 
 # ---- comparisons ----

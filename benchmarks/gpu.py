@@ -32,7 +32,7 @@ TABLES = "benchmarks.tables"
 
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="benchmarks.gpu", description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=number(float, 0, 10_000, exclusive_min=True), default=25, help="of all")
+    parser.add_argument("--minutes", type=number(float, 1, 10_000), default=25, help="of all")
     parser.add_argument("--dry-run", action="store_true", help="print the commands alone")
     args = parser.parse_args(argv)
     if args.dry_run:

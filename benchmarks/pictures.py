@@ -29,7 +29,7 @@ from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error
 
 CHROMIUM, PORT = "/usr/bin/chromium", 7870
 SEVEN = ((0.28, 0.25), (0.72, 0.25), (0.46, 0.8))  # the path of the pen, as shares of the canvas
-GENERATED = (["--image", "0"], ["--from", "3", "--to", "0"], ["--image", "2", "--direction", "thin", "thick"])
+GENERATED = (["--image", "0"], ["--image", "3", "--to", "0"], ["--image", "2", "--direction", "thin", "thick"])
 
 
 def main(argv: list[str]) -> None:
@@ -82,10 +82,10 @@ def execute_notebook(place: Path) -> None:
 def photograph_demo(place: Path, picture: Path) -> None:
     """The demo's page in a browser, with a seven drawn on it."""
     clip = CLIP.load(place / "runs" / "best_model.pth")
-    test, val = (load_mnist(split, place / DATA_PATH) for split in ("test", "val"))
-    playground = Playground.load(clip, test, val, place / "runs" / "generator" / "best_model.pth")
-    with tempfile.TemporaryDirectory() as sounds, sync_playwright() as playwright:
-        site = serve(playground, "runs/best_model.pth", PORT, sounds)
+    test = load_mnist("test", place / DATA_PATH)
+    playground = Playground(clip, test, place / "runs" / "generator" / "best_model.pth")
+    with sync_playwright() as playwright:
+        site = serve(playground, PORT)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 1280, "height": 830})
         tab.goto(f"http://127.0.0.1:{PORT}")

@@ -1,10 +1,11 @@
 """The files of a data set: those that are there, else from the first source that has the right ones."""
 
+import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from my_utils import InputError, atomic_write
+from my_utils import InputError, atomic_write, short
 
 TIMEOUT = 20  # seconds without an answer before the next source is tried
 
@@ -14,7 +15,8 @@ def obtain(
 ) -> Path:
     """The folder with all files of the data set `what`; each file's check says whether its content is right.
 
-    A source writes the files into a temporary folder, or returns why it cannot. What is there is never replaced.
+    A source writes the files into a temporary folder, or returns or raises why it cannot. What is there is never
+    replaced.
     Raises InputError if a file has another content, or if no source has the files.
     """
     missing = [name for name in files if not (folder / name).is_file()]
@@ -27,16 +29,18 @@ def obtain(
     tried = []
     for source, fetch in sources.items() if missing else ():
         with tempfile.TemporaryDirectory() as temporary:
-            failure = fetch(Path(temporary))
-            contents = {} if failure else {name: (Path(temporary) / name).read_bytes() for name in missing}
+            timeout, contents = socket.getdefaulttimeout(), {}
+            socket.setdefaulttimeout(TIMEOUT)
+            try:
+                failure = fetch(Path(temporary))
+                if not failure:
+                    contents = {name: (Path(temporary) / name).read_bytes() for name in missing}
+            except Exception as error:  # an address or an archive can be wrong in many ways
+                failure = f"failed ({short(error)})"
+            finally:
+                socket.setdefaulttimeout(timeout)
         wrong = [name for name, content in contents.items() if not files[name](content)]
         if not failure and not wrong:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise InputError(
-                    f"cannot write {what} into {folder}: {error.strerror}; name another with --data-path"
-                ) from None
             for name, content in contents.items():
                 atomic_write(folder / name, content)
             return folder

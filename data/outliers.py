@@ -100,12 +100,4 @@ def scribble(x: Tensor, generator: torch.Generator) -> Tensor:
     return (half + 0.5 - away).clamp(0, 1).view_as(x)
 
 
-MAKERS = {
-    "noise": noise,
-    "scrambled": scrambled,
-    "empty": empty,
-    "overlap": overlap,
-    "inverted": inverted,
-    "turned": turned,
-    "scribble": scribble,
-}
+MAKERS = {maker.__name__: maker for maker in (noise, scrambled, empty, overlap, inverted, turned, scribble)}

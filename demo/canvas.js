@@ -3,8 +3,6 @@
 const canvas = element.querySelector("canvas");
 const pen = canvas.getContext("2d", { willReadFrequently: true });
 const width = element.querySelector("input");
-const colours = element.querySelector(".colours");
-let isBright = false; // white on black
 let isEmpty = true;
 let pointer = null; // the mouse, pen or finger that draws; all others are ignored until it leaves
 
@@ -13,8 +11,7 @@ function send() {
 }
 
 function clear() {
-  pen.globalCompositeOperation = "source-over";
-  pen.fillStyle = isBright ? "black" : "white";
+  pen.fillStyle = "white";
   pen.fillRect(0, 0, canvas.width, canvas.height);
   isEmpty = true;
   send();
@@ -35,7 +32,7 @@ canvas.addEventListener("pointerdown", (event) => {
   canvas.setPointerCapture(pointer);
   pen.lineWidth = width.value;
   pen.lineCap = pen.lineJoin = "round";
-  pen.strokeStyle = isBright ? "white" : "black";
+  pen.strokeStyle = "black";
   pen.beginPath();
   pen.moveTo(...place(event));
   pen.lineTo(...place(event)); // a tap is a dot
@@ -59,13 +56,4 @@ for (const name of ["pointerup", "pointercancel", "lostpointercapture"]) {
 }
 
 element.querySelector(".clear").addEventListener("click", clear);
-colours.addEventListener("click", () => {
-  isBright = !isBright;
-  colours.textContent = isBright ? "black on white" : "white on black";
-  pen.globalCompositeOperation = "difference"; // what is drawn turns into its negative
-  pen.fillStyle = "white";
-  pen.fillRect(0, 0, canvas.width, canvas.height);
-  pen.globalCompositeOperation = "source-over";
-  send();
-});
 clear();

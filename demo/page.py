@@ -1,4 +1,4 @@
-"""The page: where its parts stand, and the playground's results as HTML."""
+"""The page: its parts, and the model's answers as HTML."""
 
 import base64
 import functools
@@ -11,7 +11,12 @@ import gradio as gr
 from PIL import Image
 from torch import Tensor
 
-from demo.playground import Playground, Thumbnail
+from attributes import measure
+from captions import DIGIT_WORDS
+from demo.playground import Playground, decode_drawing
+from evaluation.claims import format_values
+from evaluation.metrics import embed_images
+from modalities.speech import read_wav
 from my_utils import InputError
 
 HERE = Path(__file__).parent
@@ -20,16 +25,11 @@ EXAMPLES = ("a thick seven leaning left", "a thin zero", "an italic four in fine
 DIRECTLY = {"show_progress": "hidden", "queue": False, "trigger_mode": "always_last"}
 
 
-def build(playground: Playground, name: str) -> gr.Blocks:
-    """The page on a model; `name` says which."""
-
-    def ask(function: Callable, triggers: list, inputs: list, output: gr.HTML) -> None:
-        """Keep `output` at the answer to `inputs`."""
-        run = functools.partial(answer, function, playground)
-        gr.on(triggers, run, inputs, output, api_name=function.__name__, **DIRECTLY)
-
-    with gr.Blocks(analytics_enabled=False, title="MINIST-CLIP", delete_cache=(600, 600)) as page:
-        gr.Markdown(f"## MINIST-CLIP: try the model\n`{name}`")
+def build(playground: Playground) -> gr.Blocks:
+    """The page on a model."""
+    run_see, run_find, run_hear = (functools.partial(answer, function, playground) for function in (see, find, hear))
+    with gr.Blocks(analytics_enabled=False, title="MINIST-CLIP") as page:
+        gr.Markdown("## MINIST-CLIP: try the model")
         with gr.Tab("Draw"), gr.Row():
             with gr.Column(scale=3, min_width=280):
                 # A canvas of our own: its value is the drawing as a PNG data URL, new after each stroke, "" when empty.
@@ -39,28 +39,23 @@ def build(playground: Playground, name: str) -> gr.Blocks:
             with gr.Column(scale=4, min_width=300):
                 seen = gr.HTML(elem_id="seen", elem_classes="answer")
             with gr.Column(scale=2, min_width=220):
-                suggested, info = "\n".join(playground.suggested_sentences()), "compared with what you draw or say"
-                lines = {"lines": 12, "max_lines": 24, "label": "sentences, one per line", "info": info}
-                sentences = gr.Textbox(suggested, elem_id="sentences", **lines)
+                lines = "\n".join(playground.suggested)
+                label = "sentences to compare with, one per line"
+                sentences = gr.Textbox(lines, lines=12, max_lines=24, label=label, elem_id="sentences")
         with gr.Tab("Type"):
-            with gr.Row():
-                text = gr.Textbox(label="description", scale=5, min_width=240, max_lines=1, elem_id="text")
-                button = gr.Button("Find and generate", variant="primary", scale=1, min_width=150, elem_id="find")
-            examples = EXAMPLES if playground.clip.captions.name_attributes else ("seven", "0")
+            text = gr.Textbox(label="description", max_lines=1, submit_btn=True, elem_id="text")
+            examples = EXAMPLES if playground.clip.captions.name_attributes else DIGIT_WORDS
             example = gr.Examples(list(examples), text, label="for example").load_input_event
             found = gr.HTML(elem_id="found", elem_classes="answer")
         with gr.Tab("Say"):
-            if "speech" in playground.clip.towers:
-                sources, say = ["microphone", "upload"], "say a digit, in English"
-                # Without the button "share", which hands the sound to a web site.
-                sound = gr.Audio(sources=sources, type="filepath", buttons=["download"], label=say, elem_id="sound")
-                heard = gr.HTML(elem_id="heard", elem_classes="answer")
-                ask(hear, [sound.change, sentences.change], [sound, sentences], heard)
-            else:
-                gr.HTML(missing("This model has no tower for speech.", "make speech"), elem_classes="answer")
-        ask(see, [page.load, pad.change, sentences.change], [pad, sentences], seen)
-        ask(find, [text.submit, button.click], [text], found)
-        example.success(functools.partial(answer, find, playground), text, found, api_name="find_example", **DIRECTLY)
+            sources, label = ["microphone", "upload"], "say a digit, in English"
+            sound = gr.Audio(sources=sources, type="filepath", label=label, elem_id="sound")
+            heard = gr.HTML(elem_id="heard", elem_classes="answer")
+        changes = [page.load, pad.change, sentences.change]
+        gr.on(changes, run_see, [pad, sentences], seen, api_name="see", **DIRECTLY)
+        text.submit(run_find, text, found, api_name="find", **DIRECTLY)
+        example.success(run_find, text, found, api_name="find_example", **DIRECTLY)
+        gr.on([sound.change, sentences.change], run_hear, [sound, sentences], heard, api_name="hear", **DIRECTLY)
     return page
 
 
@@ -70,89 +65,75 @@ def build(playground: Playground, name: str) -> gr.Blocks:
 def answer(function: Callable[..., str], playground: Playground, *values) -> str:
     """`function(playground, *values)`, or what was wrong with the values."""
     try:
-        return function(playground, *values)
+        text = function(playground, *values)
     except InputError as error:
-        return problem(error)
+        text = problem(str(error))
+    return text.encode(errors="replace").decode()  # a lone surrogate cannot be sent back
 
 
-def see(playground: Playground, picture: str, sentences: str) -> str:
-    """The canvas's value and the list of sentences -> `Playground.see`."""
-    seen = playground.see(picture or "", sentences or "")
-    reading = f"the model reads: <b>{seen.caption}</b>"
-    verdict = reading if seen.is_digit else "<b>This is no digit</b>, by its digit score"
-    threshold = f"99% of the validation digits have {playground.threshold:.2f} or more"
+def see(playground: Playground, drawing: str, sentences: str) -> str:
+    """The canvas's value and the list of sentences -> what the model finds in the drawing."""
+    image = decode_drawing(drawing)[None]  # uint8 [1, 28, 28]
+    embed = embed_images(playground.clip, image)[0]
     return (
-        "<h3>as the model sees it: 28x28</h3><div class='seen'>"
-        f"{picture_of(seen.image, 'the drawing as the model sees it')}"
-        f"<div><p class='verdict'>{verdict}</p><p>measured: {seen.measured}</p>"
-        f"<p><small>digit score {seen.score:.2f}; {threshold}</small></p></div></div>"
-        f"{bars(seen.bars, seen.problems)}{images('the most similar test images, with their labels', seen.nearest)}"
+        f"<h3>as the model sees it: 28x28</h3><div class='seen'>{picture_of(image[0])}"
+        f"<p>measured: {format_values(measure(image)[0])}</p></div>" + compared(playground, embed, sentences)
     )
 
 
 def find(playground: Playground, text: str) -> str:
-    """A description -> `Playground.find`."""
-    found, samples = playground.find(text or "")
-    marks = "" if found[0].is_match is None else " (blue frame: as described; orange: not)"
-    return images(f"the test images that fit best, with their labels{marks}", found) + generated(playground, samples)
+    """A description -> the test images that fit best, and generated ones."""
+    embed = playground.embed_text(text)
+    nearest = figures("the test images that fit best, with their labels", *playground.nearest(embed))
+    return nearest + generated(playground, embed)
 
 
 def hear(playground: Playground, path: str | None, sentences: str) -> str:
-    """A wav file's path, None without one, and the sentences -> `Playground.hear`."""
+    """A wav file's path, None without one, and the sentences -> what the model hears, and generated images."""
     if not path:
         return ""
-    embed = playground.hear(path)  # [embed_dim]
-    nearest = images("the nearest test images, with their labels", playground.nearest(embed))
-    compared = bars(*playground.compare(embed, sentences or ""))
-    return compared + nearest + generated(playground, playground.sample(embed))
+    embed = playground.clip.encode("speech", [read_wav(path)])[0]
+    return compared(playground, embed, sentences) + generated(playground, embed)
 
 
 # ---- HTML ----
 
 
-def problem(error: InputError | str) -> str:
-    """What was wrong, as one sentence."""
-    text = str(error)
-    return f"<p class='problem' role='alert'>{html.escape(text[:1].upper() + text[1:])}.</p>"
-
-
-def missing(reason: str, command: str) -> str:
-    """A grey part of the page, and the command that makes it."""
-    return f"<div class='missing'><p>{html.escape(reason)}</p><p>This makes it: <code>{command}</code></p></div>"
-
-
-def picture_of(image: Tensor, name: str) -> str:
-    """uint8 [28, 28] -> an <img> that holds the pixels."""
-    content = io.BytesIO()
-    Image.fromarray(image.numpy()).save(content, "PNG")
-    data = base64.b64encode(content.getvalue()).decode()
-    return f"<img src='data:image/png;base64,{data}' alt='{html.escape(name)}'>"
-
-
-def bars(pairs: list[tuple[str, float]], problems: list[str]) -> str:
-    """Sentences and cosines in -1..1, a bar each (none below 0), under what could not be read."""
-    rows = [
+def compared(playground: Playground, embed: Tensor, sentences: str) -> str:
+    """The closest sentences with a bar each (none for a cosine below 0), what could not be read, and test images."""
+    pairs, problems = playground.compare(embed, sentences)
+    bars = [
         f"<div class='bar'><span class='name'>{html.escape(name)}</span><span class='track'><span"
         f" style='width:{100 * max(0.0, cosine):.0f}%'></span></span><span class='value'>{cosine:.2f}</span></div>"
         for name, cosine in pairs
     ]
-    title = "<h3>the best captions, by cosine similarity</h3>" if rows else ""
-    return "".join(map(problem, problems)) + title + "".join(rows)
+    parts = ["<h3>the best captions, by cosine similarity</h3>", *map(problem, problems), *bars]
+    return "".join(parts) + figures("the most similar test images, with their labels", *playground.nearest(embed))
 
 
-def images(title: str, shown: list[Thumbnail]) -> str:
-    """Images with their lines below; the colour of a frame says whether one is as described."""
-    marks = {True: " class='right'", False: " class='wrong'", None: ""}
-    figures = [
-        f"<figure{marks[one.is_match]}>{picture_of(one.image, ', '.join(one.lines))}"
-        f"<figcaption>{'<br>'.join(one.lines)}</figcaption></figure>"
-        for one in shown
-    ]
-    return f"<h3>{title}</h3><div class='images'>{''.join(figures)}</div>"
-
-
-def generated(playground: Playground, samples: list[Thumbnail]) -> str:
-    """The generated images, or what is missing to make some."""
+def generated(playground: Playground, embed: Tensor) -> str:
+    """The generated images, or why there are none."""
     if playground.generator is None:
-        return "<h3>generated</h3>" + missing(f"Nothing is generated: {playground.no_generator}.", "make generator")
-    return images("generated, with what the model reads", samples)
+        return problem(f"nothing is generated: {playground.no_generator}")
+    return figures("generated, with what the model reads", *playground.sample(embed))
+
+
+def figures(title: str, images: Tensor, digits: Tensor) -> str:
+    """Images uint8 [N, 28, 28] with digits [N]: digit and attributes below each."""
+    parts = [f"<h3>{title}</h3><div class='images'>"]
+    for image, digit, values in zip(images, digits, measure(images), strict=True):
+        lines = f"{DIGIT_WORDS[digit]}<br>{format_values(values).replace(', ', '<br>')}"
+        parts.append(f"<figure>{picture_of(image)}<figcaption>{lines}</figcaption></figure>")
+    return "".join(parts) + "</div>"
+
+
+def picture_of(image: Tensor) -> str:
+    """uint8 [28, 28] -> an <img> that holds the pixels."""
+    content = io.BytesIO()
+    Image.fromarray(image.cpu().numpy()).save(content, "PNG")
+    return f"<img src='data:image/png;base64,{base64.b64encode(content.getvalue()).decode()}' alt=''>"
+
+
+def problem(text: str) -> str:
+    """What was wrong, as one sentence."""
+    return f"<p class='problem' role='alert'>{html.escape(text[:1].upper() + text[1:])}.</p>"

@@ -12,8 +12,8 @@ from torch import Tensor
 from attributes import ATTRIBUTES, COMBINATIONS, GRADE_OF_BIN, GRADES, combination_ids, measure
 from captions import UNSAID, combination_description_ids, description_id
 from clip import CLIP
-from evaluation.geometry import accuracy_with_ci
 from evaluation.retrieval import average_precision
+from evaluation.sections import accuracy_with_ci
 from my_dataset import Split
 
 PARTS = ("digit", *(attribute.name for attribute in ATTRIBUTES))  # of a combination

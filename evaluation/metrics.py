@@ -33,11 +33,6 @@ def caption_accuracy(similarity: Tensor, labels: Tensor) -> float:
     return (similarity.argmax(dim=1) == labels).float().mean().item()
 
 
-def digit_accuracies(similarity: Tensor, labels: Tensor) -> list[float]:
-    """`caption_accuracy` among the images of each digit that occurs, in the digits' order."""
-    return [caption_accuracy(similarity[labels == digit], labels[labels == digit]) for digit in labels.unique()]
-
-
 def precision_at_k(similarity: Tensor, relevant: Tensor, k: int) -> Tensor:
     """Share of relevant items among the k most similar. similarity [..., N], relevant bool [N], k <= N -> [...]."""
     return relevant[similarity.topk(k).indices].float().mean(dim=-1)
@@ -52,21 +47,9 @@ def text_to_image_precision(similarity: Tensor, labels: Tensor) -> float:
     return right / len(labels)
 
 
-def modality_gap(images: Tensor, texts: Tensor) -> float:
-    """Distance between the mean image and the mean text vector, 0..2 (Liang et al., 2022, arXiv 2203.02053)."""
-    return (images.mean(dim=0) - texts.mean(dim=0)).norm().item()
-
-
-def effective_rank(x: Tensor) -> float:
-    """exp of the entropy of the singular values as shares of their sum, 1..embed_dim (Roy & Vetterli, 2007)."""
-    values = torch.linalg.svdvals(x)
-    shares = values / values.sum()
-    return torch.special.entr(shares).sum().exp().item()
-
-
 @torch.no_grad()
 def evaluate(model: CLIP, split: Split) -> dict[str, float]:
-    """A split's accuracy in both directions, and the geometry of the space, as plain numbers.
+    """A split's accuracy in both directions, as plain numbers.
 
     With captions of attributes, seen_accuracy and unseen_accuracy choose among the captions of all combinations.
     """
@@ -75,8 +58,6 @@ def evaluate(model: CLIP, split: Split) -> dict[str, float]:
     scores = {
         "digit_accuracy": caption_accuracy(similarity, split.labels),
         "text_to_image_precision": text_to_image_precision(similarity, split.labels),
-        "modality_gap": modality_gap(images, classifier),
-        "effective_rank": effective_rank(images),
     }
     if model.captions.name_attributes:
         combinations = combination_ids(split.labels, measure(split.images))
@@ -84,5 +65,4 @@ def evaluate(model: CLIP, split: Split) -> dict[str, float]:
         to_combinations = images @ model.embed_descriptions(combination_description_ids()).T  # [N, C]
         for name, which in (("seen", ~is_unseen), ("unseen", is_unseen)):
             scores[f"{name}_accuracy"] = caption_accuracy(to_combinations[which], combinations[which])
-    names = [f"accuracy_{digit}" for digit in split.labels.unique().tolist()]
-    return scores | dict(zip(names, digit_accuracies(similarity, split.labels), strict=True))
+    return scores

@@ -31,11 +31,10 @@ def load_model(path: str) -> CLIP:
     return model
 
 
-def require_tower(model: CLIP, modality: str) -> CLIP:
-    """The model. Raises InputError if it has no tower for this modality."""
+def require_tower(model: CLIP, modality: str) -> None:
+    """Raises InputError for a model without a tower for this modality."""
     if modality not in model.towers:
         raise InputError(f"this picture needs a tower for {modality}: train one with `make {modality}`")
-    return model
 
 
 def show(name: str, draw: Callable[[], Figure]) -> Figure | None:

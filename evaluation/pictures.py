@@ -1,7 +1,7 @@
 """Pictures of what a model has learned, as matplotlib figures.
 
 Images are uint8 or float [N, 28, 28] on the CPU, shown bright on black. Features are unit vectors [N, embed_dim] of a
-split's images, captions [10, embed_dim].
+split's images.
 """
 
 import io
@@ -11,14 +11,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from attributes import ATTRIBUTES, BINS, GRADES, combination_ids, measure
+from attributes import ATTRIBUTES, GRADES, combination_ids, measure
 from captions import (
     DIGIT_WORDS,
     OUTLIER_IDS,
@@ -33,7 +31,6 @@ from clip import CLIP
 from data.outliers import MAKERS, overlap
 from evaluation.claims import combination_caption, format_values, short_caption
 from evaluation.combinations import is_unambiguous
-from evaluation.corruptions import CORRUPTIONS, corrupt
 from evaluation.metrics import embed_images
 from evaluation.ood import inverted_noise, letters, ood_score
 from evaluation.similarity import similarity_matrix
@@ -50,7 +47,6 @@ def save_figure(figure: Figure, path: str | Path) -> Figure:
     content = io.BytesIO()
     figure.savefig(content, dpi=110, format="png")
     figure.set_layout_engine("none")  # a notebook that shows it need not lay it out again
-    check_writable(Path(path).parent)
     atomic_write(path, content.getvalue())
     return figure
 
@@ -144,24 +140,6 @@ def attribute_search(model: CLIP, split: Split, features: Tensor) -> Figure:
     return closest_images(similarity, names, split.images, is_true.T, title, notes=notes)
 
 
-def attribute_sheet(model: CLIP, split: Split, features: Tensor, digit: int = 7) -> Figure:
-    """The image closest to each combination of one digit: bins of the first attribute by those of the others."""
-    require_attributes(model)
-    values, unseen = measure(split.images), model.unseen[digit].flatten().tolist()
-    ids = digit * len(unseen) + torch.arange(len(unseen))
-    captions = model.embed_descriptions(combination_description_ids()[ids]).cpu()
-    best = (features @ captions.T).argmax(dim=0)  # [C / 10]
-    is_true = (combination_ids(split.labels, values)[best] == ids).tolist()
-    columns = ["\n".join(names) for names in itertools.product(*(attribute.bins for attribute in ATTRIBUTES[1:]))]
-    lines = zip(columns * BINS, values[best], unseen, strict=True)
-    notes = [f"{name}\n{format_values(own)}" + f"\n({NEVER})" * is_unseen for name, own, is_unseen in lines]
-    rows = []
-    for i, name in enumerate(ATTRIBUTES[0].bins):
-        part = slice(i * len(columns), (i + 1) * len(columns))
-        rows.append((name, None, split.images[best[part]], notes[part], is_true[part]))
-    return ranked_images(rows, f"{DIGIT_WORDS[digit]}: the test image closest to each description", size=1.9)
-
-
 def attribute_matrix(model: CLIP, split: Split, features: Tensor, digit: int = 4) -> Figure:
     """An unambiguous image of each combination of one digit, and two digits on top of each other, against captions."""
     require_attributes(model)
@@ -217,36 +195,6 @@ def generated_combinations(images: Tensor, unseen: Tensor) -> Figure:
 # ---- evaluate.py ----
 
 
-def confusion_matrix(classification: dict) -> Figure:
-    """Images by true and predicted digit; the colours are logarithmic, or the diagonal would hide the mistakes."""
-    from sklearn.metrics import ConfusionMatrixDisplay  # scikit-learn takes a second to import
-
-    figure = Figure(figsize=(8.4, 6.4), layout="constrained")
-    axes, counts = figure.subplots(), np.array(classification["confusion"])
-    how = {"cmap": "Blues", "im_kw": {"norm": LogNorm(vmin=1)}, "xticks_rotation": 40}
-    ConfusionMatrixDisplay(counts, display_labels=DIGIT_WORDS).plot(ax=axes, **how)
-    shares = [f"{one['accuracy']:.1%}" for one in classification["digits"]]
-    axes.set_yticklabels([f"{word}  {share}" for word, share in zip(DIGIT_WORDS, shares, strict=True)])
-    axes.set(xlabel="predicted digit", ylabel="true digit, accuracy", title="confusion matrix, test images")
-    return figure
-
-
-def reliability_diagram(calibration: dict) -> Figure:
-    """Accuracy by confidence before and after temperature scaling, above the number of images in each bin."""
-    figure = Figure(figsize=(7.2, 6.0), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    above.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect calibration")
-    for name, one in calibration.items():
-        count, confidence, accuracy = (np.array(one["bins"][key]) for key in ("count", "confidence", "accuracy"))
-        label = f"{name} temperature {one['temperature']:.3f}: ECE {one['ece']:.2%}"
-        above.plot(confidence[count > 0], accuracy[count > 0], "o-", label=label)
-        below.stairs(count, np.linspace(0, 1, len(count) + 1))
-    above.set(ylabel="accuracy", title="reliability on test images; fitted on validation")
-    above.legend(loc="lower right")
-    below.set(yscale="log", ylim=(0.5, None), ylabel="images", xlabel="confidence of the best caption")
-    return figure
-
-
 def embedding_map(features: Tensor, labels: Tensor, captions: Tensor) -> Figure:
     """Images and captions in two dimensions by t-SNE (van der Maaten & Hinton, 2008)."""
     from sklearn.manifold import TSNE
@@ -276,17 +224,6 @@ def robustness_curves(robustness: dict) -> Figure:
     axes.set_title(f"robustness: mean corruption error {robustness['mean_corruption_error']:.1%}")
     figure.legend(loc="outside right upper")
     return figure
-
-
-def corruption_examples(model: CLIP, captions: Tensor, split: Split) -> Figure:
-    """A test image for each corruption, at five severities, with the predicted digit."""
-    rows = []
-    for i, (name, (_, unit, amounts)) in enumerate(CORRUPTIONS.items()):
-        images = torch.cat([corrupt(split.images[i : i + 1], name, amount) for amount in amounts])
-        predicted = (embed_images(model, images).cpu() @ captions.T).argmax(dim=1)
-        notes = [f"{amount:g}: {DIGIT_WORDS[digit]}" for amount, digit in zip(amounts, predicted, strict=True)]
-        rows.append((f"{name}\n{unit}", split.images[i], images, notes, (predicted == split.labels[i]).tolist()))
-    return ranked_images(rows, "corruptions at five severities, and the predicted digit")
 
 
 def ood_histograms(model: CLIP, features: dict[str, Tensor]) -> Figure:

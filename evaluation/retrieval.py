@@ -1,4 +1,4 @@
-"""Average precision and recall: every item of the right digit is relevant. Values in 0..1."""
+"""Average precision and recall at k: of one ranking, or of many. Values in 0..1."""
 
 import numpy as np
 import torch
@@ -16,19 +16,3 @@ def average_precision(similarity: Tensor, relevant: Tensor) -> Tensor:
 def recall_at_k(similarity: Tensor, relevant: Tensor, k: int) -> Tensor:
     """1 if a relevant item is among the k most similar, else 0. Both [..., N], relevant bool -> [...]."""
     return relevant.expand_as(similarity).gather(-1, similarity.topk(k).indices).any(dim=-1).float()
-
-
-def mean_average_precision(similarity: Tensor, labels: Tensor) -> float:
-    """Text -> image: the mean over the digits' captions. similarity [N, 10], labels [N]."""
-    digits = labels.unique()
-    return average_precision(similarity.T[digits], labels == digits[:, None]).mean().item()
-
-
-def image_to_image_mean_average_precision(features: Tensor, labels: Tensor) -> float:
-    """The mean over images, each asking for the others of its digit. features [N, embed_dim], labels [N]."""
-    precisions = []
-    for queries in torch.arange(len(labels), device=labels.device).split(500):
-        itself = queries[:, None] == torch.arange(len(labels), device=labels.device)  # [500, N]
-        similarity = (features[queries] @ features.T).masked_fill(itself, -torch.inf)
-        precisions.append(average_precision(similarity, (labels == labels[queries, None]) & ~itself))
-    return torch.cat(precisions).nanmean().item()  # (a digit with one image has nothing to ask for)

@@ -65,9 +65,6 @@ class Autoencoder(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         return (SHARPEN * (self.decoder(latents) - DARKEN)).sigmoid()  # [B, 1, 28, 28]
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.decode(self.encode(images))
-
     def loss(self, images: Tensor) -> Tensor:
         """Cross-entropy of the pixels, summed over an image: nats, a scalar."""
         latents = self.encode(images)  # [B, latent_dim]

@@ -1,5 +1,7 @@
-"""What generate.py is asked for, as rows of its sheet: texts, recordings, test images, paths between embeddings."""
+"""What generate.py is asked for, as rows of its sheet: texts, a recording, test images, paths between embeddings."""
 
+import argparse
+import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +13,21 @@ from attributes import combination_ids, measure
 from captions import DIGIT_WORDS
 from clip import CLIP
 from evaluation.claims import combination_caption
-from my_dataset import Split
-from my_utils import InputError
+from modalities import speech
+from my_dataset import DATA_PATH, Split
+from my_utils import text
 
 MAX_SHARE = 0.5  # of the way from an image's embedding to a direction
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of scripts that use trained models."""
+    generator = "runs/generator/best_model.pth"
+    parser.add_argument("--clip", type=text, default="runs/best_model.pth", metavar="FILE", help="the trained CLIP")
+    parser.add_argument("--generator", type=text, default=generator, metavar="FILE", help="its generator")
+    parser.add_argument("--text-model", type=text, help="the language model's folder, if it moved")
+    parser.add_argument("--data-path", type=text, default=DATA_PATH, help="folder of MNIST; downloaded if missing")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
 
 
 class Row(NamedTuple):
@@ -26,19 +39,16 @@ class Row(NamedTuple):
     embeds: Tensor  # [count, embed_dim]
 
 
-def recording_row(clip: CLIP, modality: str, path: str, count: int) -> Row:
-    """Images from a wav file ("speech") or a file of points ("strokes"). They should show the digit found in it."""
-    from modalities import speech, strokes  # texts need no modality
+def text_row(clip: CLIP, caption: str, count: int) -> Row:
+    return Row(textwrap.fill(caption, 18), None, caption, clip.encode_text([caption]).expand(count, -1))
 
-    if modality == "speech":
-        inputs = speech.SpeechEncoder.preprocess(speech.read_wav(path))  # [1, 40, 64]
-        picture, verb = speech.to_image(inputs)[0], "heard"
-    else:
-        inputs = strokes.StrokeEncoder.preprocess(strokes.read_strokes(path))  # [1, 8, 2]
-        picture, verb = strokes.draw(inputs)[0, 0], "read"
-    embed = clip.encode(modality, inputs)[0]  # [embed_dim]
+
+def speech_row(clip: CLIP, path: str, count: int) -> Row:
+    """Images from a wav file. They should show the digit that the CLIP hears in it."""
+    mels = speech.SpeechEncoder.preprocess([speech.read_wav(path)])  # [1, 40, 64]
+    embed = clip.encode("speech", mels)[0]  # [embed_dim]
     word = DIGIT_WORDS[int((clip.zero_shot_classifier() @ embed).argmax())]
-    return Row(f"{Path(path).name}:\n{verb} as {word}", picture, word, embed.expand(count, -1))
+    return Row(f"{Path(path).name}:\nheard as {word}", speech.to_image(mels)[0], word, embed.expand(count, -1))
 
 
 def image_row(clip: CLIP, test: Split, index: int, count: int) -> Row:
@@ -50,25 +60,12 @@ def image_row(clip: CLIP, test: Split, index: int, count: int) -> Row:
 
 def path_row(start: Row, end: Tensor, name: str, share: float = 1.0) -> Row:
     """Images along the sphere from the row's first embedding, by this share of the way, to `end` [embed_dim]."""
-    shares = torch.linspace(0, share, len(start.embeds), device=end.device)
-    return Row(f"{start.title}\n{name}", start.picture, "", slerp(start.embeds[0], end, shares))
+    shares = torch.linspace(0, share, len(start.embeds), device=end.device)[:, None]  # [count, 1]
+    embeds = F.normalize(torch.lerp(start.embeds[0], end, shares), dim=1)  # [count, embed_dim]
+    return Row(f"{start.title}\n{name}", start.picture, "", embeds)
 
 
 def direction_row(clip: CLIP, start: Row, low: str, high: str) -> Row:
-    """The path along the difference of two texts. Raises InputError if they do not differ."""
+    """The path along the difference of two texts."""
     difference = clip.encode_text([high])[0] - clip.encode_text([low])[0]  # [embed_dim]
-    if not difference.any():
-        raise InputError("--direction needs two texts that differ in what they say")
     return path_row(start, F.normalize(difference, dim=0), f"{low} to {high}", MAX_SHARE)
-
-
-def slerp(start: Tensor, end: Tensor, shares: Tensor) -> Tensor:
-    """Spherical interpolation of two unit vectors [embed_dim] at `shares` [K] in 0..1 -> [K, embed_dim].
-
-    (Shoemake, 1985.) Opposite vectors have no shortest path on the sphere; then it is linear.
-    """
-    angle = torch.arccos((start @ end).clamp(-1, 1))
-    if angle.sin() < 1e-4:
-        return F.normalize(torch.lerp(start, end, shares[:, None]), dim=-1)
-    weights = torch.stack([((1 - shares) * angle).sin(), (shares * angle).sin()], dim=1) / angle.sin()  # [K, 2]
-    return weights @ torch.stack([start, end])

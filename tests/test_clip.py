@@ -211,12 +211,8 @@ def test_a_checkpoint_that_carries_code_is_not_run(tmp_path):
     assert not (tmp_path / "boom").exists()
 
 
-def test_what_cannot_be_loaded_again_or_written_is_not_saved(path, model, monkeypatch, read_only, tmp_path):
+def test_what_is_not_finite_or_cannot_be_written_is_not_saved(path, model, monkeypatch, read_only, tmp_path):
     before = path.read_bytes()
-    model.metrics["f1"] = numpy.float64(0.5)
-    with pytest.raises(TypeError, match="plain Python values"):
-        model.save(path)
-    model.metrics["f1"] = 0.5
     with torch.no_grad():
         model.logit_scale.fill_(math.nan)
     with pytest.raises(ValueError, match="not finite"):

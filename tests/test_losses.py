@@ -8,7 +8,7 @@ import torch.nn.functional as F
 import captions
 from attributes import combination_ids, unseen_combinations
 from captions import UNSAID, Labels, description_id, image_facts, multi_hot, one_hot_labels
-from losses import LOSSES, contrastive_loss, min_loss, sigmoid_bias
+from losses import LOSSES, contrastive_loss, min_loss
 
 ln = math.log
 
@@ -163,13 +163,3 @@ def test_the_lowest_value_is_reached_by_perfect_logits_and_never_passed(name):
     assert value(name, perfect, positive, ignored).item() == pytest.approx(least(name, positive), abs=1e-5)
     for scale in (0.1, 1, 10):
         assert value(name, scale * torch.randn(10, 10), positive, ignored) > least(name, positive)
-
-
-def test_the_bias_gives_each_pair_the_probability_of_a_positive_in_the_batch():
-    torch.manual_seed(0)
-    batches = {1 / 10: torch.arange(10), 10 / 16: torch.tensor([0, 0, 0, 1]), 1: torch.tensor([4, 4])}
-    batches = {rate: one_hot_labels(ids).match() for rate, ids in batches.items()}
-    positive, ignored = random_matches(20)
-    batches[(positive.sum() / (~ignored).sum()).item()] = (positive, ignored)
-    for rate, matches in batches.items():
-        assert torch.tensor(sigmoid_bias(*matches)).sigmoid().item() == pytest.approx(rate, abs=1e-4)

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from clip import CLIP
-from training.optim import TEXT_LR, Muon, make_optimizers, orthogonalise, warmup_cosine
+from training.optim import MUON_MOMENTUM, TEXT_LR, Muon, make_optimizers, orthogonalise, warmup_cosine
 
 
 @pytest.mark.parametrize("muon_lr", [0.25, 0])
 def test_muon_has_the_cnns_kernels_and_matrices_and_adamw_the_rest(muon_lr):
     model = CLIP(width=2, embed_dim=4)
-    optimizers = make_optimizers(model, 0.5, muon_lr, 0.6)
+    optimizers = make_optimizers(model, 0.5, muon_lr)
     assert list(optimizers) == ["adamw", "muon"][: 2 if muon_lr else 1]
     group_of = {id(p): group for o in optimizers.values() for group in o.param_groups for p in group["params"]}
     of_muon = [p for group in optimizers["muon"].param_groups for p in group["params"]] if muon_lr else []
@@ -24,13 +24,13 @@ def test_muon_has_the_cnns_kernels_and_matrices_and_adamw_the_rest(muon_lr):
         is_muons = any(p is other for other in of_muon)
         assert is_muons == (muon_lr > 0 and is_matrix and name.startswith("towers.image")), name
         assert group_of[id(p)]["peak_lr"] == group_of[id(p)]["lr"] == (muon_lr if is_muons else 0.5)
-        assert not is_muons or group_of[id(p)]["momentum"] == 0.6
+        assert not is_muons or group_of[id(p)]["momentum"] == MUON_MOMENTUM
 
 
 def test_a_trained_language_model_has_a_learning_rate_of_its_own(tiny_albert):
     options = {"text_model": str(tiny_albert)}
     model = CLIP(8, width=2, captions="digit", text_encoder="plus", text_options=options)
-    groups = [group for o in make_optimizers(model, 0.5, 0.25, 0.6).values() for group in o.param_groups]
+    groups = [group for o in make_optimizers(model, 0.5, 0.25).values() for group in o.param_groups]
     peaks = {id(p): group["peak_lr"] for group in groups for p in group["params"]}
     for name, p in model.towers["text"].named_parameters():
         assert peaks[id(p)] == (TEXT_LR if "language_model" in name else 0.5), name

@@ -95,17 +95,6 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bits(moment, number, code
     assert curves(run) == curves(whole), "each point once"
 
 
-@pytest.mark.parametrize(("moment", "number"), [("last.pth 1", signal.SIGKILL), ("last.pth.tmp 1", signal.SIGINT)])
-def test_a_folder_in_which_nothing_was_saved_is_used_again(moment, number, whole, tmp_path):
-    assert train_child(tmp_path, *FLAGS, "--run-name", "run", moment=moment, number=number) in (130, -9)
-    errors = (tmp_path / "out.stderr").read_text()
-    assert errors == ("\ninterrupted; there is nothing to resume\n" if number == signal.SIGINT else "")
-    with pytest.raises(InputError, match="no unfinished run"):
-        train_here("--resume", "--runs-dir", tmp_path)
-    assert train_child(tmp_path, *FLAGS, "--run-name", "run") == 0
-    assert_same_result(tmp_path / "run", whole)
-
-
 def test_ctrl_c_prints_the_command_that_resumes_the_run(tmp_path, data_path):
     """In a shell, with a space in the path and a name that ASCII lacks; when it is resumed, stderr is closed."""
     runs = tmp_path / "my runs"
@@ -150,15 +139,12 @@ def test_a_name_that_is_taken_is_refused_with_advice_that_fits(whole, unfinished
         return str(error.value)
 
     assert advice(unfinished).endswith(f" train.py --resume {unfinished}")
-    (unfinished / "diverged.txt").touch()
     own = tmp_path / "own"
     own.mkdir()
     (own / "best_model.pth").write_bytes(b"the user's")
-    assert not any("resume" in advice(folder) for folder in (whole, unfinished, own))
+    assert not any("resume" in advice(folder) for folder in (whole, own))
     with pytest.raises(InputError, match="run is finished, nothing is left to resume: start a new run"):
         train_here("--resume", whole)
-    with pytest.raises(InputError, match="run diverged, nothing is left to resume: start a new run"):
-        train_here("--resume", unfinished)
 
 
 def test_no_two_processes_train_in_one_folder(unfinished, tmp_path):
@@ -168,7 +154,7 @@ def test_no_two_processes_train_in_one_folder(unfinished, tmp_path):
         for flags, message in (
             (["--resume"], "no unfinished run"),
             (["--resume", "run"], busy),
-            (["--run-name", "new"], busy),
+            (["--run-name", "new"], "new is there already"),
         ):
             with pytest.raises(InputError, match=message):
                 train_here(*flags, "--runs-dir", tmp_path)
@@ -223,15 +209,16 @@ def test_a_wrong_flag_is_one_line_and_exit_code_2(tmp_path):
 
 def test_a_runs_folder_that_cannot_be_written(tmp_path, read_only):
     for folder in (read_only(tmp_path / "file"), tmp_path / "file", tmp_path / ("y" * 6000)):
-        with pytest.raises(InputError, match=r"cannot make the folder .{10,200}; choose another --runs-dir"):
+        with pytest.raises(OSError, match=r"denied|Not a directory|File exists|too long"):
             train_here(*FLAGS, "--runs-dir", folder)
 
 
 def test_a_run_does_not_publish_over_a_checkpoint_of_another_kind(tmp_path, small_mnist):
     save_checkpoint(tmp_path / "best_model.pth", "generator", {})
-    with pytest.raises(InputError, match=r"is the checkpoint of a generator, not of a CLIP.*another --runs-dir"):
-        train_here(*FLAGS, "--runs-dir", tmp_path, "--run-name", "run")
-    assert [path.name for path in tmp_path.iterdir()] == ["best_model.pth"]
+    before = (tmp_path / "best_model.pth").read_bytes()
+    with pytest.raises(InputError, match=r"is the checkpoint of a generator, not of a CLIP.*own model is .*run/best"):
+        train_here(*TINY, "--epochs", 1, "--runs-dir", tmp_path, "--run-name", "run")
+    assert (tmp_path / "best_model.pth").read_bytes() == before
 
 
 # ---- the end of a run ----
@@ -257,23 +244,17 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, small_mnist):
     done = train_here(*TINY, "--lr", 100, "--muon-lr", 100, "--runs-dir", tmp_path, "--run-name", "run")
     assert done.returncode == 1
     assert re.search(r"error: training diverged at epoch 1, step .* with a lower learning rate\n$", done.stderr)
-    assert (tmp_path / "run" / "diverged.txt").read_text() in done.stderr
     assert not (tmp_path / "best_model.pth").exists()
-    with pytest.raises(InputError, match="no unfinished run"):
-        train_here("--resume", "--runs-dir", tmp_path)
 
 
-def test_a_file_that_another_process_holds_is_waited_for_and_then_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run_module, "LOCK_NOTE", 0.01)
+def test_a_file_that_another_process_keeps_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(run_module, "LOCK_TIMEOUT", 0.02)
     file = tmp_path / "best_model.pth"
-    with FileLock(tmp_path / f"{TEMPORARY}best_model.pth.lock") as lock:
-        with pytest.raises(InputError, match=r"another process keeps .*best_model\.pth locked .*then resume"):
-            locked(file).__enter__()
-        note = f"waiting for another process that holds {lock.lock_file} ...\n"
-        assert capsys.readouterr().err == note
+    busy = pytest.raises(InputError, match=r"another process keeps .*best_model\.pth locked .*then resume")
+    with FileLock(tmp_path / f"{TEMPORARY}best_model.pth.lock"), busy:
+        locked(file).__enter__()
     with locked(file):
-        assert capsys.readouterr().err == ""
+        pass
 
 
 def test_what_is_lost_with_the_replaced_model_is_noted(tmp_path):
@@ -285,8 +266,7 @@ def test_what_is_lost_with_the_replaced_model_is_noted(tmp_path):
         (runs / name).mkdir(parents=True)
         model.save(runs / name / "best_model.pth")
         run = Run(runs / name, Settings(), ["train.py"])
-        run.kind = "CLIP"
-        return run.publish("val_digit_accuracy")
+        return run.publish("CLIP", "val_digit_accuracy")
 
     assert publish("first", 0.9) == ""
     assert publish("better", 0.95) == ""

@@ -1,11 +1,10 @@
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 
 from my_utils import InputError
-from training.settings import PRESETS, Settings, flag, from_record, parse_flags, resumed_settings
+from training.settings import PRESETS, Settings, flag, parse_flags, resumed_settings
 
 FIELDS = {one.name: one for one in fields(Settings)}
 
@@ -33,9 +32,9 @@ WRONG = {
     "whole number from 2": ("--batch-size 1", "--chunk-size 1", "--embed-dim 0"),
     "whole number from 1 to 256": ("--width 0", "--width 1024"),
     "whole number from 0 to 2147483648": ("--seed -1", "--unseen-seed -1"),
-    "is not a number above 0 to 100": ("--lr 0", "--lr nan", "--lr inf", "--lr 1e300"),
+    "is not a number from 1e-09 to 100": ("--lr 0", "--lr nan", "--lr inf", "--lr 1e300"),
     "number from 0 to 100": ("--muon-lr -1",),
-    "number from 0 to 0.999": ("--muon-momentum 1", "--ema-decay 1"),
+    "number from 0 to 0.99999": ("--ema-decay 1",),
     "number from 0.01": ("--init-temperature 0",),
     "is below 0.1, the least with --captions attributes": ("--init-temperature 0.05",),
     "invalid choice": ("--captions long", "--loss triplet", "--image-encoder vit", "--text-encoder bert"),
@@ -50,9 +49,7 @@ WRONG = {
         "--preset speed --unseen-seed 0",
     ),
     "add --text-encoder plus": ("--freeze-text", "--text-model bert"),
-    "give --muon-lr too": ("--muon-lr 0 --muon-momentum 0.9",),
     "changes no image": ("--preset speed --augment elastic", "--epochs 2 --augment affine"),
-    "--augment corrupted is for --captions digit": ("--augment corrupted",),
     "larger than --batch-size 64": ("--batch-size 64 --chunk-size 65",),
     "two images at a time": ("--batch-size 257 --chunk-size 64",),
     "leave out --preset and --run-name": ("--resume --preset speed", "--resume --run-name x"),
@@ -75,22 +72,19 @@ def test_an_empty_text_or_one_with_a_broken_byte_is_refused(name, value, message
     str(error.value).encode()  # it can be printed
 
 
-BAD_NAMES = ["../up", "a/b", "a\\b", "", " ", ".", "..", "x" * 300, "\udcff", "a\nb", "a\0b", "ends ", "a:b", "é" * 150]
-
-
+BAD_NAMES = ["../up", "a/b", "a\\b", "", " ", ".", "..", "x" * 82, "\udcff", "a\nb", "a\0b", "ends ", "a:b"]
 RESERVED_NAMES = ["best_model.pth", "generator", "strokes", "speech", "readme.md", "Generator", "README.md"]
 
 
 @pytest.mark.parametrize("name", BAD_NAMES + RESERVED_NAMES)
 def test_a_run_name_that_is_no_plain_folder_name_or_reserved_is_refused(name):
-    message = "is reserved" if name in RESERVED_NAMES else r"plain folder name|no UTF-8|it is empty"
-    with pytest.raises(InputError, match=message) as error:
+    with pytest.raises(InputError, match=r"is no name of a new folder|no UTF-8|it is empty") as error:
         parse(["--run-name", name])
     str(error.value).encode()
     assert len(str(error.value)) < 200
 
 
-@pytest.mark.parametrize("name", ["run", "2026-01-01_12", "ärger", "数字", "a b", "x" * 200, "v1.2"])
+@pytest.mark.parametrize("name", ["run", "2026-01-01_12", "ärger", "数字", "x" * 81, "v1.2"])
 def test_plain_run_names_are_taken(name):
     assert parse(["--run-name", name])[0].run_name == name
 
@@ -125,16 +119,10 @@ def test_help_shows_every_flag_with_its_default_and_what_presets_set(capsys):
             assert f"{flag(name)} {value}" in shown, (preset, name)
 
 
-def test_a_record_gives_the_settings_back():
-    settings, _ = parse("--preset speed --chunk-size 64 --run-name run --lr 1")
-    record = json.loads(json.dumps(asdict(settings)))
-    assert from_record(Settings, record, "last.pth") == settings
-
-
 @pytest.mark.parametrize("record", [None, [], {}, {"epochs": 3}, asdict(Settings()) | {"elastic": 0.5}])
 def test_a_record_of_another_script_or_version_is_refused(record):
     with pytest.raises(InputError, match=r"last\.pth is a run of another training script or version"):
-        from_record(Settings, record, "last.pth")
+        resumed_settings(Settings, {}, record, Path("run"))
 
 
 def test_a_resumed_run_keeps_its_own_settings():

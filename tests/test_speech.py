@@ -3,7 +3,6 @@ import io
 import json
 import os
 import shutil
-import struct
 import zipfile
 
 import numpy as np
@@ -14,7 +13,7 @@ from scipy.io import wavfile
 from clip import CLIP
 from conftest import ROOT, first_tenth
 from modalities import figures, speech, train
-from modalities.speech import FRAMES, MELS, RATE, SPEAKERS, Sounds, SpeechEncoder, read_wav, to_waveform
+from modalities.speech import FRAMES, MELS, RATE, SPEAKERS, Sounds, SpeechEncoder, mel_spectrogram, read_wav
 from my_dataset import DATA_PATH, Split
 from my_utils import InputError
 
@@ -35,6 +34,15 @@ def to_int16(samples: np.ndarray) -> np.ndarray:
     return (samples * 32_000).astype(np.int16)
 
 
+def wav_file(samples: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    wavfile.write(file, RATE, to_int16(samples))
+    return file.getvalue()
+
+
+CUT_WAV = wav_file(tone(3))[:2_000]
+
+
 def cosine(x: torch.Tensor, y: torch.Tensor) -> float:
     return torch.cosine_similarity(x.flatten(), y.flatten(), dim=0).item()
 
@@ -45,7 +53,7 @@ def cosine(x: torch.Tensor, y: torch.Tensor) -> float:
 def test_any_rate_width_and_number_of_channels_gives_the_same_sound(tmp_path):
     for samples, rate in (
         (to_int16(tone(3, rate=44_100)), 44_100),
-        (to_int16(np.stack([tone(3), tone(3)], axis=1)), RATE),
+        (to_int16(np.stack([tone(3), 0 * tone(3)], axis=1)), RATE),
         (tone(3).astype(np.float32), RATE),
         ((tone(3) * 127 + 128).astype(np.uint8), RATE),
         ((tone(3) * 2**30).astype(np.int32), RATE),
@@ -53,14 +61,7 @@ def test_any_rate_width_and_number_of_channels_gives_the_same_sound(tmp_path):
         wavfile.write(tmp_path / "a.wav", rate, samples)
         sound = read_wav(tmp_path / "a.wav")
         assert abs(len(sound) - 3_200) <= 1
-        assert cosine(SpeechEncoder.preprocess(sound), SpeechEncoder.preprocess(waveform(3))) > 0.99
-
-
-def test_the_longer_side_of_an_array_is_time_and_of_channels_that_cancel_one_is_taken():
-    columns = to_waveform(np.stack([tone(3), tone(5)], axis=1), RATE)
-    assert torch.equal(columns, to_waveform(np.stack([tone(3), tone(5)]), RATE))
-    assert cosine(columns, waveform(3) + waveform(5)) > 0.999
-    assert cosine(to_waveform(np.stack([tone(3), -tone(3)]), RATE), waveform(3)) > 0.999
+        assert cosine(mel_spectrogram(sound), mel_spectrogram(waveform(3))) > 0.99
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,8 @@ def test_the_longer_side_of_an_array_is_time_and_of_channels_that_cancel_one_is_
     [
         (b"this is a text, not a sound\n", None, "is no wav file"),
         (b"RIFF", None, "is no wav file"),
+        (CUT_WAV, None, "is cut off"),
+        (CUT_WAV[:-1], None, "is cut off"),
         (np.zeros(0, np.int16), RATE, "the sound is empty"),
         (np.full(8_000, 7, np.int16), RATE, "all silence"),
         (np.full(8_000, np.nan, np.float32), RATE, "not finite"),
@@ -77,40 +80,22 @@ def test_the_longer_side_of_an_array_is_time_and_of_channels_that_cancel_one_is_
 def test_a_file_of_something_else_is_one_sentence(tmp_path, samples, rate, message):
     path = tmp_path / "a.wav"
     path.write_bytes(samples) if rate is None else wavfile.write(path, rate, samples)
-    with pytest.raises(InputError, match=message) as caught:
-        read_wav(path)
-    assert str(path) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("size", [0, 0x7FFFFFFF, 0xFFFFFFFF])
-def test_a_wav_from_a_pipe_is_read_to_its_end_and_a_cut_one_is_refused(tmp_path, size):
-    """Programs that write into a pipe do not know the sizes that stand in front (GStreamer, sox, ffmpeg)."""
-    path, unknown = tmp_path / "a.wav", struct.pack("<I", size)
-    wavfile.write(path, RATE, to_int16(tone(3)))
-    wav, whole = path.read_bytes(), read_wav(path)
-    for half_a_sample in (b"", b"\0"):
-        path.write_bytes(wav[:4] + unknown + wav[8:40] + unknown + wav[44:] + half_a_sample)
-        assert torch.equal(read_wav(path), whole)
-    path.write_bytes(wav[:2_000])
-    with pytest.raises(InputError, match="is cut off, 1,956 of 6,400 bytes"):
+    with pytest.raises(InputError, match=message):
         read_wav(path)
 
 
-def test_invalid_sounds_are_refused():
-    for sounds, message in (
-        ([], "must be a waveform"),
-        (torch.zeros(2, 3, 4), "must be a waveform"),
-        (torch.zeros(800), "all silence"),
-        ([torch.ones(800), torch.ones(0)], "is empty"),
-        (torch.full((800,), torch.nan), "not finite"),
-        (-20 * torch.rand(1, MELS, FRAMES), "decibels"),
+def test_only_plain_files_up_to_a_stated_size_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "large").touch()
+    os.truncate(tmp_path / "large", 64_000_001)
+    for path, message in (
+        (tmp_path / "pipe", "not a file"),
+        ("/dev/zero", "not a file"),
+        (tmp_path / "large", "more than 64 MB"),
+        (tmp_path / "none", f"there is no file {tmp_path}/none"),
     ):
         with pytest.raises(InputError, match=message):
-            SpeechEncoder.preprocess(sounds)
-    for samples in (np.zeros((2, 3, 4)), np.array(["a", "b"]), np.array(1.0), np.array([3, 5, -9])):
-        with pytest.raises(InputError, match=r"shape .* 8, 16 or 32 bits"):
-            to_waveform(samples, RATE)
+            read_wav(path)
 
 
 # ---- spectrograms ----
@@ -133,14 +118,14 @@ def test_the_spectrogram_is_that_of_transformers():
 def test_neither_loudness_nor_silence_around_a_sound_makes_a_difference():
     torch.manual_seed(0)
     encoder, quiet = SpeechEncoder(8).eval(), torch.zeros(128 * 20)
-    features = encoder(SpeechEncoder.preprocess(waveform(5)))
+    features = encoder(SpeechEncoder.preprocess([waveform(5)]))
     for other in (1e-30 * waveform(5), 1e20 * waveform(5), torch.cat([quiet, waveform(5), quiet])):
-        assert torch.allclose(encoder(SpeechEncoder.preprocess(other)), features, atol=1e-3)
+        assert torch.allclose(encoder(SpeechEncoder.preprocess([other])), features, atol=1e-3)
 
 
 def test_the_loudest_second_of_a_long_recording_is_kept():
     loud, hum = waveform(5, seconds=0.8), waveform(1, seconds=3)
-    mels = SpeechEncoder.preprocess(torch.cat([0.1 * hum, loud, 0.1 * hum]))
+    mels = SpeechEncoder.preprocess([torch.cat([0.1 * hum, loud, 0.1 * hum])])
     assert mels.shape == (1, MELS, FRAMES)
     assert mels.sum() > 0.95 * speech.mel_spectrogram(loud).sum()
     image = speech.to_image(mels)
@@ -157,7 +142,7 @@ def voice_alone(monkeypatch):
 
 def test_augmentation_changes_a_batch_within_its_bounds(voice_alone, monkeypatch):
     torch.manual_seed(0)
-    mels = SpeechEncoder.preprocess(waveform(5)).repeat(200, 1, 1)
+    mels = SpeechEncoder.preprocess([waveform(5)]).repeat(200, 1, 1)
 
     def pitch(x):  # [B], the mean band
         return (x.sum(dim=2) * torch.arange(MELS)).sum(dim=1) / x.sum(dim=(1, 2))
@@ -187,14 +172,13 @@ def test_an_archive_is_known_by_the_content_of_its_recordings(tmp_path, monkeypa
     monkeypatch.setattr(speech, "_from_github", lambda folder: "cannot be reached")
     with pytest.raises(InputError, match=r"GitHub: cannot be reached\nPlace .*zip there by hand"):
         speech.load_fsdd(tmp_path)
-    path, file = tmp_path / speech.FILE, io.BytesIO()
-    wavfile.write(file, RATE, to_int16(tone(7)))
+    path, wav = tmp_path / speech.FILE, wav_file(tone(7))
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("free-spoken-digit-dataset-1.0.10/README.md", "about")
-        archive.writestr("free-spoken-digit-dataset-1.0.10/recordings/7_theo_12.wav", file.getvalue())
-    monkeypatch.setattr(speech, "SHA256", hashlib.sha256(b"7_theo_12.wav" + file.getvalue()).hexdigest())
+        archive.writestr("free-spoken-digit-dataset-1.0.10/recordings/7_theo_12.wav", wav)
+    monkeypatch.setattr(speech, "SHA256", hashlib.sha256(b"7_theo_12.wav" + wav).hexdigest())
     mels, *names = speech.load_fsdd(tmp_path)
-    assert torch.allclose(mels, SpeechEncoder.preprocess(waveform(7)), rtol=1e-2, atol=1e-3 * mels.max())
+    assert torch.allclose(mels[0], mel_spectrogram(waveform(7)), rtol=1e-2, atol=1e-3 * mels.max())
     assert names == [7, SPEAKERS.index("theo"), 12]
     monkeypatch.setattr(speech, "SHA256", "of other recordings")
     for size in (path.stat().st_size, 500):
@@ -239,7 +223,7 @@ def train_speech(clip_file, *flags) -> dict:
 def test_the_tower_agrees_with_captions_that_it_was_never_trained_with(clip_file):
     before = CLIP.load(clip_file)
     with pytest.raises(InputError, match="no tower for speech: train one with `make speech`"):
-        before.encode("speech", waveform(3))
+        before.encode("speech", [waveform(3)])
     metrics = train_speech(clip_file, "--epochs", "12")
     model = CLIP.load(clip_file)
     assert model.fingerprint() == before.fingerprint()
@@ -248,11 +232,10 @@ def test_the_tower_agrees_with_captions_that_it_was_never_trained_with(clip_file
     embeds = model.encode("speech", [waveform(digit) for digit in range(10)])
     assert ((embeds @ model.zero_shot_classifier().T).argmax(dim=1) == torch.arange(10)).sum() >= 6
 
-    sounds = speech.load_fsdd(None)
-    split = Split(torch.zeros(20, 28, 28, dtype=torch.uint8), torch.arange(20) % 10)
-    figure = figures.speech_to_images(model, sounds, split, torch.nn.functional.normalize(torch.rand(20, 32)))
-    assert [axes.get_title() for axes in figure.axes[::9]][:2] == ["george:\nzero", "jackson:\none"]
-    assert len(figures.speech_to_texts(model, sounds).axes) == 1
+    split, sounds = Split(torch.zeros(20, 28, 28, dtype=torch.uint8), torch.arange(20) % 10), speech.load_fsdd(None)
+    features = torch.nn.functional.normalize(torch.rand(20, 32))
+    figure = figures.recordings_to_images(model, "speech", sounds, split, features)
+    assert [axes.get_title() for axes in figure.axes[::9]][:2] == ["zero", "one"]
 
 
 def test_a_held_out_speaker_is_an_ablation_that_leaves_the_clip_unchanged(clip_file):

@@ -1,5 +1,4 @@
 import json
-import os
 
 import pytest
 import torch
@@ -9,8 +8,7 @@ from conftest import ROOT, tensors
 from data import fetch
 from evaluation.retrieval import recall_at_k
 from modalities import figures, strokes, train
-from modalities.speech import read_wav
-from modalities.strokes import PIECES, StrokeEncoder, Strokes, catmull_rom, draw, load_pendigits, read_strokes, resample
+from modalities.strokes import PIECES, StrokeEncoder, Strokes, catmull_rom, draw, load_pendigits, resample
 from my_dataset import DATA_PATH, Split
 from my_utils import InputError
 from training.run import Run
@@ -70,60 +68,21 @@ def test_the_curve_goes_through_all_points_and_is_straight_on_a_line():
 def test_resampled_points_are_at_equal_steps():
     corner = torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.5], [1.0, 6.0]])  # (one point twice)
     points = resample(corner)
-    assert torch.allclose(points.diff(dim=0).norm(dim=1), torch.ones(7), atol=1e-6)
+    assert points.diff(dim=0).norm(dim=1) == pytest.approx(torch.ones(7), abs=1e-6)
     assert points[[0, -1]].tolist() == [[0, 0], [1, 6]]
 
 
 def test_any_unit_and_any_number_of_points_gives_the_same_recording():
     turn = torch.linspace(0, 3, 201)
     path = torch.stack([turn.cos(), turn.sin()], dim=1)
-    one, other = (StrokeEncoder.preprocess(x) for x in (path, [(1000 * path[::2] - 77).tolist()]))
+    one, other = (StrokeEncoder.preprocess([x]) for x in (path, (1000 * path[::2] - 77).tolist()))
     assert one.shape == (1, 8, 2)
     assert one.amin(dim=1).tolist() == [[0, 0]]
     assert one.amax(dim=1).tolist() == [[1, 1]]
     assert torch.allclose(one, other, atol=1e-2)
-    for same in (one, one[0], one.numpy(), one.tolist()):  # eight points stay unchanged, in any container
-        assert torch.allclose(StrokeEncoder.preprocess(same), one, atol=1e-6)
+    assert StrokeEncoder.preprocess(one) is one
     vertical = StrokeEncoder.preprocess([[(5, 0), (5, 3)]])
     assert (vertical[0, :, 0] == 0.5).all()
-
-
-def test_invalid_strokes_and_files_are_refused(tmp_path):
-    for stroke, message in (
-        ([], r"shape \[T, 2\]"),
-        ([[(1, 2)]], "at least two points"),
-        ([[(1, 2), (1, 2)]], "at least two points"),
-        ([[(1, 2), (3, float("nan"))]], "not finite"),
-        ([[(1, 2, 3), (4, 5, 6)]], r"shape \[T, 2\]"),
-        ("seven", "arrays of numbers"),
-    ):
-        with pytest.raises(InputError, match=message):
-            StrokeEncoder.preprocess(stroke)
-    for content in (b"", b"1 2 3\n4 5 6\n", b"one two\n", b"1 2\n3\n", b"\xff\xfe\x00RIFF"):
-        (tmp_path / "seven.txt").write_bytes(content)
-        with pytest.raises(InputError, match="two numbers"):
-            read_strokes(tmp_path / "seven.txt")
-
-
-@pytest.mark.parametrize(("read", "largest"), [(read_strokes, 1), (read_wav, 64)])
-def test_only_plain_files_up_to_a_stated_size_are_read(tmp_path, read, largest):
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "large").touch()
-    os.truncate(tmp_path / "large", largest * 10**6 + 1)
-    for path, message in (
-        (tmp_path / "pipe", "not a file"),
-        ("/dev/zero", "not a file"),
-        (tmp_path / "large", f"more than {largest} MB"),
-        (tmp_path / "none", f"there is no file {tmp_path}/none"),
-    ):
-        with pytest.raises(InputError, match=message):
-            read(path)
-
-
-def test_a_file_of_points_is_read_with_spaces_or_commas_and_a_byte_order_mark(tmp_path):
-    for text in ("0 1\n2, 3.5\n\n4,5\n", "\ufeff0 1\r\n2\t3.5  # a comment\r\n4 5"):
-        (tmp_path / "seven.txt").write_bytes(text.encode())
-        assert read_strokes(tmp_path / "seven.txt").tolist() == [[0, 1], [2, 3.5], [4, 5]]
 
 
 # ---- drawings ----
@@ -178,7 +137,7 @@ def test_the_tower_is_added_to_the_file_of_its_clip_and_finds_each_drawing(clip_
     ten = Strokes(points[:10], torch.arange(10))
     features = torch.nn.functional.normalize(torch.rand(20, 8))
     split = Split(torch.zeros(20, 28, 28, dtype=torch.uint8), torch.arange(20) % 10)
-    assert figures.strokes_to_images(model, ten, split, features).axes[9].get_title() == "one"
+    assert figures.recordings_to_images(model, "strokes", ten, split, features).axes[9].get_title() == "one"
     assert len(figures.strokes_read(model, ten).axes) > 4
 
 
@@ -224,12 +183,8 @@ def test_a_clip_that_is_replaced_during_training_stays_unchanged(clip_file, reco
     assert "strokes" in CLIP.load(clip_file).towers
 
 
-def test_an_ablation_leaves_the_clip_unchanged_and_needs_no_writable_folder(clip_file, recordings, monkeypatch):
+def test_an_ablation_leaves_the_clip_unchanged(clip_file, recordings):
     before = clip_file.read_bytes()
-    monkeypatch.setattr(train.os, "access", lambda folder, mode: folder != clip_file.resolve().parent)
-    with pytest.raises(InputError, match="cannot be written"):
-        train_strokes(clip_file, "--run-name", "run")
-    assert not (clip_file.parent / "runs" / "run").exists()
     train_strokes(clip_file, "--shuffled", "--run-name", "ablation")
     assert clip_file.read_bytes() == before
 
@@ -240,13 +195,10 @@ def test_wrong_flags_and_torchrun_are_refused(clip_file, recordings, monkeypatch
         (["smell"], "name first strokes or speech"),
         (["strokes", "--held-out", "theo"], "--held-out"),
         (["speech", "--held-out", "nobody"], "--held-out"),
-        (["strokes", "--run-name", "a/b"], "plain folder"),
-        (["speech", "--resume", "--run-name", "a"], "leave out --preset and --run-name"),
+        (["strokes", "--batch-size", "7993"], "from 2 to 7992"),
     ):
         with pytest.raises(InputError, match=message):
             train.main(flags)
-    with pytest.raises(InputError, match="--batch-size 97 is above the 96 recordings"):
-        train_strokes(clip_file, "--batch-size", "97")
     monkeypatch.setenv("WORLD_SIZE", "2")  # as torchrun --nproc-per-node 2 sets it
     with pytest.raises(InputError, match="without torchrun"):
         train_strokes(clip_file)
@@ -274,7 +226,7 @@ def test_a_source_that_has_another_content_does_not_count(tmp_path, read_only):
     wrong, right = (lambda to, text=text: (to / "file").write_text(text) and None for text in ("wrong", "right"))
     with pytest.raises(InputError, match=r"one: cannot be reached\n  - two: another content for file"):
         fetch.obtain(folder, "some data", files, {"one": lambda to: "cannot be reached", "two": wrong})
-    with pytest.raises(InputError, match="cannot write some data"):
+    with pytest.raises(InputError, match=r"cannot write .*blocked"):
         fetch.obtain(read_only(tmp_path / "blocked"), "some data", files, {"two": right})
     for sources in ({"two": wrong, "three": right}, {}):  # the second time the file is there
         assert (fetch.obtain(folder, "some data", files, sources) / "file").read_text() == "right"

@@ -84,7 +84,7 @@ def test_texts_embed_as_strings_do_and_train_after_inference(tiny_albert, freeze
 
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [("   ", "must be a sentence"), (7, "must be a string"), ("a \ud83d seven", "lone surrogate"), ("\udcff", "lone")],
+    [("   ", "is empty"), (7, "must be a string"), ("a \ud83d seven", "lone surrogate")],
 )
 def test_a_text_that_is_no_sentence_is_refused(tiny_albert, bad, message):
     with pytest.raises(InputError, match=message) as error:
@@ -151,18 +151,14 @@ def test_a_language_model_that_a_file_names_is_downloaded_only_if_the_caller_nam
     """albert-base-v2 alone, this program's own default, is downloaded for a file."""
     asked = []
 
-    def not_here(name, local):
-        raise OSError(f"{name} is not here")
-
-    def ask(name, timeout):
-        asked.append(name)
+    def not_here(name, allow_patterns, local_files_only):
+        asked.extend([] if local_files_only else [name])
         raise OSError("no answer")
 
     path = tmp_path / "model.pth"
     plus(tiny_albert, True).save(path)
     content = torch.load(path, weights_only=True)
-    monkeypatch.setattr(text_encoder_plus, "read_language_model", not_here)
-    monkeypatch.setattr(text_encoder_plus, "model_info", ask)
+    monkeypatch.setattr(text_encoder_plus, "snapshot_download", not_here)
 
     def message(name: str, **options) -> str:
         content["arch"]["text_options"] = {"text_model": name, "freeze_text": True, "download": True}
@@ -171,17 +167,11 @@ def test_a_language_model_that_a_file_names_is_downloaded_only_if_the_caller_nam
             CLIP.load(path, **options)
         return str(error.value)
 
-    assert "'somebody/else' is not on this machine: name its folder" in message("somebody/else")
+    assert "'somebody/else' is not on this machine: name a folder" in message("somebody/else")
     assert asked == []
-    assert "no answer" in message("somebody/else", text_model="somebody/else")
+    assert "cannot be downloaded (no answer): name a folder" in message("somebody/else", text_model="somebody/else")
     assert "no answer" in message("albert-base-v2")
     assert asked == ["somebody/else", "albert-base-v2"]
-
-
-def test_without_a_network_the_message_says_what_to_put_where(monkeypatch):
-    monkeypatch.setattr(text_encoder_plus.model_info.__self__, "endpoint", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match=r"model\.safetensors from its page .* --text-model"):
-        load_language_model("no-such-person/no-such-model")
 
 
 def test_a_folder_that_holds_no_usable_language_model_is_one_message(albert_copy):
@@ -194,25 +184,14 @@ def test_a_folder_that_holds_no_usable_language_model_is_one_message(albert_copy
         load_language_model(str(albert_copy))
 
 
-@pytest.mark.parametrize("is_known", [True, False])
-def test_code_in_the_folder_of_a_language_model_is_not_run(albert_copy, tmp_path, is_known):
+def test_code_in_the_folder_of_a_language_model_is_not_run(albert_copy, tmp_path):
     config = json.loads((albert_copy / "config.json").read_text())
-    config["auto_map"] = {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel"}
-    config["model_type"] = "albert" if is_known else "evil"
+    config |= {"auto_map": {"AutoConfig": "evil.EvilConfig", "AutoModel": "evil.EvilModel"}, "model_type": "evil"}
     (albert_copy / "config.json").write_text(json.dumps(config))
     (albert_copy / "evil.py").write_text(f"open({str(tmp_path / 'boom')!r}, 'w')\n")
-    if is_known:
-        load_language_model(str(albert_copy))  # as transformers' own ALBERT
-    else:
-        with pytest.raises(InputError, match="holds no usable language model"):
-            load_language_model(str(albert_copy))
-    assert not (tmp_path / "boom").exists()
-
-
-def test_weights_that_are_not_finite_are_refused(albert_copy):
-    rewrite_weights(albert_copy, lambda weights: {k: v * torch.nan for k, v in weights.items()})
-    with pytest.raises(InputError, match="holds weights that are not finite"):
+    with pytest.raises(InputError, match="holds no usable language model"):
         load_language_model(str(albert_copy))
+    assert not (tmp_path / "boom").exists()
 
 
 def test_missing_weights_are_refused_but_for_those_of_the_pooler(albert_copy, tmp_path):
@@ -245,9 +224,3 @@ def test_training_with_a_real_frozen_language_model_reads_new_sentences(tmp_path
     model = CLIP.load(tmp_path / "best_model.pth")
     texts = model.encode_text([f"a crooked {word} drawn with a marker" for word in DIGIT_WORDS])
     assert (texts @ model.zero_shot_classifier().T).argmax(dim=1).tolist()[7:9] == [7, 8]
-
-
-def test_training_without_its_language_model_is_one_sentence(tmp_path, data_path):
-    with pytest.raises(InputError, match=r"^the language model") as error:
-        train_here(*PLUS, "--text-model", tmp_path / "nowhere", "--runs-dir", tmp_path / "runs")
-    assert "\n" not in str(error.value)

@@ -8,7 +8,6 @@ import train
 from attributes import unseen_combinations
 from clip import CLIP
 from conftest import TINY, curves, first_tenth, metrics_of, read_events, tensors, train_here
-from my_dataset import MNISTPairs
 from my_utils import exit_on_error
 from training.settings import PRESETS, Settings, parse_flags
 from training.step import TrainingStep
@@ -48,7 +47,6 @@ def test_tensorboard_has_every_curve_and_picture(trained):
     assert steps["validation/digit_accuracy"] == [213, 427], "the epochs' last steps"
     assert steps["step/loss"][20:24] == [200, 210, 214, 224], "each tenth step"
     assert "_hparams_/session_start_info" in events.summary_metadata
-    assert "images and captions" in (trained.run / "projector_config.pbtxt").read_text()
 
 
 @pytest.mark.parametrize(("loss", "chunk_size"), [("infonce", 100), ("sigmoid", 100), ("multi_positive", 30)])
@@ -108,15 +106,11 @@ def test_a_run_averages_all_its_steps_and_saves_the_average(attributes):
     assert not torch.equal(parts["ema"]["model"]["logit_scale"], parts["model"]["logit_scale"])
 
 
-def test_the_model_is_that_of_the_settings_and_its_bias_starts_at_the_rate_of_positives(data_path):
+def test_the_model_is_that_of_the_settings_and_its_bias_starts_at_one_in_eight():
     flags = ["--preset", "speed", "--captions", "attributes", "--loss", "sigmoid", "--width", "4"]
     settings, _ = parse_flags(Settings, flags, "train.py", "", PRESETS)
-    pairs = MNISTPairs("val", data_path)
-    torch.manual_seed(0)
-    model = train.build_model(settings, pairs)
-    torch.manual_seed(0)
-    positive, ignored = next(pairs.epoch(settings.batch_size)).labels.match()
-    assert model.logit_bias.sigmoid().item() == pytest.approx((positive.sum() / (~ignored).sum()).item())
+    model = train.build_model(settings)
+    assert model.logit_bias.sigmoid().item() == pytest.approx(1 / 8, abs=0.01)
     for name in ("embed_dim", "image_encoder", "width", "captions", "loss", "init_temperature"):
         assert model.arch[name] == getattr(settings, name)
     assert model.config == vars(settings)

@@ -15,9 +15,17 @@ from my_utils import InputError, short
 
 
 def start() -> None:
-    """Join the processes that torchrun has started, if it has. Raises InputError if they cannot find each other."""
+    """Join the processes that torchrun has started, if it has; "cuda" then means a GPU of its own to each of them.
+
+    Raises InputError if they cannot find each other, or if there are more of them than GPUs.
+    """
     if "RANK" not in os.environ or dist.is_initialized():
         return
+    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local >= gpus > 0:
+        raise InputError(f"{local + 1} processes but {gpus} GPUs: lower --nproc-per-node")
+    if gpus:
+        torch.cuda.set_device(local)
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     except (RuntimeError, ValueError) as error:
@@ -36,18 +44,6 @@ def rank() -> int:
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def own_device(name: str) -> str:
-    """The device of this process: with several processes, each takes a GPU of its own."""
-    if world_size() == 1 or name not in ("auto", "cuda") or (name == "auto" and not torch.cuda.is_available()):
-        return name
-    local, count = int(os.environ.get("LOCAL_RANK", rank())), torch.cuda.device_count()
-    if local >= count > 0:
-        raise InputError(f"{local + 1} processes but {count} GPUs: lower --nproc-per-node")
-    if count:
-        torch.cuda.set_device(local)
-    return f"cuda:{local}"  # (without a GPU, `pick_device` says so)
 
 
 def wrap(model: nn.Module) -> nn.Module:

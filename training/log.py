@@ -1,9 +1,8 @@
-"""What a run shows in TensorBoard beside its curves: similarities, settings beside results, the embedding projector."""
+"""What a run shows in TensorBoard beside its curves: similarities, and settings beside results."""
 
 from dataclasses import asdict
 
 import torch
-from torch.utils.tensorboard.summary import hparams
 
 from captions import DIGIT_WORDS
 from clip import CLIP
@@ -14,9 +13,6 @@ from training.run import Run
 from training.settings import NOT_RECORDED
 
 PICTURE_EVERY = 5  # epochs between two similarity pictures
-PROJECTOR_IMAGES = 1000  # validation images in the embedding projector
-# These stand first in the table of hyperparameters, with their results beside them.
-HPARAMS_FIRST = ("loss", "epochs", "seed", "batch_size", "image_encoder", "width", "text_encoder", "lr", "muon_lr")
 RESULTS = [f"{split}_{name}_accuracy" for name in ("digit", "seen", "unseen") for split in ("val", "test")]
 
 
@@ -32,20 +28,9 @@ def log_similarity(run: Run, model: CLIP, split: Split) -> None:
     run.writer.add_figure("similarity", figure, run.step - 1)
 
 
-def log_end(run: Run, model: CLIP, split: Split) -> None:
-    """The settings beside the results, and images and captions in one space, each with its picture."""
+def log_end(run: Run, model: CLIP) -> None:
+    """The settings beside the results."""
     record = {name: value for name, value in asdict(run.settings).items() if name not in NOT_RECORDED}
-    shown = [*HPARAMS_FIRST, *(name for name in record if name not in HPARAMS_FIRST)]
-    values = {name: "the batch" if record[name] is None else record[name] for name in shown}
+    record["chunk_size"] = record["chunk_size"] or "the batch"
     results = {f"final/{name}": model.metrics[name] for name in RESULTS if name in model.metrics}
-    for summary in hparams(values, results):
-        run.writer.file_writer.add_summary(summary)
-    for name, value in results.items():
-        run.writer.add_scalar(name, value, run.step)  # (dropped if the run is resumed after this)
-    images, labels = split.images[:PROJECTOR_IMAGES], split.labels[:PROJECTOR_IMAGES]
-    run.writer.add_embedding(
-        torch.cat([embed_images(model, images), model.zero_shot_classifier()]),
-        metadata=[str(label) for label in labels.tolist()] + [f"caption {word}" for word in DIGIT_WORDS],
-        label_img=torch.cat([images, images.new_full((10, 28, 28), 255)])[:, None].float() / 255,  # captions are white
-        tag="images and captions",
-    )
+    run.writer.add_hparams(record, results, run_name=".", global_step=run.step)

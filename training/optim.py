@@ -8,6 +8,7 @@ from torch import Tensor, nn
 WEIGHT_DECAY = 0.05  # on weight matrices and kernels only
 WARMUP = 0.1  # share of the steps
 TEXT_LR = 2e-5  # peak learning rate of a language model that is trained
+MUON_MOMENTUM = 0.7  # Nesterov momentum
 # A polynomial that lifts every singular value towards 1 when it is applied again and again (Jordan et al., 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -51,7 +52,7 @@ def orthogonalise(matrix: Tensor, iterations: int = 3) -> Tensor:
     return x.T if is_tall else x
 
 
-def make_optimizers(model: nn.Module, lr: float, muon_lr: float, muon_momentum: float) -> dict:
+def make_optimizers(model: nn.Module, lr: float, muon_lr: float) -> dict:
     """{"adamw": ..., "muon": ...}, the latter if `muon_lr` is above 0. Each group has its "peak_lr".
 
     Weight decay for matrices and kernels; none for norms, biases, the embedding table and the temperature. A language
@@ -71,7 +72,7 @@ def make_optimizers(model: nn.Module, lr: float, muon_lr: float, muon_momentum: 
     optimizers = {"adamw": torch.optim.AdamW(groups, fused=True)}
     if muon:
         group = {"params": muon, "lr": muon_lr, "peak_lr": muon_lr, "weight_decay": WEIGHT_DECAY}
-        optimizers["muon"] = Muon([group], momentum=muon_momentum)
+        optimizers["muon"] = Muon([group], momentum=MUON_MOMENTUM)
     return optimizers
 
 

@@ -46,7 +46,7 @@ from training import distributed
 from training.settings import resumed_settings
 
 LOG_EVERY = 10  # steps between two points of a curve
-LOCK_NOTE, LOCK_TIMEOUT = 3, 60  # seconds until we say what we wait for, and until we give up
+LOCK_TIMEOUT = 60  # seconds
 # What last.pth holds of a run.
 STATE = ("epoch", "step", "seconds", "best", "history", "commit", "belongs_to", "world_size")
 
@@ -56,7 +56,7 @@ class Run:
 
     def __init__(self, folder: Path, settings, program: list[str]):
         self.folder, self.settings, self.program = folder, settings, program
-        self.kind, self.published = "", folder.parent / "best_model.pth"
+        self.published = folder.parent / "best_model.pth"
         self.is_main = distributed.rank() == 0  # only this process writes and prints
         self.epoch, self.step, self.seconds = 0, 0, 0.0  # whole epochs, steps, seconds of training
         self.best, self.history = -1.0, []  # the best score; each epoch's record
@@ -75,8 +75,9 @@ class Run:
         if settings.resume is None:
             name = settings.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{label}_seed{settings.seed}"
             run = cls(runs_dir / distributed.broadcast(name), settings, program)  # the name may hold the time
-            if is_main:
-                run._refuse_taken_name()
+            if is_main and os.path.lexists(run.folder):
+                resume = f", or resume that run with {run.resume_command()}" if can_resume(run.folder) else ""
+                raise InputError(f"{run.folder} is there already: choose another --run-name{resume}")
         else:
             folder = _find_unfinished(settings.resume, runs_dir) if is_main else None
             run = cls(distributed.broadcast(folder), settings, program)
@@ -86,16 +87,6 @@ class Run:
             run.settings = resumed_settings(type(settings), overrides, run.saved["settings"], run.folder)
         torch.manual_seed(run.settings.seed)
         return run
-
-    def _refuse_taken_name(self) -> None:
-        """A folder in which a run was killed before it saved anything may be taken again."""
-        if not os.path.lexists(self.folder):
-            return
-        is_unused = self.folder.is_dir() and all(p.name.startswith((".lock", TEMPORARY)) for p in self.folder.iterdir())
-        if not is_unused:
-            can_resume = (self.folder / "last.pth").is_file() and not why_ended(self.folder)
-            resume = f", or resume that run with {self.resume_command()}" if can_resume else ""
-            raise InputError(f"{self.folder} is there already: choose another --run-name{resume}")
 
     def _take_lock(self) -> None:
         self.lock = FileLock(self.folder / ".lock", timeout=0)
@@ -111,30 +102,17 @@ class Run:
             python += ["-m", "torch.distributed.run", "--nproc-per-node", str(world_size)]
         return shlex.join([*python, *self.program, "--resume", str(self.folder)])
 
-    def restore(self, belongs_to: str = "", publishes: str = "", **parts) -> None:
+    def restore(self, belongs_to: str = "", **parts) -> None:
         """Make the folder of a new run, or bring what is trained, by name, to where a resumed run was.
 
-        `belongs_to`: the fingerprint of the frozen model that the run builds on. `publishes`: the kind of checkpoint
-        that `publish` will copy. Raises InputError if the saved state does not fit, if the folder cannot be made, or
-        if a checkpoint of another kind is where the run will publish.
+        `belongs_to`: the fingerprint of the frozen model that the run builds on. Raises InputError if the saved state
+        does not fit.
         """
-        self.kind = publishes
-        if publishes and os.path.isfile(self.published):
-            try:
-                load_checkpoint(self.published, publishes)
-            except WrongKindError as error:
-                raise InputError(f"{error}; or choose another --runs-dir") from None
-            except InputError:  # a damaged file, or another version's, may be replaced
-                pass
         self.parts, self.belongs_to, self.world_size = parts, belongs_to, distributed.world_size()
         if self.saved is not None:
             self._load(self.saved)
         elif self.is_main:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                reason = f"{error.strerror or error}; choose another --runs-dir"
-                raise InputError(f"cannot make the folder {short(self.folder)}: {reason}") from None
+            self.folder.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             self._save()
         if self.is_main:
@@ -179,8 +157,6 @@ class Run:
                 loss = next(iter(self.values[-1].values()))
                 if loss.device.type == "cpu" and bar.n % LOG_EVERY == 0:  # reading a value would wait for a GPU
                     bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-                    if not loss.isfinite():
-                        break
         # [steps] for each column; reading it waits for the device.
         self.columns = {name: torch.stack([row[name] for row in self.values]).cpu() for name in self.values[0]}
         self._stop_if_not_finite()
@@ -240,9 +216,6 @@ class Run:
             f"training diverged at epoch {self.epoch + 1}, step {step + 1} ({shown}): start a new run with a lower"
             " learning rate"
         )
-        if self.is_main:
-            atomic_write(self.folder / "diverged.txt", (message + "\n").encode())
-        distributed.broadcast(None)  # the first process writes the file before any of them exits
         sys.exit(f"error: {message}" if self.is_main else 1)
 
     # ---- the end ----
@@ -268,15 +241,16 @@ class Run:
         """Write metrics.json; the run then counts as finished."""
         self.write_json("metrics.json", metrics | {"history": self.history})
 
-    def publish(self, score: str) -> str:
-        """Copy best_model.pth to the folder of all runs. Returns a note about the model that it replaces.
+    def publish(self, kind: str, score: str) -> str:
+        """Copy best_model.pth, a checkpoint of this kind, to the folder of all runs.
 
-        Raises InputError if another process keeps the file locked.
+        Returns a note about the model that it replaces. Raises InputError if another kind of checkpoint is there, or if
+        another process keeps the file locked.
         """
         best, target, notes = self.folder / "best_model.pth", self.published, []
         with locked(target):
-            with contextlib.suppress(InputError, KeyError, TypeError):  # another version's, or none
-                new, old = (load_checkpoint(path, self.kind) for path in (best, target))
+            try:
+                new, old = (load_checkpoint(path, kind) for path in (best, target))
                 if towers := old["arch"].get("modalities"):
                     notes.append(f"had towers for {' and '.join(towers)}, train them anew")
                 earlier = target.parent / old["metrics"]["run"] / "best_model.pth"
@@ -285,6 +259,10 @@ class Run:
                 if reached > new["metrics"][score] and has_same_clip and earlier.is_file():
                     back = shlex.join(["cp", str(earlier), str(target)])
                     notes.append(f"was better on validation ({reached:.2%}), to go back: {back}")
+            except WrongKindError as error:
+                raise InputError(f"{error}. The run's own model is {best}") from None
+            except (InputError, KeyError, TypeError):  # another version's, or none
+                pass
             atomic_write(target, best.read_bytes())
         return f"the replaced model {' and '.join(notes)}" if notes else ""
 
@@ -299,18 +277,15 @@ class Run:
             self.lock.release()
         if kind is KeyboardInterrupt:
             if self.is_main:
-                can_resume = (self.folder / "last.pth").is_file() and not why_ended(self.folder)
-                advice = f"resume with: {self.resume_command()}" if can_resume else "there is nothing to resume"
+                advice = f"resume with: {self.resume_command()}" if can_resume(self.folder) else "nothing to resume"
                 print(f"\ninterrupted; {advice}", file=sys.stderr)
             sys.exit(130)
         distributed.stop(after_error=kind is not None)
 
 
-def why_ended(folder: Path) -> str:
-    """Why a run cannot be resumed: it is finished, or its loss was not finite; empty if it can."""
-    if (folder / "metrics.json").exists():
-        return "is finished"
-    return "diverged" if (folder / "diverged.txt").exists() else ""
+def can_resume(folder: Path) -> bool:
+    """Whether it holds a run that is not finished."""
+    return (folder / "last.pth").is_file() and not (folder / "metrics.json").exists()
 
 
 def _find_unfinished(resume: str, runs_dir: Path) -> Path:
@@ -321,13 +296,13 @@ def _find_unfinished(resume: str, runs_dir: Path) -> Path:
             raise InputError(
                 f"there is nothing to resume in {resume}: name a folder in {runs_dir.absolute()} that holds last.pth"
             )
-        if why_ended(folder):
-            raise InputError(f"{folder} {why_ended(folder)}, nothing is left to resume: start a new run")
+        if not can_resume(folder):
+            raise InputError(f"{folder} is finished, nothing is left to resume: start a new run")
         return folder
     for path in sorted(runs_dir.glob("*/last.pth"), key=lambda path: path.stat().st_mtime, reverse=True):
         lock = FileLock(path.parent / ".lock", timeout=0)
         with contextlib.suppress(Timeout), lock:  # a locked one is being trained
-            if not why_ended(path.parent):
+            if can_resume(path.parent):
                 return path.parent
     raise InputError(f"there is no unfinished run in {runs_dir.absolute()} to resume")
 
@@ -338,16 +313,12 @@ def locked(file: Path):
 
     Raises InputError if another process has kept it locked for a minute.
     """
-    lock = FileLock(file.with_name(f"{TEMPORARY}{file.name}.lock"))
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(lock.acquire(timeout=LOCK_NOTE))
-        except Timeout:
-            print(f"waiting for another process that holds {lock.lock_file} ...", file=sys.stderr)
-            try:
-                stack.enter_context(lock.acquire(timeout=LOCK_TIMEOUT - LOCK_NOTE))
-            except Timeout:
-                raise InputError(
-                    f"another process keeps {file} locked ({lock.lock_file}): end it, then resume; nothing is lost"
-                ) from None
+    lock = FileLock(file.with_name(f"{TEMPORARY}{file.name}.lock"), timeout=LOCK_TIMEOUT)
+    try:
+        held = lock.acquire()
+    except Timeout:
+        raise InputError(
+            f"another process keeps {file} locked ({lock.lock_file}): end it, then resume; nothing is lost"
+        ) from None
+    with held:
         yield

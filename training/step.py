@@ -7,10 +7,8 @@ chunk is embedded once more, with a graph, and takes its embeddings' gradient ba
 forward pass, and the memory of one chunk beside the batch's images.
 """
 
-import contextlib
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from captions import Labels
 from clip import CLIP
@@ -75,11 +73,11 @@ class TrainingStep:
 
     def gradcache(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Equal to `forward_backward`, up to rounding, if the image tower treats each image by itself. Batch norm in
-        training does not: its statistics are those of a chunk."""
+        training does not: its statistics are those of a chunk, and its running ones move twice in a step."""
         model, labels = self.model, batch.labels
         chunks = batch.images.split(self.chunk_size)
         with self._autocast():
-            with torch.no_grad(), frozen_batchnorm_stats(model):
+            with torch.no_grad():
                 images = torch.cat([model.encode_image(chunk) for chunk in chunks])  # [B, embed_dim]
             text_embeds = model.encode_text(batch.texts)  # [B, embed_dim]; texts are cheap, so it keeps its graph
         images.requires_grad_()
@@ -116,16 +114,3 @@ def update(optimizers: list[torch.optim.Optimizer], lr_factor: float, max_norm: 
     for optimizer in optimizers:
         optimizer.step()
     return norm
-
-
-@contextlib.contextmanager
-def frozen_batchnorm_stats(model: nn.Module):
-    """Batch norm uses each batch's statistics, as in training, but leaves its running ones for the second pass."""
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)]
-    for norm in norms:
-        norm.track_running_stats = not norm.training  # in eval mode the running ones are what is used
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
