@@ -169,7 +169,7 @@ class MNISTPairs:
         images, digits = self._images(candidates)
         values = measure(images)  # [candidates, A]
         combinations = combination_ids(digits, values)
-        unseen = self.unseen[combinations]
+        unseen = self.unseen[combinations]  # [candidates]
         # Sorted and then taken from the front: counting the unseen ones would wait for a GPU. If too few are seen, an
         # outlier steps in.
         places = torch.arange(size, device=images.device)
@@ -178,10 +178,11 @@ class MNISTPairs:
         is_outlier = unseen[chosen] | (places % OUTLIER_EVERY == 0)
         which = torch.randint(len(outliers.images), (size,), device=images.device)
 
+        digits, values = digits[chosen], values[chosen]
         images = torch.where(is_outlier[:, None, None, None], outliers.images[which], images[chosen])
-        facts = torch.where(is_outlier[:, None], outliers.facts[which], image_facts(digits, values)[chosen])
+        facts = torch.where(is_outlier[:, None], outliers.facts[which], image_facts(digits, values))
         unknown = self.unknown[combinations[chosen]] & ~is_outlier[:, None]
-        ids = torch.where(is_outlier, outliers.ids[which], sample_descriptions(digits, values)[chosen])
+        ids = torch.where(is_outlier, outliers.ids[which], sample_descriptions(digits, values))
         return Batch(images, self.captions.sample(ids), Labels(facts, self.claims[ids], unknown))
 
     def _images(self, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -46,9 +46,10 @@ def orthogonalise(matrix: Tensor, iterations: int = 3) -> Tensor:
     if is_tall := len(x) > x.shape[1]:
         x = x.T
     a, b, c = NEWTON_SCHULZ
-    for _ in range(iterations):
+    for _ in range(iterations):  # x becomes a x + b (x x') x + c (x x')^2 x
         square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+        polynomial = torch.addmm(square, square, square, beta=b, alpha=c)  # b square + c square^2
+        x = torch.addmm(x, polynomial, x, beta=a)
     return x.T if is_tall else x
 
 
