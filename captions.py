@@ -200,17 +200,40 @@ def format_labels(vector: Tensor) -> str:
 # ---- all captions of a kind ----
 
 
+class Part(NamedTuple):
+    """What captions can say of one thing, as alternatives of which an image shows one: a digit; a grade of thickness.
+
+    `ids` int64 [G] are the descriptions that name one alternative and nothing else; `facts` bool [G, S] is what it
+    makes true.
+    """
+
+    ids: Tensor
+    facts: Tensor
+
+    def match(self, labels: Labels) -> tuple[Tensor, Tensor]:
+        """Which alternative each image shows, and which ones training never shows beside it: bool [B, G] each."""
+        own = self.facts.any(dim=0)  # [S], the labels of this part
+        positive = ~((labels.facts[:, None] ^ self.facts) & own).any(dim=2)
+        _, ignored = match(labels.facts, self.facts, labels.unknown)
+        return positive, ignored & ~positive
+
+    def fits(self, claims: Tensor) -> Tensor:
+        """Claims [T, S] -> which alternatives agree with each text, bool [G, T]: thin is very thin, or only thin."""
+        own = self.facts.any(dim=0)  # [S]
+        return match(self.facts, claims & own, torch.zeros_like(self.facts))[0]
+
+
 class Captions:
     """All captions: C descriptions, each in the same number of paraphrases.
 
     `sentences` [C * paraphrases]: paraphrase p of description c stands at c * paraphrases + p. `claims` bool [C, S].
-    `name_attributes` says whether images are measured for them. `digit_ids` int64 [10]: the descriptions that name a
-    digit and nothing else.
+    `parts` are what they can name: the digit (or the kind of outlier), then the grade of each attribute. `digit_ids`
+    int64 [10]: the descriptions that name a digit and nothing else.
     """
 
-    def __init__(self, sentences: Sequence[str], claims: Tensor, name_attributes: bool, digit_ids: Tensor):
-        self.sentences, self.claims = tuple(sentences), claims
-        self.name_attributes, self.digit_ids = name_attributes, digit_ids
+    def __init__(self, sentences: Sequence[str], claims: Tensor, parts: Sequence[Part]):
+        self.sentences, self.claims, self.parts = tuple(sentences), claims, tuple(parts)
+        self.name_attributes, self.digit_ids = len(self.parts) > 1, self.parts[0].ids[:10]
         self.paraphrases = len(self.sentences) // len(claims)
 
     def sample(self, ids: Tensor) -> Texts:
@@ -228,7 +251,7 @@ class Captions:
 def digit_captions(templates: tuple[str, ...]) -> Captions:
     """Description d is the digit d."""
     digits = torch.arange(10)
-    return Captions(fill_templates(templates), digit_facts(digits), False, digits)
+    return Captions(fill_templates(templates), digit_facts(digits), [Part(digits, digit_facts(digits))])
 
 
 @functools.cache
@@ -246,7 +269,15 @@ def attribute_captions() -> Captions:
     for kind, phrases in {"no digit": NO_DIGIT, **OUTLIERS}.items():
         sentences += itertools.islice(itertools.cycle(phrases), PARAPHRASES)
         claims.append(multi_hot(kind))
-    return Captions(sentences, torch.stack(claims), True, description_id(torch.arange(10)))
+    shown = [multi_hot(word, "a digit") for word in DIGIT_WORDS] + [multi_hot(kind, "no digit") for kind in OUTLIERS]
+    parts = [Part(torch.cat([description_id(torch.arange(10)), OUTLIER_IDS[1:]]), torch.stack(shown))]
+    for i, attribute in enumerate(ATTRIBUTES):
+        grades = [UNSAID] * len(ATTRIBUTES)
+        grades[i] = torch.arange(GRADES)
+        low, less, middle, more, high = attribute.grades
+        shown = [multi_hot(*names) for names in ((low, less), (less,), (middle,), (more,), (more, high))]
+        parts.append(Part(description_id(UNSAID, grades), torch.stack(shown)))
+    return Captions(sentences, torch.stack(claims), parts)
 
 
 @functools.cache

@@ -29,6 +29,9 @@ from text_encoder import TEXT_ENCODERS
 # that similarities stay graded: of two thick digits the thicker one is closer to "thick".
 MIN_TEMPERATURE = {"digit": 0.01, "attributes": 0.1}
 
+# Of the probabilities of a caption's parts. It is lower than the logits' own, so that edges between grades are sharp.
+PART_TEMPERATURE = 1 / 30
+
 # Towers beside image and text. Each modality is a module modalities/<name>.py, which adds its encoder to TOWERS: one
 # with `preprocess`, built by `Encoder(embed_dim)`.
 MODALITIES = ("speech", "strokes")
@@ -122,6 +125,10 @@ class CLIP(nn.Module):
             logits_per_image = logits_per_image + self.logit_bias
         return CLIPOutput(image_embeds, text_embeds, logits_per_image, logits_per_image.T, scale)
 
+    def part_logits(self, image_embeds: Tensor, part_embeds: Tensor) -> Tensor:
+        """Unit vectors [B, embed_dim] and those of a part's captions [G, embed_dim] -> their scaled cosines [B, G]."""
+        return image_embeds @ part_embeds.T / PART_TEMPERATURE
+
     def loss(self, batch) -> Tensor:
         """A batch of pairs (my_dataset.py) -> its contrastive loss, a scalar in nats."""
         logits = self(batch.images, batch.texts).logits_per_image
@@ -153,6 +160,20 @@ class CLIP(nn.Module):
     def zero_shot_classifier(self) -> Tensor:
         """The captions that name a digit and nothing else: unit vectors [10, embed_dim]."""
         return self.embed_descriptions(self.captions.digit_ids)
+
+    @torch.no_grad()
+    def log_probs(self, image_embeds: Tensor, ids: Tensor) -> Tensor:
+        """Unit vectors [N, embed_dim], descriptions [T] -> the logarithm of how probable each is for each image [N, T].
+
+        The parts of a description count as independent. Each part's probability is that of the alternatives that fit,
+        among all, by the captions that name one alternative alone (`captions.Part`).
+        """
+        claims, total = self.captions.claims[ids], 0
+        for part in self.captions.parts:
+            probs = self.part_logits(image_embeds, self.embed_descriptions(part.ids)).softmax(dim=1)  # [N, G]
+            fits = part.fits(claims).to(probs)  # [G, T]
+            total = total + (probs @ fits).clamp(min=1e-30).log()
+        return total
 
     # ---- towers ----
 

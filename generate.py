@@ -22,7 +22,7 @@ from clip import CLIP
 from evaluation.claims import format_values, parse_claims
 from evaluation.pictures import ranked_images, save_figure
 from generation.features import judge
-from generation.model import Generator
+from generation.model import BEST_OF, Generator
 from generation.rows import add_model_flags, direction_row, image_row, path_row, speech_row, text_row
 from my_dataset import load_mnist
 from my_utils import ArgumentParser, InputError, exit_on_error, number, pick_device, text
@@ -41,6 +41,8 @@ def read_flags(argv: list[str]) -> Namespace:
     path.add_argument("--direction", nargs=2, type=text, metavar="TEXT", help="move --image from one text to another")
     what.add_argument("--speech", type=text, metavar="WAV", help="the digit that a wav file says")
     parser.add_argument("--count", type=number(int, 1, 100), default=16, metavar="N", help="images in a row")
+    best_of = {"type": number(int, 1, 32), "default": BEST_OF, "metavar": "N"}
+    parser.add_argument("--best-of", help="drawings of each text, of which the one closest to it is kept", **best_of)
     parser.add_argument("--seed", type=number(int, 0, 2**31), default=0, metavar="N", help="seed of the noise")
     add_model_flags(parser)
     parser.add_argument("--pictures", type=text, default="inference_test", metavar="DIR", help="folder of the sheet")
@@ -80,7 +82,7 @@ def main(argv: list[str]) -> None:
     noise = torch.Generator(device).manual_seed(args.seed)
     embeds = torch.cat([row.embeds for row in rows])  # [rows * count, embed_dim]
     if args.image is None:
-        images = generator.sample(embeds, noise)  # [rows * count, 1, 28, 28]
+        images = generator.sample(clip, embeds, noise, args.best_of)  # [rows * count, 1, 28, 28]
     elif args.to is None and not args.direction:
         images = generator.decode(embeds, noise)
     else:

@@ -31,7 +31,7 @@ def multi_positive(logits: Tensor, positive: Tensor, ignored: Tensor, own: Tenso
 
     UniCL (Yang et al., 2022, arXiv 2204.03610), the "out" form of SupCon (Khosla et al., 2020, arXiv 2004.11362).
     """
-    targets = positive.to(logits.dtype) / positive.sum(dim=1, keepdim=True)
+    targets = positive.to(logits.dtype) / positive.sum(dim=1, keepdim=True).clamp(min=1)  # (no positive, no loss)
     logits = logits.masked_fill(ignored, torch.finfo(logits.dtype).min)  # (-inf times a target of 0 would be NaN)
     return F.cross_entropy(logits, targets, reduction="none")
 

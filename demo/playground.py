@@ -67,7 +67,7 @@ class Playground:
 
     def sample(self, embed: Tensor) -> tuple[Tensor, Tensor]:
         """Generated images, uint8 [N, 28, 28], and the digits that the model reads in them [N]."""
-        images = self.generator.sample(embed.expand(N_SAMPLES, -1))  # [N, 1, 28, 28]
+        images = self.generator.sample(self.clip, embed.expand(N_SAMPLES, -1))  # [N, 1, 28, 28]
         images = (images[:, 0] * 255).round().to(torch.uint8)
         return images, (embed_images(self.clip, images) @ self.digits.T).argmax(dim=1)
 

@@ -4,13 +4,11 @@ Compositional zero-shot learning reports seen, unseen and their harmonic mean in
 1703.04394). Features are unit vectors [N, embed_dim] on the CPU; combinations are ids as in attributes.py.
 """
 
-from statistics import harmonic_mean
-
 import torch
 from torch import Tensor
 
-from attributes import ATTRIBUTES, COMBINATIONS, GRADE_OF_BIN, GRADES, combination_ids, measure
-from captions import UNSAID, combination_description_ids, description_id
+from attributes import ATTRIBUTES, COMBINATIONS, combination_ids, measure
+from captions import combination_description_ids
 from clip import CLIP
 from evaluation.retrieval import average_precision
 from evaluation.sections import accuracy_with_ci
@@ -29,30 +27,35 @@ def evaluate_attributes(model: CLIP, features: Tensor, split: Split) -> dict:
     """All of this module for a model with captions of attributes, as plain numbers."""
     values = measure(split.images)  # [N, A]
     combinations, unseen = combination_ids(split.labels, values), model.unseen.flatten()
-    similarity = features @ model.embed_descriptions(combination_description_ids()).cpu().T  # [N, C]
+    ids = combination_description_ids()
     digits = features @ model.zero_shot_classifier().cpu().T  # [N, 10]
-    results = combination_accuracies(similarity.argmax(dim=1), split, unseen)
+    results = combination_accuracies(model.log_probs(features, ids), split, unseen)
     results["digit"] = accuracy_with_ci(digits.argmax(dim=1), split.labels)
-    results["binding"] = binding(similarity, combinations, unseen)
-    pairs = {"rank_correlation": (GRADE_OF_BIN[0], GRADE_OF_BIN[-1]), "rank_correlation_extremes": (0, GRADES - 1)}
-    for name, pair in pairs.items():
-        results[name] = {}
-        for i, attribute in enumerate(ATTRIBUTES):  # from the caption of one grade, and nothing else, to the other's
-            grades = torch.full((len(ATTRIBUTES), 2), UNSAID)
-            grades[i] = torch.tensor(pair)
-            low, high = model.embed_descriptions(description_id(UNSAID, list(grades))).cpu()  # [embed_dim] each
-            results[name][attribute.name] = rank_correlation(features @ (high - low), values[:, i], split.labels)
+    results["rank_correlation"] = {
+        attribute.name: rank_correlation(expected_grades(model, features)[:, i], values[:, i], split.labels)
+        for i, attribute in enumerate(ATTRIBUTES)
+    }
     asked = combinations[unseen[combinations]].unique()  # text -> image, by the unseen captions that have images
-    precisions = average_precision(similarity[:, asked].T, combinations == asked[:, None])
-    return results | {"unseen_map": precisions.mean().item()}
+    similarity = model.embed_descriptions(ids[asked]).cpu() @ features.T  # [Q, N]
+    return results | {"unseen_map": average_precision(similarity, combinations == asked[:, None]).mean().item()}
 
 
-def combination_accuracies(predicted: Tensor, split: Split, unseen: Tensor) -> dict:
-    """Accuracies of predicted combinations, int64 [N], of any model: whole ones, and each part of them.
+@torch.no_grad()
+def expected_grades(model: CLIP, features: Tensor) -> Tensor:
+    """The mean grade of each attribute under the model's probabilities, in 0..4: [N, A]."""
+    means = []
+    for part in model.captions.parts[1:]:
+        logits = model.part_logits(features, model.embed_descriptions(part.ids).cpu())  # [N, 5]
+        means.append(logits.softmax(dim=1) @ torch.arange(5.0))
+    return torch.stack(means, dim=1)
+
+
+def combination_accuracies(scores: Tensor, split: Split, unseen: Tensor) -> dict:
+    """Accuracies of the combination with the highest score, [N, C], of any model: whole, and each part of it.
 
     unseen: bool [C]. The results of unambiguous images stand beside those of all.
     """
-    values = measure(split.images)
+    values, predicted = measure(split.images), scores.argmax(dim=1)
     true, clear = combination_ids(split.labels, values), is_unambiguous(values)
     results, parts = {}, {}
     predicted_parts, true_parts = combination_parts(predicted), combination_parts(true)
@@ -60,31 +63,40 @@ def combination_accuracies(predicted: Tensor, split: Split, unseen: Tensor) -> d
         results[name] = accuracy_with_ci(predicted[which], true[which])
         results[f"{name}_unambiguous"] = accuracy_with_ci(predicted[which & clear], true[which & clear])
         parts[name] = {part: accuracy_with_ci(predicted_parts[part][which], true_parts[part][which]) for part in PARTS}
-    both = [results[name]["accuracy"] for name in ("seen", "unseen")]
-    return results | {"harmonic_mean": float(harmonic_mean(both)), "parts": parts}
+    curve = seen_unseen_curve(scores, true, unseen)
+    return results | {"auc": area_under(*curve), "best_harmonic_mean": best_harmonic_mean(*curve), "parts": parts}
+
+
+def seen_unseen_curve(scores: Tensor, true: Tensor, unseen: Tensor) -> tuple[Tensor, Tensor]:
+    """Accuracy [K] on seen and on unseen combinations, at every bias that is added to the scores of the unseen ones.
+
+    scores [N, C], true [N], unseen bool [C]. Training makes models prefer what it showed; a bias evens this out, and
+    all of them together tell what a model knows (Chao et al., 2016, arXiv 1605.04253; Purushwalkam et al., 2019, arXiv
+    1905.05908; CSP, Nayak et al., 2023, arXiv 2204.03574).
+    """
+    of_seen, of_unseen = scores.masked_fill(unseen, -torch.inf), scores.masked_fill(~unseen, -torch.inf)
+    margin = of_seen.amax(dim=1) - of_unseen.amax(dim=1)  # [N]: with a higher bias an unseen combination wins
+    is_unseen = unseen[true]
+    seen_until = margin[~is_unseen & (of_seen.argmax(dim=1) == true)].sort().values
+    unseen_from = margin[is_unseen & (of_unseen.argmax(dim=1) == true)].sort().values
+    bias = torch.cat([margin.sort().values, margin.amax()[None] + 1])  # [K]
+    seen = len(seen_until) - torch.searchsorted(seen_until, bias)  # those whose margin is at least the bias
+    unseen_right = torch.searchsorted(unseen_from, bias)
+    return seen / (~is_unseen).sum(), unseen_right / is_unseen.sum()
+
+
+def area_under(seen: Tensor, unseen: Tensor) -> float:
+    """The area under a seen-unseen curve, 0..1: 1 is best."""
+    return -torch.trapezoid(unseen.double(), seen.double()).item()
+
+
+def best_harmonic_mean(seen: Tensor, unseen: Tensor) -> float:
+    return (2 * seen * unseen / (seen + unseen).clamp(min=1e-9)).max().item()
 
 
 def combination_parts(ids: Tensor) -> dict[str, Tensor]:
     """Combinations [N] -> the digit, and the bin of each attribute, [N] each."""
     return dict(zip(PARTS, torch.unravel_index(ids, COMBINATIONS), strict=True))
-
-
-def binding(similarity: Tensor, combinations: Tensor, unseen: Tensor) -> dict:
-    """For each part, the share of images whose own caption beats all captions that differ in this part alone.
-
-    similarity [N, C], combinations [N], unseen bool [C].
-    """
-    own, parts = similarity.gather(1, combinations[:, None])[:, 0], combination_parts(torch.arange(len(unseen)))
-    # differs[part] [C, C]: whether two combinations differ in this part
-    differs = {part: values[:, None] != values for part, values in parts.items()}
-    n_different = torch.stack(list(differs.values())).sum(dim=0)
-    results = {"seen": {}, "unseen": {}}
-    for part in PARTS:
-        rivals = differs[part] & (n_different == 1)
-        wins = own > similarity.masked_fill(~rivals[combinations], -torch.inf).amax(dim=1)  # [N]
-        for name, which in (("seen", ~unseen[combinations]), ("unseen", unseen[combinations])):
-            results[name][part] = accuracy_with_ci(wins[which], torch.ones_like(wins[which]))
-    return results
 
 
 def rank_correlation(scores: Tensor, values: Tensor, labels: Tensor) -> dict:

@@ -62,7 +62,7 @@ def evaluate(model: CLIP, split: Split) -> dict[str, float]:
     if model.captions.name_attributes:
         combinations = combination_ids(split.labels, measure(split.images))
         is_unseen = model.unseen.flatten().to(combinations.device)[combinations]
-        to_combinations = images @ model.embed_descriptions(combination_description_ids()).T  # [N, C]
+        to_combinations = model.log_probs(images, combination_description_ids())  # [N, C]
         for name, which in (("seen", ~is_unseen), ("unseen", is_unseen)):
             scores[f"{name}_accuracy"] = caption_accuracy(to_combinations[which], combinations[which])
     return scores

@@ -9,7 +9,7 @@ learn the velocity at which noise becomes data along straight lines (flow matchi
 2022, arXiv 2112.10752), where a step costs little.
 
     generator = Generator.load("runs/generator/best_model.pth", clip)
-    images = generator.sample(clip.encode_text(["a thick seven"] * 16))
+    images = generator.sample(clip, clip.encode_text(["a thick seven"] * 16))
 """
 
 import math
@@ -20,16 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clip import CLIP
+from evaluation.metrics import embed_images
 from image_encoder import PIXEL_MEAN, PIXEL_STD, ResidualBlock, downsample
 from my_utils import InputError, load_checkpoint, save_checkpoint, short
 
 # All of these were chosen on validation. The autoencoder renders what it is unsure of in grey, which makes strokes 0.11
 # pixels thicker; sharpening undoes that.
 STEPS = 6  # of Heun's method, from noise to data
-PRIOR_GUIDANCE, DECODER_GUIDANCE = 3.0, 1.5  # 1: none
+BEST_OF = 4  # candidates of prior and decoder, of which the one closest to the text is kept
 SHARPEN, DARKEN = 1.5, 0.25  # on the logits of pixels
 LATENT_NOISE = 0.1  # added to latents of unit variance in the autoencoder's training: a flow's samples are not exact
-P_UNCOND = 0.1  # share of the training pairs that a flow learns without their condition (arXiv 2207.12598)
 FREQUENCIES = 16  # of the sinusoidal time embedding
 
 
@@ -98,7 +98,6 @@ class Flow(nn.Module):
     def __init__(self, dim: int, condition_dim: int, width: int, blocks: int):
         super().__init__()
         self.dim = dim
-        self.null_condition = nn.Parameter(torch.zeros(condition_dim))  # stands for an absent condition
         self.time_embed = nn.Sequential(nn.Linear(2 * FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
         self.condition_embed = nn.Sequential(nn.Linear(condition_dim, width), nn.SiLU(), nn.Linear(width, width))
         self.proj_in, self.proj_out = nn.Linear(dim, width), nn.Linear(width, dim)
@@ -121,27 +120,18 @@ class Flow(nn.Module):
         """The mean squared error of the velocity at random times, a scalar."""
         noise = torch.randn_like(data)
         t = torch.randn(len(data), device=data.device).sigmoid()  # logit-normal (Esser et al., 2024, arXiv 2403.03206)
-        is_absent = torch.rand(len(data), 1, device=data.device) < P_UNCOND
         x = torch.lerp(noise, data, t[:, None])
-        velocity = self(x, t, torch.where(is_absent, self.null_condition, condition))
-        return F.mse_loss(velocity, data - noise)
+        return F.mse_loss(self(x, t, condition), data - noise)
 
     @torch.no_grad()
-    def sample(self, condition: Tensor, noise: Tensor, guidance: float, steps: int) -> Tensor:
+    def sample(self, condition: Tensor, noise: Tensor, steps: int) -> Tensor:
         """Conditions [B, condition_dim] and noise [B, dim] -> vectors [B, dim], by `steps` steps of Heun's method."""
-        x, size = noise, 1 / steps
-        for step in range(steps):
-            first = self.guided_velocity(x, step / steps, condition, guidance)
-            second = self.guided_velocity(x + size * first, step / steps + size, condition, guidance)
-            x = x + size / 2 * (first + second)
+        x, t, size = noise, torch.zeros(len(noise), device=noise.device), 1 / steps
+        for _ in range(steps):
+            first = self(x, t, condition)
+            second = self(x + size * first, t + size, condition)
+            x, t = x + size / 2 * (first + second), t + size
         return x
-
-    def guided_velocity(self, x: Tensor, t: float, condition: Tensor, guidance: float) -> Tensor:
-        """Classifier-free guidance: the velocity, `guidance` times as far from the one without a condition [B, dim]."""
-        times = torch.full((len(x),), t, device=x.device)
-        conditions = torch.cat([condition, self.null_condition.expand_as(condition)])
-        cond, uncond = self(x.repeat(2, 1), times.repeat(2), conditions).chunk(2)  # [2 * B, dim] -> [B, dim] each
-        return uncond + guidance * (cond - uncond)
 
 
 class Generator(nn.Module):
@@ -171,20 +161,31 @@ class Generator(nn.Module):
         images, texts = self.scale * image_embeds, self.scale * text_embeds
         return {"decoder_loss": self.decoder.loss(latents, images), "prior_loss": self.prior.loss(images, texts)}
 
-    def sample(self, text_embeds: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Embeddings of texts [B, embed_dim] -> an image of each, [B, 1, 28, 28] in [0, 1]."""
-        return self.decode(self.sample_prior(text_embeds, generator), generator)
+    def sample(
+        self, clip: CLIP, text_embeds: Tensor, noise: torch.Generator | None = None, best_of: int = BEST_OF
+    ) -> Tensor:
+        """Embeddings of texts [B, embed_dim] -> an image of each, [B, 1, 28, 28] in [0, 1].
 
-    def sample_prior(self, text_embeds: Tensor, generator: torch.Generator | None = None, steps: int = STEPS) -> Tensor:
+        The prior proposes `best_of` vectors for each text, and the nearest one is drawn `best_of` times; of the
+        drawings, the one that the CLIP finds closest to the text is kept (ranked as in DALL-E, Ramesh et al., 2021,
+        arXiv 2102.12092).
+        """
+        texts = text_embeds.repeat_interleave(best_of, dim=0)  # [B * best_of, embed_dim]
+        vectors = self.sample_prior(texts, noise)
+        vectors = vectors[closest(vectors, text_embeds)]  # [B, embed_dim]
+        images = self.decode(vectors.repeat_interleave(best_of, dim=0), noise)  # [B * best_of, 1, 28, 28]
+        return images[closest(embed_images(clip, images), text_embeds)]
+
+    def sample_prior(self, text_embeds: Tensor, noise: torch.Generator | None = None, steps: int = STEPS) -> Tensor:
         """Embeddings of texts -> embeddings of images that they could describe, both [B, embed_dim]."""
-        noise = torch.randn(len(text_embeds), self.prior.dim, generator=generator, device=text_embeds.device)
-        return F.normalize(self.prior.sample(self.scale * text_embeds, noise, PRIOR_GUIDANCE, steps), dim=-1)
+        start = torch.randn(len(text_embeds), self.prior.dim, generator=noise, device=text_embeds.device)
+        return F.normalize(self.prior.sample(self.scale * text_embeds, start, steps), dim=-1)
 
     @torch.no_grad()
-    def decode(self, image_embeds: Tensor, generator: torch.Generator | None = None, steps: int = STEPS) -> Tensor:
+    def decode(self, image_embeds: Tensor, noise: torch.Generator | None = None, steps: int = STEPS) -> Tensor:
         """Embeddings of images [B, embed_dim] -> images [B, 1, 28, 28] in [0, 1]."""
-        noise = torch.randn(len(image_embeds), self.decoder.dim, generator=generator, device=image_embeds.device)
-        return self.autoencoder.decode(self.decoder.sample(self.scale * image_embeds, noise, DECODER_GUIDANCE, steps))
+        start = torch.randn(len(image_embeds), self.decoder.dim, generator=noise, device=image_embeds.device)
+        return self.autoencoder.decode(self.decoder.sample(self.scale * image_embeds, start, steps))
 
     def save(self, path: str | Path) -> None:
         content = {"arch": self.arch, "metrics": self.metrics, "state_dict": self.state_dict()}
@@ -203,3 +204,9 @@ class Generator(nn.Module):
         if generator.arch["fingerprint"] != clip.fingerprint():
             raise InputError(f"{path} was trained with another CLIP: name it with --clip, or run `make generator`")
         return generator.to(clip.logit_scale.device).eval()
+
+
+def closest(candidates: Tensor, texts: Tensor) -> Tensor:
+    """The place of the candidate closest to each text: unit vectors [B * K, D], K for each text, [B, D] -> [B]."""
+    cosines = torch.einsum("bkd,bd->bk", candidates.view(len(texts), -1, texts.shape[1]), texts)
+    return cosines.argmax(dim=1) + torch.arange(len(texts), device=texts.device) * cosines.shape[1]

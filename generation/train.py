@@ -98,7 +98,9 @@ def train(run: Run, settings: GeneratorSettings) -> None:
             run.end_epoch({}, generator)
         else:  # the last epoch is kept: a flow does not overfit in so few
             run.end_epoch({"val_agreement": validate(ema.model, clip, val, texts)}, ema.model)
-            samples = ema.model.sample(clip.zero_shot_classifier().repeat_interleave(9, dim=0))  # nine of each digit
+            samples = ema.model.sample(
+                clip, clip.zero_shot_classifier().repeat_interleave(9, dim=0)
+            )  # nine of each digit
             run.writer.add_image("samples", make_grid(samples, nrow=9), run.step - 1)
 
     # ---- the end ----
@@ -118,7 +120,7 @@ def validate(generator: Generator, clip: CLIP, val: Cached, texts: Tensor) -> fl
     torch.manual_seed(0)  # the same captions and noise after each epoch; the next epoch seeds anew
     places, ids = sample_captions(clip, val, torch.arange(N_VALIDATED, device=texts.device))
     claims = clip.captions.claims.to(ids.device)[ids]  # [B, S]
-    return judge(clip, generator.sample(texts[places]), claims).float().mean().item()
+    return judge(clip, generator.sample(clip, texts[places]), claims).float().mean().item()
 
 
 if __name__ == "__main__":

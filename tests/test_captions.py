@@ -172,6 +172,22 @@ def test_match_agrees_with_sets():
     assert not ignored.any()
 
 
+def test_an_image_shows_one_alternative_of_each_part():
+    digit, thickness, slant = attribute_captions().parts
+    two = captions.multi_hot("two", "a digit", "very thin", "thin", "upright")
+    facts = torch.stack([two, captions.multi_hot("scribble", "no digit")])
+    unknown = torch.stack([captions.multi_hot("thick", "very thick"), captions.multi_hot()])
+    labels = captions.Labels(facts, facts, unknown)
+    positive, ignored = thickness.match(labels)
+    assert positive.tolist() == [[True, False, False, False, False], [False] * 5], "very thin, not only thin"
+    assert ignored.tolist() == [[False, False, False, True, True], [False] * 5]
+    assert slant.match(labels)[0].nonzero().tolist() == [[0, 2]]
+    assert digit.match(labels)[0].nonzero().tolist() == [[0, 2], [1, 10 + list(OUTLIERS).index("scribble")]]
+    claims = torch.stack([captions.multi_hot(*names) for names in (("a digit", "thin"), ("two",), ("no digit",))])
+    assert thickness.fits(claims).T.tolist() == [[True, True, False, False, False], [True] * 5, [True] * 5]
+    assert digit.fits(claims).sum(dim=0).tolist() == [10, 1, len(OUTLIERS)]
+
+
 def test_the_labels_that_lead_to_an_unseen_combination_are_unknown_by_hand():
     unseen = torch.zeros(10, 3, 3, dtype=torch.bool)
     unseen[7, 0, 1] = unseen[7, 1, 0] = True  # thin and upright, medium and leaning left

@@ -54,7 +54,9 @@ def noise(size: int, loss: str, captions: str = "digit", **arch) -> tuple[CLIP, 
 
 def step_without_optimizer(model: CLIP, batch: Batch, **options) -> tuple[torch.Tensor, dict]:
     """A training step's loss and KL divergence [2], and the gradients that it leaves."""
-    values = TrainingStep(model, [], **options)(batch)
+    torch.manual_seed(0)  # of the parts' captions
+    part_weight = 0.75 if model.captions.name_attributes else 0.0
+    values = TrainingStep(model, [], part_weight=part_weight, **options)(batch)
     return torch.stack([values["loss"], values["kl"]]), gradients(model)
 
 
@@ -223,7 +225,8 @@ def test_gradients_in_chunks_equal_those_of_the_whole_batch(loss, captions, chun
     values, in_chunks = step_without_optimizer(model, batch, chunk_size=chunk_size)
     torch.testing.assert_close(values, expected)
     assert_equal_gradients(in_chunks, whole)
-    torch.testing.assert_close(model.loss(batch), expected[0])
+    if captions == "digit":
+        torch.testing.assert_close(model.loss(batch), expected[0])
 
 
 def test_bf16_gradients_in_chunks_equal_those_of_the_whole_batch():

@@ -14,7 +14,7 @@ from conftest import first_tenth, tensors
 from evaluation.claims import parse_claims
 from generation import train as training
 from generation.features import agreement, precompute, sample_captions
-from generation.model import Flow, Generator
+from generation.model import Flow, Generator, closest
 from generation.rows import Row, path_row
 from my_utils import InputError
 
@@ -58,22 +58,25 @@ def test_a_flow_learns_which_data_belong_to_each_condition():
         loss.backward()
         optimizer.step()
     for side in (1, -1):
-        samples = flow.sample(torch.full((200, 1), float(side)), torch.randn(200, 2), guidance=1, steps=10)
+        samples = flow.sample(torch.full((200, 1), float(side)), torch.randn(200, 2), steps=10)
         assert (side * samples[:, 0] > 0).float().mean() > 0.98
         assert samples.mean(dim=0) == pytest.approx(torch.tensor([2.0 * side, 0.0]), abs=0.2)
         assert samples.std(dim=0) == pytest.approx(torch.tensor([0.3, 0.3]), abs=0.12)
 
 
-def test_guidance_moves_samples_away_from_those_without_a_condition():
-    torch.manual_seed(0)
-    flow = Flow(dim=1, condition_dim=1, width=16, blocks=1)
-    for weight in (flow.proj_out.weight, flow.blocks[0].modulation.weight):  # both start at 0
-        torch.nn.init.normal_(weight)
-    noise, condition = torch.randn(64, 1), torch.ones(64, 1)
-    by_guidance = [flow.sample(condition, noise, guidance, steps=1) for guidance in (0, 1, 2)]
-    uncond = flow.sample(flow.null_condition.detach().expand(64, 1), noise, guidance=1, steps=1)
-    assert torch.allclose(by_guidance[0], uncond, atol=1e-6)
-    assert (by_guidance[2] - uncond).abs().mean() > (by_guidance[1] - uncond).abs().mean()
+def test_of_the_candidates_the_closest_to_each_text_is_kept():
+    texts = torch.eye(2)
+    candidates = torch.tensor([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0], [0.0, 1.0], [0.6, 0.8], [1.0, 0.0]])
+    assert closest(candidates, texts).tolist() == [1, 3]
+
+
+def test_more_candidates_agree_better_with_the_text(saved):
+    texts = saved.clip.zero_shot_classifier().repeat_interleave(4, dim=0)
+    cosines = []
+    for best_of in (1, 6):
+        images = saved.generator.sample(saved.clip, texts, torch.Generator().manual_seed(0), best_of)
+        cosines.append((saved.clip.encode_image(images) * texts).sum(dim=1).mean().item())
+    assert cosines[0] < cosines[1]
 
 
 def test_a_path_stays_on_the_sphere_from_one_embedding_to_the_other():
@@ -98,7 +101,7 @@ def test_a_saved_generator_samples_the_same_images(saved):
     clip = CLIP.load(saved.folder / "clip.pth")
     texts = clip.encode_text(["a thick seven", "a thin zero"]).detach()
     loaded = Generator.load(saved.folder / "generator.pth", clip)
-    one, other = (x.sample(texts, torch.Generator().manual_seed(3)) for x in (saved.generator, loaded))
+    one, other = (x.sample(clip, texts, torch.Generator().manual_seed(3)) for x in (saved.generator, loaded))
     assert one.shape == (2, 1, 28, 28)
     assert 0 <= one.min() < one.max() <= 1
     assert torch.equal(one, other)

@@ -62,6 +62,7 @@ class Settings(RunSettings):
     freeze_text: bool = option(False, "plus: keep the language model as it is")
     # loss and optimisation
     loss: str = option("multi_positive", "contrastive loss", choices=tuple(LOSSES))
+    part_weight: float = option(0.75, "attributes: share of the loss within each part of a caption", low=0, high=1)
     epochs: int = option(8, "passes over the 55,000 training images", low=1, high=100_000)
     batch_size: int = option(256, "image-text pairs per step", low=2, high=60_000)
     chunk_size: int | None = option(None, "images in the CNN at a time, GradCache", type=int, low=2, high=60_000)

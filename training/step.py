@@ -10,9 +10,9 @@ forward pass, and the memory of one chunk beside the batch's images.
 import torch
 from torch import Tensor
 
-from captions import Labels
+from captions import Labels, Part
 from clip import CLIP
-from losses import contrastive_loss, min_loss
+from losses import contrastive_loss, min_loss, multi_positive
 from my_dataset import Batch
 from training import distributed
 from training.ema import Ema
@@ -26,7 +26,8 @@ class TrainingStep:
     They are loss, kl (the loss minus its minimum; equal to the loss unless that is multi_positive), grad_norm and
     temperature.
     `optimizers` have a "peak_lr" in each group, which `lr_factor` scales. `bf16` runs the towers in it.
-    `chunk_size` images go through the CNN at a time; None: the whole batch. `ema` follows the weights.
+    `chunk_size` images go through the CNN at a time; None: the whole batch. `ema` follows the weights. `part_weight`
+    is the share of `part_loss` in the loss; the rest is the contrastive loss.
     """
 
     def __init__(
@@ -37,10 +38,12 @@ class TrainingStep:
         bf16: bool = False,
         chunk_size: int | None = None,
         ema: Ema | None = None,
+        part_weight: float = 0.0,
     ):
         self.model, self.optimizers, self.ema = model, optimizers, ema
         self.net = distributed.wrap(model)  # what embeds: the model, or DDP around it
-        self.bf16, self.chunk_size = bf16, chunk_size
+        self.bf16, self.chunk_size, self.part_weight = bf16, chunk_size, part_weight
+        self.parts = [Part(*(x.to(model.logit_scale.device) for x in part)) for part in model.captions.parts]
 
     def __call__(self, batch: Batch, lr_factor: float = 1.0) -> dict[str, Tensor]:
         self.model.zero_grad()
@@ -67,9 +70,31 @@ class TrainingStep:
             output = self.model.compare(*(distributed.gather(share) for share in shares))
         positive, ignored = labels.match()  # [B, B]
         loss = contrastive_loss(self.model.loss_function, output.logits_per_image, positive, ignored)
+        minimum = sum(min_loss(self.model.loss_function, matrix).mean() for matrix in (positive, positive.T)) / 2
+        if self.part_weight:
+            part_loss = self.part_loss(output.image_embeds, self.embed_parts(), labels).mean()
+            loss, minimum = torch.lerp(loss, part_loss, self.part_weight), (1 - self.part_weight) * minimum
         loss.backward()
-        minimum = [min_loss(self.model.loss_function, matrix).mean() for matrix in (positive, positive.T)]
-        return loss.detach(), loss.detach() - sum(minimum) / 2
+        return loss.detach(), loss.detach() - minimum
+
+    def embed_parts(self) -> Tensor:
+        """A caption for each alternative of each part -> unit vectors [all alternatives, embed_dim]."""
+        ids = torch.cat([part.ids for part in self.parts])
+        with self._autocast():
+            return self.model.encode_text(self.model.captions.sample(ids))
+
+    def part_loss(self, image_embeds: Tensor, part_embeds: Tensor, labels: Labels) -> Tensor:
+        """For each image, the mean over parts of the cross-entropy of the alternative that it shows: [B].
+
+        Captions that differ in one part alone are compared with each other. In a batch, this difference counts little
+        beside all others.
+        """
+        logits = self.model.part_logits(image_embeds, part_embeds)  # [B, all alternatives]
+        own = logits.split([len(part.ids) for part in self.parts], dim=1)
+        losses = [
+            multi_positive(x, *part.match(labels), own=None) for x, part in zip(own, self.parts, strict=True)
+        ]  # [B] each
+        return torch.stack(losses).mean(dim=0)
 
     def gradcache(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Equal to `forward_backward`, up to rounding, if the image tower treats each image by itself. Batch norm in
@@ -80,8 +105,11 @@ class TrainingStep:
             with torch.no_grad():
                 images = torch.cat([model.encode_image(chunk) for chunk in chunks])  # [B, embed_dim]
             text_embeds = model.encode_text(batch.texts)  # [B, embed_dim]; texts are cheap, so it keeps its graph
+            if self.part_weight:
+                text_embeds = torch.cat([text_embeds, self.embed_parts()])
         images.requires_grad_()
-        texts = text_embeds.detach().requires_grad_()
+        all_texts = text_embeds.detach().requires_grad_()
+        texts, part_embeds = all_texts[: len(images)], all_texts[len(images) :]
 
         # Some rows of the [B, B] logits at a time, in both directions; with as many logits as a batch of chunk_size
         # has, but no fewer than 32 rows, for each part also moves all B embeddings' gradients.
@@ -91,17 +119,21 @@ class TrainingStep:
                 (model.compare(images[rows], texts).logits_per_image, *labels.match(images=rows)),
                 (model.compare(images, texts[rows]).logits_per_text, *(x.T for x in labels.match(texts=rows))),
             )  # [R, B] each
-            part = sum(model.loss_function(*side, rows).sum() for side in sides) / (2 * size)
-            part.backward()
-            loss = loss + part.detach()
-            minimum = minimum + sum(min_loss(model.loss_function, side[1]).sum() for side in sides) / (2 * size)
+            share = sum(model.loss_function(*side, rows).sum() for side in sides) / (2 * size)
+            least = sum(min_loss(model.loss_function, side[1]).sum() for side in sides) / (2 * size)
+            if self.part_weight:
+                own = Labels(labels.facts[rows], labels.claims, labels.unknown[rows])
+                part_loss = self.part_loss(images[rows], part_embeds, own).sum() / size
+                share, least = torch.lerp(share, part_loss, self.part_weight), (1 - self.part_weight) * least
+            share.backward()
+            loss, minimum = loss + share.detach(), minimum + least
 
         # Backward stands outside of autocast, as in a plain step: what ran in float32 forwards does so backwards.
         for chunk, gradient in zip(chunks, images.grad.split(self.chunk_size), strict=True):
             with self._autocast():
                 embeds = model.encode_image(chunk)
             embeds.backward(gradient)
-        text_embeds.backward(texts.grad)
+        text_embeds.backward(all_texts.grad)
         return loss, loss - minimum
 
 
