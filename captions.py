@@ -18,6 +18,7 @@ from torch import Tensor
 
 from attributes import ATTRIBUTES, BIN_GRADES, GRADE_OF_BIN, GRADES, all_combinations
 
+DATA = Path(__file__).parent / "data"
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -55,7 +56,7 @@ def with_article(text: str) -> str:
 # ---- captions that name the digit: {word} stands for zero ... nine, {numeral} for 0 ... 9 ----
 
 # One sentence a line, for the language models of text_encoder_plus.py.
-TRAIN_TEMPLATES = tuple((Path(__file__).parent / "data" / "templates.txt").read_text().splitlines())
+TRAIN_TEMPLATES = tuple((DATA / "templates.txt").read_text().splitlines())
 
 
 def fill_templates(templates: Sequence[str]) -> tuple[str, ...]:
@@ -77,28 +78,8 @@ ANY_HEADS = ("a digit", "a number", "a numeral", "a single digit", "some number"
 
 # Outliers by kind, with what is said of them. data/outliers.py makes them.
 OUTLIERS = {
-    "noise": ("random noise", "pixel noise", "nothing but noise", "an image of random noise", "grey noise"),
-    "scrambled": (
-        "scrambled patches",
-        "a scrambled image",
-        "patches in the wrong order",
-        "pieces of a digit, shuffled",
-    ),
-    "empty": ("an empty image", "an empty frame", "nothing at all", "a blank image", "an empty picture"),
-    "overlap": (
-        "two digits on top of each other",
-        "two numbers written over each other",
-        "two overlapping digits",
-        "one digit on top of another",
-    ),
-    "inverted": (
-        "an inverted digit",
-        "a digit in negative",
-        "black on white: a digit in reverse",
-        "a dark digit on a bright background",
-    ),
-    "turned": ("a digit lying on its side", "a digit turned by a quarter", "a number on its side", "a rotated digit"),
-    "scribble": ("a scribble", "a few random lines", "lines that form no digit", "strokes without meaning"),
+    kind: tuple(phrases.split("; "))
+    for kind, phrases in (line.split(" = ") for line in (DATA / "outliers.txt").read_text().splitlines())
 }
 NO_DIGIT = ("not a digit", "this is not a digit", "not one digit", "anything but one digit")
 
@@ -188,15 +169,6 @@ def unknown_labels(unseen: Tensor) -> Tensor:
     return unknown.flatten(end_dim=-2)
 
 
-def format_labels(vector: Tensor) -> str:
-    """A multi-hot vector [S] as text, without implied labels: "four, very thin, leaning left"."""
-    names = [name for name, is_set in zip(LABELS, vector.tolist(), strict=True) if is_set]
-    implied = {"a digit", "no digit"}
-    for lowest, low, _, high, highest in (attribute.grades for attribute in ATTRIBUTES):
-        implied |= {low for extreme, low in ((lowest, low), (highest, high)) if extreme in names}
-    return ", ".join([name for name in names if name not in implied] or names)
-
-
 # ---- all captions of a kind ----
 
 
@@ -227,13 +199,13 @@ class Captions:
     """All captions: C descriptions, each in the same number of paraphrases.
 
     `sentences` [C * paraphrases]: paraphrase p of description c stands at c * paraphrases + p. `claims` bool [C, S].
-    `parts` are what they can name: the digit (or the kind of outlier), then the grade of each attribute. `digit_ids`
-    int64 [10]: the descriptions that name a digit and nothing else.
+    `parts` are what they can name: the digit, then the grade of each attribute. `digit_ids` int64 [10]: the
+    descriptions that name a digit and nothing else.
     """
 
     def __init__(self, sentences: Sequence[str], claims: Tensor, parts: Sequence[Part]):
         self.sentences, self.claims, self.parts = tuple(sentences), claims, tuple(parts)
-        self.name_attributes, self.digit_ids = len(self.parts) > 1, self.parts[0].ids[:10]
+        self.name_attributes, self.digit_ids = len(self.parts) > 1, self.parts[0].ids
         self.paraphrases = len(self.sentences) // len(claims)
 
     def sample(self, ids: Tensor) -> Texts:
@@ -269,8 +241,8 @@ def attribute_captions() -> Captions:
     for kind, phrases in {"no digit": NO_DIGIT, **OUTLIERS}.items():
         sentences += itertools.islice(itertools.cycle(phrases), PARAPHRASES)
         claims.append(multi_hot(kind))
-    shown = [multi_hot(word, "a digit") for word in DIGIT_WORDS] + [multi_hot(kind, "no digit") for kind in OUTLIERS]
-    parts = [Part(torch.cat([description_id(torch.arange(10)), OUTLIER_IDS[1:]]), torch.stack(shown))]
+    digits = description_id(torch.arange(10))
+    parts = [Part(digits, torch.stack([multi_hot(word, "a digit") for word in DIGIT_WORDS]))]
     for i, attribute in enumerate(ATTRIBUTES):
         grades = [UNSAID] * len(ATTRIBUTES)
         grades[i] = torch.arange(GRADES)

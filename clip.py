@@ -30,7 +30,7 @@ from text_encoder import TEXT_ENCODERS
 MIN_TEMPERATURE = {"digit": 0.01, "attributes": 0.1}
 
 # Of the probabilities of a caption's parts. It is lower than the logits' own, so that edges between grades are sharp.
-PART_TEMPERATURE = 1 / 30
+PART_TEMPERATURE = 1 / 20
 
 # Towers beside image and text. Each modality is a module modalities/<name>.py, which adds its encoder to TOWERS: one
 # with `preprocess`, built by `Encoder(embed_dim)`.
@@ -163,7 +163,7 @@ class CLIP(nn.Module):
 
     @torch.no_grad()
     def log_probs(self, image_embeds: Tensor, ids: Tensor) -> Tensor:
-        """Unit vectors [N, embed_dim], descriptions [T] -> the logarithm of how probable each is for each image [N, T].
+        """Unit vectors [N, embed_dim], descriptions [T] of digits -> logarithms of how probable each is [N, T].
 
         The parts of a description count as independent. Each part's probability is that of the alternatives that fit,
         among all, by the captions that name one alternative alone (`captions.Part`).

@@ -91,6 +91,8 @@ def main(argv: list[str]) -> None:
         "robustness": pictures.robustness_curves(results["robustness"]),
         "ood": pictures.ood_histograms(model, ood_features),
     }
+    if "attributes" in results:
+        figures["combinations"] = pictures.seen_unseen_curves({"this model": results["attributes"]["curve"]})
     for name, figure in figures.items():
         pictures.save_figure(figure, folder / f"evaluation_{name}.png")
     atomic_write(json_path, (json.dumps(results, indent=2) + "\n").encode())

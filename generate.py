@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 
 from attributes import measure
-from captions import format_labels
 from clip import CLIP
-from evaluation.claims import format_values, parse_claims
+from evaluation.claims import format_labels, format_values, parse_claims
 from evaluation.pictures import ranked_images, save_figure
 from generation.features import judge
 from generation.model import BEST_OF, Generator

@@ -19,7 +19,6 @@ from captions import (
     Texts,
     attribute_captions,
     digit_facts,
-    format_labels,
     image_facts,
     sample_descriptions,
     unknown_labels,
@@ -95,15 +94,6 @@ class Batch(NamedTuple):
     images: Tensor  # float [B, 1, 28, 28] in [0, 1]
     texts: Texts
     labels: Labels
-
-    def describe(self) -> list[str]:
-        """A line of text for each pair."""
-        lines, (positive, _) = [], self.labels.match()
-        for i, text in enumerate(self.texts.strings()):
-            others = [str(j) for j in positive[:, i].nonzero().flatten().tolist() if j != i]
-            also = f"true also of {', '.join(others)}" if others else "true of no other"
-            lines.append(f"{i}: image of {format_labels(self.labels.facts[i])} <-> {text!r}, {also}")
-        return lines
 
 
 class MNISTPairs:

@@ -1,18 +1,18 @@
 """Captions of attributes: how well combinations of digit and attributes are recognised that training never shows.
 
-    python -m benchmarks.combinations          about ten trainings, each as long as the default
+    python -m benchmarks.combinations          about sixteen trainings, each as long as the default
 
-CLIP with several seeds, with another draw of the unseen combinations, and with sentences through a frozen language
-model. Beside it what a plain classifier reaches, with the same CNN, images, optimizers and steps, and CLIP in which
-unknown pairs are negatives. Epochs are chosen by seen combinations of validation; the test split is used once.
-Writes results/combinations.json. Runs stay in runs/benchmarks/.
+CLIP with several seeds, with five draws of the unseen combinations, and with sentences through a frozen language
+model. Beside it what a plain classifier reaches, with the same CNN, images, optimizers and steps, and CLIP without the
+loss within parts or with unknown pairs as negatives. Epochs are chosen by seen combinations of validation; the test
+split is used once. Writes results/combinations.json and docs/pictures/combinations.png. Runs stay in runs/benchmarks/.
 """
 
 import math
 import statistics
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,70 +23,94 @@ from torch import Tensor, nn
 from attributes import COMBINATIONS, combination_ids, measure, unseen_combinations
 from benchmarks import common
 from benchmarks.common import Training, Variant, cell, parts_of_facts
-from captions import LABEL_ID, Labels, combination_description_ids, image_facts, match, multi_hot
+from captions import LABEL_ID, Labels, combination_description_ids
 from clip import CLIP
-from evaluation.combinations import combination_accuracies, combination_parts, evaluate_attributes
-from evaluation.metrics import embed_images, precision_at_k
+from evaluation.combinations import (
+    area_under,
+    combination_accuracies,
+    combination_parts,
+    evaluate_attributes,
+    seen_unseen_curve,
+)
+from evaluation.metrics import embed_images
 from evaluation.ood import evaluate_ood, ood_sets
+from evaluation.pictures import save_figure, seen_unseen_curves
 from image_encoder import IMAGE_ENCODERS
 from my_dataset import Batch, Split, load_mnist
 from my_utils import exit_on_error, load_checkpoint, save_checkpoint
 from training.optim import make_optimizers
 from training.step import GRAD_CLIP, update
 
-COLUMNS = {  # title: the key of what `evaluate_attributes` returns
+COLUMNS = {  # title: the key of what `combination_accuracies` returns
     "seen": "seen",
     "unseen": "unseen",
-    "seen, unambiguous": "seen_unambiguous",
     "unseen, unambiguous": "unseen_unambiguous",
-    "harmonic mean": "harmonic_mean",
+    "best harmonic mean": "best_harmonic_mean",
+    "AUC": "auc",
     "digit alone": "digit",
 }
+MASKED = "a classifier for each part, unknown labels masked"
 BASELINES = {  # name of the run: title of the row
     "joint": "classifier of all combinations",
     "parts": "a classifier for each part",
-    "masked": "a classifier for each part, unknown labels masked",
     "no_mask": "CLIP without masking (unknown pairs as negatives)",
 }
-NEAREST = 10  # images that a sentence finds
-# Sentences with words that no caption has, and what they claim.
-NEW_WORDS = [line.split(" = ") for line in (Path(__file__).parent / "new_words.txt").read_text().splitlines()]
+RESAMPLES = 200  # of the bootstrap
 
 
 def main(argv: list[str]) -> None:
     parser = common.make_parser("combinations", __doc__, seeds=[0, 1, 2])
-    parser.add_argument("--unseen-seeds", type=int, nargs="+", default=[0, 1], help="draws of the unseen combinations")
+    parser.add_argument("--unseen-seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="draws of the unseen ones")
     args = common.parse(parser, argv)
     args.seeds, args.unseen_seeds = (args.seeds[:1], [0]) if args.quick else (args.seeds, args.unseen_seeds)
 
     # ---- training ----
     seed = args.seeds[0]
-    models = [common.trained_clip(args, seed) for seed in args.seeds]
-    redrawn = [common.trained_clip(args, seed, f"unseen{i}", ["--unseen-seed", str(i)]) for i in args.unseen_seeds if i]
-    reader = common.trained_clip(args, seed, "sentences-attributes", common.SENTENCES)
+    models = [trained_clip(args, seed) for seed in args.seeds]
+    draws = [trained_draw(args, seed, draw) for draw in args.unseen_seeds]
+    masked = [trained_baseline(args, "masked", seed, draw) for draw in args.unseen_seeds]
+    reader = trained_clip(args, seed, "sentences-attributes", common.SENTENCES)
+    plain = trained_clip(args, seed, "plain", ["--part-weight", "0"])
     baselines = {title: trained_baseline(args, kind, seed) for kind, title in BASELINES.items()}
 
     # ---- the only use of the test split ----
     test = load_mnist("test", common.DATA)
-    measured = [evaluate_clip(CLIP.load(path), test) for path in models]
-    rows = [row("CLIP", measured, args.seeds)]
-    if redrawn:
-        others = [measured[0], *(evaluate_clip(CLIP.load(path), test) for path in redrawn)]
-        rows.append(row("CLIP, over draws of the unseen combinations", others, [seed]))
-    rows.append(row("CLIP, sentences through a frozen MiniLM", [evaluate_clip(CLIP.load(reader), test)], [seed]))
-    for title, model in baselines.items():
-        rows.append(
-            row(title, [evaluate_predictions(predict(model, test.images), test, unseen_combinations())], [seed])
-        )
-    nearest = [nearest_seen(CLIP.load(path), test) for path in models]
-    rows.append(row("CLIP, nearest seen combination", nearest, args.seeds))
+    measured = [evaluate_clip(model, test) for model in models]
+    whole = [evaluate_model(model, test, score_whole_captions) for model in models]
+    of_draws = [evaluate_model(model, test) for model in draws]
+    of_masked = [evaluate_model(model, test) for model in masked]
+    rows = [
+        row("CLIP", measured, args.seeds),
+        row("CLIP, the same by the cosine of the whole caption", whole, args.seeds),
+        row("CLIP, over draws of the unseen combinations", of_draws, [seed]),
+        row(f"{MASKED}, over the same draws", of_masked, [seed]),
+        row("CLIP, sentences through a frozen MiniLM", [evaluate_model(reader, test)], [seed]),
+        row("CLIP without the loss within parts", [evaluate_model(plain, test)], [seed]),
+    ]
+    others = {title: evaluate_model(model, test) for title, model in baselines.items()}
+    rows += [row(title, [one], [seed]) for title, one in others.items()]
+    curves = {"CLIP": measured[0]["curve"], MASKED: of_masked[0]["curve"]}
+    figure = seen_unseen_curves(curves | {title: one["curve"] for title, one in others.items()})
+    if not args.quick:
+        save_figure(figure, common.ROOT / "docs" / "pictures" / "combinations.png")
 
-    folders = [path.parent for path in (*models, *redrawn, reader)]
-    folders += [baseline_folder(args, kind, seed) for kind in BASELINES]
-    origin = common.shared_origin([common.read_metrics(folder) for folder in folders])
+    origin = common.shared_origin([model.metrics for model in (*models, *draws, *masked, reader, plain)])
     raw = {key: statistics.mean(figures(one)[title] for one in measured) for title, key in COLUMNS.items()}
-    note = describe(measured[0]) + describe_new_words(CLIP.load(reader), test)
+    note = describe(measured[0]) + compare_draws(draws, masked, test)
     common.write_result(args, "combinations" + args.suffix, ["model", *COLUMNS, "seeds"], rows, origin, note, **raw)
+
+
+def trained_clip(args: Namespace, seed: int, *variant) -> CLIP:
+    """The model of `common.trained_clip`, with the metrics of its run."""
+    path = common.trained_clip(args, seed, *variant)
+    model = CLIP.load(path)
+    model.metrics = common.read_metrics(path.parent)
+    return model
+
+
+def trained_draw(args: Namespace, seed: int, draw: int) -> CLIP:
+    """The default CLIP with another draw of the unseen combinations; draw 0 is the default itself."""
+    return trained_clip(args, seed, *([f"unseen{draw}", ["--unseen-seed", str(draw)]] if draw else []))
 
 
 def figures(results: dict) -> dict[str, float]:
@@ -105,7 +129,7 @@ def describe(results: dict) -> str:
     intervals = [
         f"{title} {results[key]['interval'][0]:.2%} to {results[key]['interval'][1]:.2%}"
         for title, key in COLUMNS.items()
-        if key != "harmonic_mean"
+        if isinstance(results[key], dict)
     ]
     ranks = [f"{name} {one['minimum']:.3f}" for name, one in results["rank_correlation"].items()]
     aurocs = [f"{name.replace('_', ' ')} {one['auroc']:.3f}" for name, one in results["ood"].items()]
@@ -125,37 +149,40 @@ def evaluate_clip(model: CLIP, test: Split) -> dict:
     return evaluate_attributes(model, features["digits"], test) | {"ood": evaluate_ood(model, features)}
 
 
-def evaluate_predictions(predicted: Tensor, test: Split, unseen: Tensor) -> dict:
-    """Predicted combinations int64 [N] -> figures as of CLIP; the digit is that of the combination."""
-    is_right = combination_parts(predicted)["digit"] == test.labels
-    return combination_accuracies(predicted, test, unseen.flatten()) | {"digit": is_right.float().mean().item()}
+def score_parts(model: nn.Module, images: Tensor) -> Tensor:
+    """Images uint8 [N, 28, 28] -> the log-probability of each combination [N, C], part by part."""
+    if isinstance(model, CLIP):
+        return model.log_probs(embed_images(model, images), combination_description_ids())
+    return model.log_probs(images)
 
 
-def nearest_seen(model: CLIP, test: Split) -> dict:
-    """The same model if it may choose among the captions of seen combinations alone."""
-    similarity = compare_with_combinations(model, test.images).masked_fill(model.unseen.flatten(), -torch.inf)
-    return evaluate_predictions(similarity.argmax(dim=1), test, model.unseen)
-
-
-def compare_with_combinations(model: CLIP, images: Tensor) -> Tensor:
-    """Images [N, 28, 28] -> their cosines to the captions of all combinations [N, C]."""
+def score_whole_captions(model: CLIP, images: Tensor) -> Tensor:
+    """The cosines to the captions of all combinations [N, C]."""
     return embed_images(model, images) @ model.embed_descriptions(combination_description_ids()).T
 
 
-@torch.no_grad()
-def describe_new_words(model: CLIP, test: Split) -> str:
-    """What the sentences of NEW_WORDS find among the test images, in a sentence."""
-    claims = torch.stack([multi_hot(*names.split(", ")) for _, names in NEW_WORDS])  # [T, S]
-    facts = image_facts(test.labels, measure(test.images))  # [N, S]
-    is_true, _ = match(facts, claims, torch.zeros_like(facts))  # [N, T]
-    similarity = embed_images(model, test.images) @ model.encode_text([text for text, _ in NEW_WORDS]).T  # [N, T]
-    best = is_true.gather(0, similarity.argmax(dim=0, keepdim=True)).float().mean().item()
-    precision = [precision_at_k(*pair, NEAREST).item() for pair in zip(similarity.T, is_true.T, strict=True)]
-    return (
-        f"{len(NEW_WORDS)} sentences with words that no caption has, read by MiniLM: the best of {len(test.labels):,}"
-        f" images fits {best:.0%} of them, of the {NEAREST} best {statistics.mean(precision):.0%} (by chance"
-        f" {is_true.float().mean().item():.0%})."
-    )
+def evaluate_model(model: nn.Module, test: Split, score: Callable = score_parts) -> dict:
+    """Figures as `evaluate_attributes` gives; the digit is that of the combination."""
+    scores = score(model, test.images)
+    is_right = combination_parts(scores.argmax(dim=1))["digit"] == test.labels
+    return combination_accuracies(scores, test, model.unseen.flatten()) | {"digit": is_right.float().mean().item()}
+
+
+def compare_draws(models: list[CLIP], others: list[nn.Module], test: Split) -> str:
+    """The AUC of CLIP less that of the masked classifiers, draw by draw, with the interval of a paired bootstrap."""
+    true, texts = combination_ids(test.labels, measure(test.images)), []
+    generator = torch.Generator().manual_seed(0)
+    for pair in zip(models, others, strict=True):
+        scores, unseen = [score_parts(model, test.images) for model in pair], pair[0].unseen.flatten()
+
+        def difference(index: Tensor, scores: list = scores, unseen: Tensor = unseen) -> float:
+            ours, theirs = (area_under(*seen_unseen_curve(one[index], true[index], unseen)) for one in scores)
+            return ours - theirs
+
+        resampled = [difference(torch.randint(len(true), true.shape, generator=generator)) for _ in range(RESAMPLES)]
+        low, high = torch.tensor(resampled).quantile(torch.tensor([0.025, 0.975])).tolist()
+        texts.append(f"{difference(torch.arange(len(true))):+.4f} ({low:+.4f} to {high:+.4f})")
+    return f"AUC of CLIP less that of the masked classifiers, draw by draw, with 95% intervals: {', '.join(texts)}. "
 
 
 # ---- baselines ----
@@ -194,11 +221,15 @@ class Classifier(nn.Module):
         return total[labels.facts[:, LABEL_ID["a digit"]]].mean()
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor:
-        """uint8 [N, 28, 28] -> combinations int64 [N], in eval mode."""
+    def log_probs(self, images: Tensor) -> Tensor:
+        """uint8 [N, 28, 28] -> the log-probability of each combination [N, C], in eval mode."""
         self.eval()
         logits = [self(part[:, None].float() / 255) for part in images.split(500)]
-        return flat_ids([torch.cat(one).argmax(dim=1) for one in zip(*logits, strict=True)])
+        of_parts = [torch.cat(one).log_softmax(dim=1) for one in zip(*logits, strict=True)]
+        if self.arch["is_joint"]:
+            return of_parts[0]
+        places = combination_parts(torch.arange(math.prod(COMBINATIONS))).values()  # [C] for each part
+        return sum(part[:, place] for part, place in zip(of_parts, places, strict=True))
 
     def save(self, path: Path) -> None:
         save_checkpoint(path, "classifier", {"arch": self.arch, "state_dict": self.state_dict()})
@@ -212,27 +243,18 @@ def flat_ids(parts: Sequence[Tensor]) -> Tensor:
     return ids
 
 
-def predict(model: nn.Module, images: Tensor) -> Tensor:
-    """uint8 [N, 28, 28] -> combinations int64 [N]: by the nearest caption, or by a classifier."""
-    if isinstance(model, CLIP):
-        return compare_with_combinations(model, images).argmax(dim=1)
-    return model.predict(images)
-
-
-def baseline_folder(args: Namespace, kind: str, seed: int) -> Path:
-    return args.runs / f"{kind}{args.suffix}-seed{seed}"
-
-
-def trained_baseline(args: Namespace, kind: str, seed: int) -> nn.Module:
+def trained_baseline(args: Namespace, kind: str, seed: int, draw: int = 0) -> nn.Module:
     """A baseline on the CPU; trained as train.py trains CLIP if it is not there yet."""
-    folder = baseline_folder(args, kind, seed)
+    folder = args.runs / f"{kind}{draw or ''}{args.suffix}-seed{seed}"
     flags = [*(common.QUICK if args.quick else []), "--seed", str(seed), "--device", str(args.device)]
+    flags += ["--unseen-seed", str(draw)] if draw else []
     val = load_mnist("val", common.DATA, args.device)
     true = combination_ids(val.labels, measure(val.images))
-    is_seen = ~unseen_combinations().flatten().to(args.device)[true]
+    is_seen = ~unseen_combinations(draw).flatten().to(args.device)[true]
 
     def validate(model: nn.Module) -> dict[str, float]:
-        return {"val_seen_accuracy": (predict(model, val.images) == true)[is_seen].float().mean().item()}
+        is_right = score_parts(model, val.images).argmax(dim=1) == true
+        return {"val_seen_accuracy": is_right[is_seen].float().mean().item()}
 
     build = partial(build_baseline, kind, flags, args.device)
     common.train_variant(folder, common.settings_of(flags), args.command, build, validate, "val_seen_accuracy")
@@ -242,6 +264,7 @@ def trained_baseline(args: Namespace, kind: str, seed: int) -> nn.Module:
     checkpoint = load_checkpoint(path, "classifier")
     model = Classifier(**checkpoint["arch"])
     model.load_state_dict(checkpoint["state_dict"])
+    model.metrics, model.unseen = common.read_metrics(folder), unseen_combinations(draw)
     return model
 
 

@@ -77,7 +77,8 @@ def see(playground: Playground, drawing: str, sentences: str) -> str:
     embed = embed_images(playground.clip, image)[0]
     return (
         f"<h3>as the model sees it: 28x28</h3><div class='seen'>{picture_of(image[0])}"
-        f"<p>measured: {format_values(measure(image)[0])}</p></div>" + compared(playground, embed, sentences)
+        f"<p>read as: {playground.read(embed)}</p><p>measured: {format_values(measure(image)[0])}</p></div>"
+        + compared(playground, embed, sentences)
     )
 
 

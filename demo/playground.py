@@ -14,12 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from attributes import COMBINATIONS
-from captions import DIGIT_WORDS
+from attributes import ATTRIBUTES, COMBINATIONS
+from captions import DIGIT_WORDS, OUTLIER_IDS, OUTLIERS, combination_description_ids
 from clip import CLIP
 from evaluation.claims import combination_caption
+from evaluation.combinations import expected_grades
 from evaluation.metrics import embed_images
-from evaluation.ood import to_mnist_form
+from evaluation.ood import ood_score, to_mnist_form
 from generation.model import Generator
 from my_dataset import Split
 from my_utils import InputError
@@ -47,6 +48,18 @@ class Playground:
             self.generator = Generator.load(generator, clip)
         except InputError as error:
             self.no_generator = str(error)
+
+    def read(self, embed: Tensor) -> str:
+        """The most probable combination for an embedding, with its expected grades; or which outlier it is."""
+        if not self.clip.captions.name_attributes:
+            return DIGIT_WORDS[(self.digits @ embed).argmax()]
+        if ood_score(self.clip, embed[None].cpu()) < 0:
+            nearest = (self.clip.embed_descriptions(OUTLIER_IDS[1:]) @ embed).argmax()
+            return f"no digit, but {list(OUTLIERS.values())[nearest][0]}"
+        best = int(self.clip.log_probs(embed[None], combination_description_ids())[0].argmax())
+        grades = expected_grades(self.clip, embed[None].cpu())[0]
+        shown = [f"{one.name} {grade:.1f}" for one, grade in zip(ATTRIBUTES, grades, strict=True)]
+        return f"{combination_caption(best)}; by the captions, from 0 to 4: {', '.join(shown)}"
 
     def compare(self, embed: Tensor, sentences: str) -> tuple[list[tuple[str, float]], list[str]]:
         """The sentences (one per line) closest to an embedding, with their cosines; and why others cannot be read."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from attributes import ATTRIBUTES, COMBINATIONS, GRADE_OF_BIN
-from captions import DIGIT_WORDS, LABEL_ID, NO_DIGIT, OUTLIERS, UNSAID, multi_hot, with_article, words_of
+from captions import DIGIT_WORDS, LABEL_ID, LABELS, NO_DIGIT, OUTLIERS, UNSAID, multi_hot, with_article, words_of
+from my_dataset import Batch
 
 NEGATIONS = {"not", "cannot", "no", "non", "never", "neither", "nor", "without", "except", "but", "nothing", "none"}
 NEGATIONS |= {"other", "rather", "instead", "hardly", "unlike", "excluding", "isnt"}
@@ -59,3 +60,22 @@ def combination_caption(combination: int) -> str:
 def format_values(values: Tensor) -> str:
     """The values [A] of one image as text: "2.5 px, +0.30 rad"."""
     return ", ".join(one.format.format(value) for one, value in zip(ATTRIBUTES, values.tolist(), strict=True))
+
+
+def format_labels(vector: Tensor) -> str:
+    """A multi-hot vector [S] as text, without implied labels: "four, very thin, leaning left"."""
+    names = [name for name, is_set in zip(LABELS, vector.tolist(), strict=True) if is_set]
+    implied = {"a digit", "no digit"}
+    for lowest, low, _, high, highest in (attribute.grades for attribute in ATTRIBUTES):
+        implied |= {low for extreme, low in ((lowest, low), (highest, high)) if extreme in names}
+    return ", ".join([name for name in names if name not in implied] or names)
+
+
+def describe_batch(batch: Batch) -> list[str]:
+    """A line of text for each pair of a batch."""
+    lines, (positive, _) = [], batch.labels.match()
+    for i, text in enumerate(batch.texts.strings()):
+        others = [str(j) for j in positive[:, i].nonzero().flatten().tolist() if j != i]
+        also = f"true also of {', '.join(others)}" if others else "true of no other"
+        lines.append(f"{i}: image of {format_labels(batch.labels.facts[i])} <-> {text!r}, {also}")
+    return lines

@@ -14,6 +14,7 @@ from evaluation.retrieval import average_precision
 from evaluation.sections import accuracy_with_ci
 from my_dataset import Split
 
+CURVE_POINTS = 100  # of a seen-unseen curve that are kept for its picture
 PARTS = ("digit", *(attribute.name for attribute in ATTRIBUTES))  # of a combination
 
 
@@ -64,7 +65,9 @@ def combination_accuracies(scores: Tensor, split: Split, unseen: Tensor) -> dict
         results[f"{name}_unambiguous"] = accuracy_with_ci(predicted[which & clear], true[which & clear])
         parts[name] = {part: accuracy_with_ci(predicted_parts[part][which], true_parts[part][which]) for part in PARTS}
     curve = seen_unseen_curve(scores, true, unseen)
-    return results | {"auc": area_under(*curve), "best_harmonic_mean": best_harmonic_mean(*curve), "parts": parts}
+    results |= {"best_harmonic_mean": best_harmonic_mean(*curve), "auc": area_under(*curve), "parts": parts}
+    shown = torch.linspace(0, len(curve[0]) - 1, CURVE_POINTS).long()
+    return results | {"curve": [side[shown].tolist() for side in curve]}
 
 
 def seen_unseen_curve(scores: Tensor, true: Tensor, unseen: Tensor) -> tuple[Tensor, Tensor]:

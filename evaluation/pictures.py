@@ -212,6 +212,18 @@ def embedding_map(features: Tensor, labels: Tensor, captions: Tensor) -> Figure:
     return figure
 
 
+def seen_unseen_curves(curves: dict[str, list]) -> Figure:
+    """Accuracy on unseen over accuracy on seen combinations, by name: (seen [K], unseen [K]) at K biases."""
+    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
+    axes = figure.subplots()
+    for name, (seen, unseen) in curves.items():
+        axes.plot([100 * x for x in seen], [100 * x for x in unseen], label=name)
+    axes.set(xlabel="accuracy on seen combinations, %", ylabel="accuracy on unseen combinations, %")
+    axes.set(title="every bias between seen and unseen combinations, test images")
+    axes.legend(loc="lower left")
+    return figure
+
+
 def robustness_curves(robustness: dict) -> Figure:
     """Accuracy by severity of each corruption; severity 0 is the clean image."""
     figure = Figure(figsize=(9.6, 4.8), layout="constrained")

@@ -12,7 +12,7 @@ TITLES = {
     "uci_digits": "UCI digits in MNIST's form, never trained",
     "ood": "OOD detection, digits against images of no digit",
 }
-NOT_SHOWN = {"by_digit", "amounts"}
+NOT_SHOWN = {"by_digit", "amounts", "curve"}
 
 
 def print_table(results: dict) -> None:

@@ -176,16 +176,16 @@ class Generator(nn.Module):
         images = self.decode(vectors.repeat_interleave(best_of, dim=0), noise)  # [B * best_of, 1, 28, 28]
         return images[closest(embed_images(clip, images), text_embeds)]
 
-    def sample_prior(self, text_embeds: Tensor, noise: torch.Generator | None = None, steps: int = STEPS) -> Tensor:
+    def sample_prior(self, text_embeds: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Embeddings of texts -> embeddings of images that they could describe, both [B, embed_dim]."""
         start = torch.randn(len(text_embeds), self.prior.dim, generator=noise, device=text_embeds.device)
-        return F.normalize(self.prior.sample(self.scale * text_embeds, start, steps), dim=-1)
+        return F.normalize(self.prior.sample(self.scale * text_embeds, start, STEPS), dim=-1)
 
     @torch.no_grad()
-    def decode(self, image_embeds: Tensor, noise: torch.Generator | None = None, steps: int = STEPS) -> Tensor:
+    def decode(self, image_embeds: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Embeddings of images [B, embed_dim] -> images [B, 1, 28, 28] in [0, 1]."""
         start = torch.randn(len(image_embeds), self.decoder.dim, generator=noise, device=image_embeds.device)
-        return self.autoencoder.decode(self.decoder.sample(self.scale * image_embeds, start, steps))
+        return self.autoencoder.decode(self.decoder.sample(self.scale * image_embeds, start, STEPS))
 
     def save(self, path: str | Path) -> None:
         content = {"arch": self.arch, "metrics": self.metrics, "state_dict": self.state_dict()}

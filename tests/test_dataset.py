@@ -16,6 +16,7 @@ import my_dataset
 from captions import DIGIT_WORDS, Labels, Texts, captions_for, multi_hot
 from data import augment
 from data.mnist import MD5, download
+from evaluation.claims import describe_batch
 from image_encoder import PIXEL_MEAN, PIXEL_STD
 from my_dataset import Batch, MNISTPairs, Split, batch_indices, load_mnist, stratified_indices
 from my_utils import InputError
@@ -68,7 +69,7 @@ def test_a_batch_is_described_line_by_line():
     facts = torch.stack([multi_hot("seven"), multi_hot("seven", "thin"), multi_hot("noise", "no digit")])
     texts = Texts(("seven", "a thin seven", "not a digit"), torch.tensor([0, 1, 2]))
     claims = torch.stack([multi_hot("seven"), multi_hot("seven", "thin"), multi_hot("no digit")])
-    assert Batch(None, texts, Labels(facts, claims, torch.zeros_like(facts))).describe() == [
+    assert describe_batch(Batch(None, texts, Labels(facts, claims, torch.zeros_like(facts)))) == [
         "0: image of seven <-> 'seven', true also of 1",
         "1: image of seven, thin <-> 'a thin seven', true of no other",
         "2: image of noise <-> 'not a digit', true of no other",
