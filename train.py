@@ -66,7 +66,7 @@ def train(run: Run, settings: Settings) -> None:
         bf16=use_bf16(settings.precision, device),
         chunk_size=settings.chunk_size,
         ema=ema,
-        part_weight=settings.part_weight if settings.captions == "attributes" else 0.0,
+        part_weight=settings.part_weight,
     )
     language_model = model.towers["text"].frozen_hash
     run.restore(belongs_to=language_model, model=model, **optimizers, **({"ema": ema} if ema else {}))

@@ -223,6 +223,7 @@ class Training:
             bf16=use_bf16(settings.precision, device) if bf16 is None else bf16,
             chunk_size=settings.chunk_size,
             ema=Ema(self.model, settings.ema_decay) if settings.ema_decay else None,
+            part_weight=settings.part_weight,
         )
         epochs = (pairs.epoch(settings.batch_size, settings.seed, epoch) for epoch in itertools.count())
         self.batches = itertools.chain.from_iterable(epochs)

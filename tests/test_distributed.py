@@ -55,8 +55,7 @@ def noise(size: int, loss: str, captions: str = "digit", **arch) -> tuple[CLIP, 
 def step_without_optimizer(model: CLIP, batch: Batch, **options) -> tuple[torch.Tensor, dict]:
     """A training step's loss and KL divergence [2], and the gradients that it leaves."""
     torch.manual_seed(0)  # of the parts' captions
-    part_weight = 0.75 if model.captions.name_attributes else 0.0
-    values = TrainingStep(model, [], part_weight=part_weight, **options)(batch)
+    values = TrainingStep(model, [], part_weight=0.75, **options)(batch)
     return torch.stack([values["loss"], values["kl"]]), gradients(model)
 
 
