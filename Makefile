@@ -52,9 +52,19 @@ benchmark: .venv/dev
 	$(BIN)/python -m benchmarks.speed $(ARGS)
 	$(BIN)/python -m benchmarks.tables
 
-# All that needs an NVIDIA GPU, in at most 25 minutes: its tests, then its tables.
+# All that needs an NVIDIA GPU, what matters most first; a command that fails does not stop the others. If the tests fail,
+# trust no figure. `make -n gpu` prints the commands.
+GPU := $(BIN)/python -m benchmarks
 gpu: .venv/dev
-	$(BIN)/python -m benchmarks.gpu $(ARGS)
+	-$(BIN)/python -m pytest -m cuda -n 0 tests/test_cuda.py
+	-$(GPU).seeds --name default --device cuda
+	-$(GPU).seeds --name speed-preset --device cuda --seeds 0 1 2 3 4 -- --preset speed
+	-$(GPU).speed --device cuda
+	-$(GPU).cost --device cuda
+	-$(GPU).seeds --name accuracy-50 --device cuda --seeds 0 1 2 3 4 -- --preset accuracy --epochs 50
+	-$(GPU).seeds --name accuracy-preset --device cuda -- --preset accuracy
+	-$(GPU).speed --slow --device cuda
+	$(GPU).tables
 
 # The data, the runs and the pictures stay.
 clean:

@@ -195,28 +195,16 @@ def settings_of(flags: list[str]) -> Settings:
 class Training:
     """What train.py builds from `flags`: each call samples a batch and takes a training step.
 
-    `channels_last`, `fused` (AdamW's kernels) and `bf16` (None: as --precision says) choose another form of it.
+    `bf16`: whether the towers compute in it; None: as --precision says.
     """
 
-    def __init__(
-        self,
-        flags: list[str],
-        device: torch.device,
-        *,
-        channels_last: bool = True,
-        fused: bool = True,
-        bf16: bool | None = None,
-    ):
+    def __init__(self, flags: list[str], device: torch.device, bf16: bool | None = None):
         self.settings = settings = settings_of(flags)
         torch.manual_seed(settings.seed)
         self.pairs = pairs = train.build_pairs(settings, device)
         pairs.augment = settings.augment
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.model = train.build_model(settings).to(device, memory_format=layout).train()
+        self.model = train.build_model(settings).to(device, memory_format=torch.channels_last).train()
         self.optimizers = make_optimizers(self.model, settings.lr, settings.muon_lr)
-        if not fused:
-            for group in self.optimizers["adamw"].param_groups:
-                group |= {"fused": False, "foreach": False}
         self.step = TrainingStep(
             self.model,
             list(self.optimizers.values()),

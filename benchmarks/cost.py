@@ -1,11 +1,11 @@
-"""What training and inference cost: time of a step in its variants and by operator, memory, images per second.
+"""What training and inference cost: time of a step in its variants, memory, images per second.
 
-    python -m benchmarks.cost                     all four tables
+    python -m benchmarks.cost                     all three tables
     python -m benchmarks.cost --only sizes        one of them
 
-`steps`: a training step of each preset and in other forms. `operators`: where its time goes. `sizes`: images/s and
-memory over batch size and embedding width. `inference`: images/s of `encode_image`. Timings compared with each other
-are taken in turn, and medians are reported. Writes results/cost-NAME.json (with a GPU: cost-NAME-cuda.json).
+`steps`: a training step of each preset and in other forms. `sizes`: images/s and memory over batch size and embedding
+width. `inference`: images/s of `encode_image`. Timings compared with each other are taken in turn, and medians are
+reported. Writes results/cost-NAME.json (with a GPU: cost-NAME-cuda.json).
 """
 
 import multiprocessing
@@ -15,8 +15,6 @@ from argparse import Namespace
 from pathlib import Path
 
 import torch
-from torch.autograd import DeviceType
-from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 import train
@@ -29,19 +27,6 @@ from my_utils import exit_on_error, use_bf16
 from training.settings import PRESETS
 
 STEPS = 40  # timed steps of each variant
-# A profiler's operator belongs to the first group of which its name contains a word.
-GROUPS = {
-    "convolution, backward": ("convolution_backward",),
-    "convolution, forward": ("convolution",),
-    "batch norm": ("batch_norm",),
-    "max pooling": ("max_pool",),
-    "ReLU, sums": ("threshold", "clamp_min", "relu"),
-    "matrix products of Muon": ("bmm",),  # the only batched ones
-    "matrix products of the towers, logits": ("mm", "linear"),
-    "augmentation": ("grid", "affine"),
-    "optimizer, clipping": ("adam", "norm", "foreach", "Optimizer"),
-    "the rest": ("",),
-}
 # (batch size, embed_dim, chunk size or None: the whole batch at once)
 SIZES = [
     *((batch, 64, None) for batch in (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)),
@@ -70,9 +55,7 @@ def measure_steps(args: Namespace) -> tuple:
     variants = {
         f"default, {dtypes[usual]}": Training([], device),
         f"default, {dtypes[not usual]}": Training([], device, bf16=not usual),
-        "memory format NCHW": Training([], device, channels_last=False),
         "AdamW alone (`--muon-lr 0`)": Training(adamw, device),
-        "AdamW alone, as a loop over parameters": Training(adamw, device, fused=False),
         "frozen language model (MiniLM)": Training(common.SENTENCES, device),
     }
     for name, flags in (("`--width 32`", wide), ("`--preset speed`", speed)):
@@ -94,26 +77,6 @@ def measure_steps(args: Namespace) -> tuple:
         for name, training in variants.items()
     ]
     return ["a training step", "batch size", "median", "the first step"], rows, ""
-
-
-def measure_operators(args: Namespace) -> tuple:
-    """Each group's share of the operators' own time, as the torch profiler counts it."""
-    shares, is_cuda = {}, args.device.type == "cuda"
-    for name, flags in (("default", []), ("`--preset speed`", ["--preset", "speed"])):
-        training = Training(flags, args.device)
-        for _ in range(5):
-            training()
-        with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * is_cuda) as profiler:
-            for _ in range(2 if args.quick else STEPS):
-                training()
-        totals = dict.fromkeys(GROUPS, 0.0)
-        for event in profiler.key_averages():
-            if event.device_type == DeviceType.CPU:  # a kernel's time is also in the operator that launched it
-                group = next(group for group, words in GROUPS.items() if any(word in event.key for word in words))
-                totals[group] += event.self_device_time_total if is_cuda else event.self_cpu_time_total
-        shares[name] = {group: total / sum(totals.values()) for group, total in totals.items()}
-    rows = [[group, *(f"{one[group]:.0%}" for one in shares.values())] for group in GROUPS]
-    return ["operators", *shares], rows, ""
 
 
 def measure_sizes(args: Namespace) -> tuple:
@@ -181,12 +144,7 @@ def measure_inference(args: Namespace) -> tuple:
     return ["`encode_image` of", "MFLOP per image", "images/s"], rows, note
 
 
-TABLES = {
-    "steps": measure_steps,
-    "operators": measure_operators,
-    "sizes": measure_sizes,
-    "inference": measure_inference,
-}
+TABLES = {"steps": measure_steps, "sizes": measure_sizes, "inference": measure_inference}
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ COMMANDS = {
     "gap": "losses --only gap",
     "speed": "speed",
     "speed-slow": "speed --slow",
-    **{f"cost-{name}": f"cost --only {name}" for name in ("steps", "operators", "sizes", "inference")},
+    **{f"cost-{name}": f"cost --only {name}" for name in ("steps", "sizes", "inference")},
 }
 # The first table of the README: what each row says, and the result, row and column that its figure comes from.
 HEADLINE = (

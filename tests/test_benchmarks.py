@@ -10,7 +10,7 @@ import torch
 
 import train
 from attributes import ATTRIBUTES, combination_ids, measure, unseen_combinations
-from benchmarks import combinations, common, generation, gpu, losses, tables
+from benchmarks import combinations, common, generation, losses, tables
 from benchmarks.common import Training, cell
 from benchmarks.recipes import OpenClip, plain_classifier, pytorch_example, toy_clip
 from captions import DIGIT_WORDS, LABEL_ID, OUTLIERS, Labels, image_facts, multi_hot
@@ -88,14 +88,15 @@ def test_every_result_is_a_table_with_its_origin():
 
 
 def test_every_benchmark_and_command_that_the_tables_name_exists():
-    for command in [*tables.COMMANDS.values(), *(c.removeprefix("benchmarks.") for c in gpu.COMMANDS)]:
+    on_gpu = re.findall(r"\$\(GPU\)\.(.*)", (common.ROOT / "Makefile").read_text())
+    assert len(on_gpu) > 5
+    for command in [*tables.COMMANDS.values(), *on_gpu]:
         module, _, flags = command.partition(" ")
-        if module != "pytest":
-            assert importlib.import_module(f"benchmarks.{module}").__doc__
+        assert importlib.import_module(f"benchmarks.{module}").__doc__
         if " -- " in flags:
             common.settings_of(flags.split(" -- ")[1].split())
-    on_gpu = {re.search(r"--name (\S+)", command)[1] for command in gpu.COMMANDS if "--name" in command}
-    assert on_gpu <= tables.COMMANDS.keys()
+    names = {re.search(r"--name (\S+)", command)[1] for command in on_gpu if "--name" in command}
+    assert names <= tables.COMMANDS.keys()
 
 
 def test_figures_of_different_machines_or_commits_have_no_mean():
@@ -114,18 +115,6 @@ def test_the_measured_step_is_that_of_the_preset(data_path):
     before = [parameter.clone() for parameter in training.model.parameters()]
     assert training()["loss"].isfinite()
     assert all((old != new).any() for old, new in zip(before, training.model.parameters(), strict=True))
-
-
-def test_a_step_can_be_measured_in_other_forms(data_path):
-    usual = Training([*SMALL, "--ema-decay", "0.9"], CPU)
-    other = Training(SMALL, CPU, channels_last=False, fused=False, bf16=True)
-    for training, is_usual in ((usual, True), (other, False)):
-        kernel = training.model.towers["image"].stages[0].weight if is_usual else None
-        assert kernel is None or kernel.is_contiguous(memory_format=torch.channels_last)
-        assert {group["fused"] for group in training.optimizers["adamw"].param_groups} == {is_usual}
-        assert training.step.bf16 != is_usual
-        assert (training.step.ema is not None) == is_usual
-        assert training()["loss"].isfinite()
 
 
 def test_a_run_is_trained_once_resumed_if_interrupted_and_then_read(tmp_path):
@@ -235,21 +224,3 @@ def test_distances_of_generated_images_by_hand():
     assert generation.precision_recall(real, real + 100) == (0, 0)
     black, white = torch.zeros(1, 28, 28, dtype=torch.uint8), torch.ones(3, 1, 28, 28)
     assert generation.nearest_distance(black, white) == pytest.approx(1)
-
-
-def test_make_gpu_reports_what_was_not_measured(monkeypatch, capfd):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr(gpu, "COMMANDS", ("no_such_module", "json.tool --help"))
-    monkeypatch.setattr(gpu, "TABLES", "json.tool --help")
-    assert gpu.main([]) == 1
-    assert capfd.readouterr().out.splitlines()[-1] == "no_such_module: failed, see its message above"
-    assert gpu.run("timeit -n 1 -s 'import time' 'time.sleep(600)'", seconds=0.5) == "ended, the time was over"
-    assert gpu.run("json.tool --help", seconds=0) == "no time was left"
-
-
-def test_make_gpu_without_a_gpu_is_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(InputError, match=r"^torch can use no GPU on this machine, so nothing was measured"):
-        gpu.main([])
-    assert gpu.main(["--dry-run"]) == 0
-    assert capsys.readouterr().out.count("python -m ") == len(gpu.COMMANDS)
