@@ -29,7 +29,7 @@ from text_encoder import TEXT_ENCODERS
 # that similarities stay graded: of two thick digits the thicker one is closer to "thick".
 MIN_TEMPERATURE = {"digit": 0.01, "attributes": 0.1}
 
-# Of the probabilities of a caption's parts. It is lower than the logits' own, so that edges between grades are sharp.
+# Of a caption's parts (`log_probs`). It is lower than the logits' own, so that the edges between grades are sharp.
 PART_TEMPERATURE = 1 / 20
 
 # Towers beside image and text. Each modality is a module modalities/<name>.py, which adds its encoder to TOWERS: one
@@ -107,7 +107,7 @@ class CLIP(nn.Module):
     def encode(self, modality: str, inputs) -> Tensor:
         """B inputs of a modality, as its encoder's `preprocess` takes them -> unit vectors [B, embed_dim].
 
-        Raises InputError for inputs that are invalid, or if the model has no such tower.
+        Raises InputError if the model has no such tower.
         """
         if modality in ("image", "text"):
             return self.encode_image(inputs) if modality == "image" else self.encode_text(inputs)
@@ -170,7 +170,8 @@ class CLIP(nn.Module):
         """
         claims, total = self.captions.claims[ids], 0
         for part in self.captions.parts:
-            probs = self.part_logits(image_embeds, self.embed_descriptions(part.ids)).softmax(dim=1)  # [N, G]
+            part_embeds = self.embed_descriptions(part.ids).to(image_embeds.device)  # [G, embed_dim]
+            probs = self.part_logits(image_embeds, part_embeds).softmax(dim=1)  # [N, G]
             fits = part.fits(claims).to(probs)  # [G, T]
             total = total + (probs @ fits).clamp(min=1e-30).log()
         return total

@@ -19,7 +19,7 @@ import torch
 from attributes import measure
 from clip import CLIP
 from evaluation.claims import format_labels, format_values, parse_claims
-from evaluation.pictures import ranked_images, save_figure
+from evaluation.pictures import check_writable, ranked_images, save_figure
 from generation.features import judge
 from generation.model import BEST_OF, Generator
 from generation.rows import add_model_flags, direction_row, image_row, path_row, speech_row, text_row
@@ -58,6 +58,7 @@ def read_flags(argv: list[str]) -> Namespace:
 @torch.no_grad()
 def main(argv: list[str]) -> None:
     args = read_flags(argv)
+    check_writable(Path(args.pictures))
     device, count = pick_device(args.device), args.count
     clip = CLIP.load(args.clip, device, args.text_model)
     generator = Generator.load(args.generator, clip)

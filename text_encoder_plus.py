@@ -113,31 +113,22 @@ def hash_weights(model: nn.Module) -> str:
 
 def load_language_model(name: str, download: bool = True) -> tuple:
     """Tokenizer and model of a folder or a Hugging Face name. Raises InputError if it is not available or unusable."""
-    folder = name
-    if not os.path.isdir(name):
+    if os.path.isdir(name):
         try:
-            folder = find_on_hub(name, download)
-        except Exception as error:  # the library raises many kinds
+            return read_language_model(name)
+        except Exception as error:  # damaged files lead the library to any error
+            reason = f"{short(error)} ({FILES} are needed)"
+            raise InputError(f"the folder {name} holds no usable language model: {reason}") from None
+    failed = ""
+    for is_local in (True, False) if download else (True,):
+        try:
+            return read_language_model(snapshot_download(name, allow_patterns=PATTERNS, local_files_only=is_local))
+        except Exception as error:  # it is not there, or in part
             failed = f" and cannot be downloaded ({short(error)})" if download else ""
-            raise InputError(
-                f"the language model {quote(name)} is not on this machine{failed}: name a folder that holds {FILES},"
-                " or a name on the Hugging Face hub to download it, with --text-model or text_model="
-            ) from None
-    try:
-        return read_language_model(folder)
-    except Exception as error:  # damaged files lead the library to any error
-        reason = f"{short(error)} ({FILES} are needed)"
-        raise InputError(f"the folder {folder} holds no usable language model: {reason}") from None
-
-
-def find_on_hub(name: str, download: bool) -> str:
-    """The folder of a Hugging Face name: what is on this machine, else what is downloaded."""
-    try:
-        return snapshot_download(name, allow_patterns=PATTERNS, local_files_only=True)
-    except Exception:
-        if not download:
-            raise
-        return snapshot_download(name, allow_patterns=PATTERNS, local_files_only=False)
+    raise InputError(
+        f"the language model {quote(name)} is not on this machine{failed}: name a folder that holds {FILES},"
+        " or a name on the Hugging Face hub to download it, with --text-model or text_model="
+    )
 
 
 def read_language_model(folder: str) -> tuple:

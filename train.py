@@ -37,7 +37,7 @@ SCORES = {"digit": "val_digit_accuracy", "attributes": "val_seen_accuracy"}
 
 def main(argv: list[str]) -> None:
     settings, overrides = parse_flags(Settings, argv, "train.py", "Train a small CLIP on MNIST.", PRESETS)
-    distributed.start()
+    distributed.start(settings.device)
     with Run.open(settings, overrides, label=settings.loss, program=[os.path.relpath(__file__)]) as run:
         train(run, run.settings)
 

@@ -41,7 +41,7 @@ SPEECH_COLUMNS += ("image → speech, recall@1", "image → speech, recall@5")
 
 def trained_tower(args: Namespace, modality: str, name: str, seed: int, *flags: str) -> CLIP:
     """The CLIP of this seed with a tower for the modality, trained with these flags if it is not there yet."""
-    kind = training.MODALITIES[modality][0]
+    kind = training.RECIPES[modality][0]
     folder = args.runs / modality / f"{name}{args.suffix}-seed{seed}"
     flags = ["--clip", str(common.trained_clip(args, seed)), "--seed", str(seed), "--device", str(args.device), *flags]
     flags += ["--epochs", "1"] if args.quick else []

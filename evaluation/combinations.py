@@ -32,8 +32,9 @@ def evaluate_attributes(model: CLIP, features: Tensor, split: Split) -> dict:
     digits = features @ model.zero_shot_classifier().cpu().T  # [N, 10]
     results = combination_accuracies(model.log_probs(features, ids), split, unseen)
     results["digit"] = accuracy_with_ci(digits.argmax(dim=1), split.labels)
+    grades = expected_grades(model, features)  # [N, A]
     results["rank_correlation"] = {
-        attribute.name: rank_correlation(expected_grades(model, features)[:, i], values[:, i], split.labels)
+        attribute.name: rank_correlation(grades[:, i], values[:, i], split.labels)
         for i, attribute in enumerate(ATTRIBUTES)
     }
     asked = combinations[unseen[combinations]].unique()  # text -> image, by the unseen captions that have images

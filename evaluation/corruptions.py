@@ -1,7 +1,6 @@
 """Robustness: the accuracy on test images that are corrupted in seven ways, at five severities each.
 
-(With `--augment corrupted` training shows milder forms of five of them, all but rotation and translation.) A corruption
-takes float images [B, 28, 28] in [0, 1], an amount and a CPU generator, and returns as many such images.
+A corruption takes float images [B, 28, 28] in [0, 1], an amount and a CPU generator, and returns as many such images.
 """
 
 import math

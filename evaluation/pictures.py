@@ -121,6 +121,18 @@ def closest_images(
 # ---- captions of attributes ----
 
 
+def described_images(model: CLIP, split: Split, features: Tensor, count: int = 16) -> Figure:
+    """The first images, each under the most probable of the captions of all combinations."""
+    require_attributes(model)
+    predicted = model.log_probs(features[:count], combination_description_ids()).argmax(dim=1)  # [count]
+    images, digits = split.images[:count], split.labels[:count]
+    is_right = (predicted == combination_ids(digits, measure(images))).tolist()
+    notes = [textwrap.fill(combination_caption(one), 14) for one in predicted.tolist()]
+    parts = [slice(i, i + 8) for i in range(0, count, 8)]
+    rows = [("", None, images[part], notes[part], is_right[part]) for part in parts]
+    return ranked_images(rows, "test images under the most probable caption of all combinations", size=1.5)
+
+
 def attribute_search(model: CLIP, split: Split, features: Tensor) -> Figure:
     """The images closest to both extremes of each attribute, and to the two most frequent unseen combinations."""
     require_attributes(model)

@@ -15,7 +15,7 @@ from clip import CLIP
 from evaluation.claims import combination_caption
 from modalities import speech
 from my_dataset import DATA_PATH, Split
-from my_utils import text
+from my_utils import InputError, text
 
 MAX_SHARE = 0.5  # of the way from an image's embedding to a direction
 
@@ -40,7 +40,8 @@ class Row(NamedTuple):
 
 
 def text_row(clip: CLIP, caption: str, count: int) -> Row:
-    return Row(textwrap.fill(caption, 18), None, caption, clip.encode_text([caption]).expand(count, -1))
+    title = textwrap.fill(textwrap.shorten(caption, 100), 18)
+    return Row(title, None, caption, clip.encode_text([caption]).expand(count, -1))
 
 
 def speech_row(clip: CLIP, path: str, count: int) -> Row:
@@ -66,6 +67,9 @@ def path_row(start: Row, end: Tensor, name: str, share: float = 1.0) -> Row:
 
 
 def direction_row(clip: CLIP, start: Row, low: str, high: str) -> Row:
-    """The path along the difference of two texts."""
+    """The path along the difference of two texts. Raises InputError if they do not differ."""
     difference = clip.encode_text([high])[0] - clip.encode_text([low])[0]  # [embed_dim]
-    return path_row(start, F.normalize(difference, dim=0), f"{low} to {high}", MAX_SHARE)
+    if not difference.any():
+        raise InputError("--direction needs two texts that differ in what they say")
+    name = textwrap.fill(textwrap.shorten(f"{low} to {high}", 100), 18)
+    return path_row(start, F.normalize(difference, dim=0), name, MAX_SHARE)

@@ -98,9 +98,8 @@ def train(run: Run, settings: GeneratorSettings) -> None:
             run.end_epoch({}, generator)
         else:  # the last epoch is kept: a flow does not overfit in so few
             run.end_epoch({"val_agreement": validate(ema.model, clip, val, texts)}, ema.model)
-            samples = ema.model.sample(
-                clip, clip.zero_shot_classifier().repeat_interleave(9, dim=0)
-            )  # nine of each digit
+            digits = clip.zero_shot_classifier().repeat_interleave(9, dim=0)  # [90, embed_dim]
+            samples = ema.model.sample(clip, digits)
             run.writer.add_image("samples", make_grid(samples, nrow=9), run.step - 1)
 
     # ---- the end ----

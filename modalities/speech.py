@@ -88,7 +88,10 @@ def read_wav(path: str | Path) -> Tensor:
         raise InputError(
             f"{path} is no wav file, is cut off or was written into a pipe ({short(error)}): convert or copy it again"
         ) from None
-    return to_waveform(rate, samples)
+    try:
+        return to_waveform(rate, samples)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def to_waveform(rate: int, samples: np.ndarray) -> Tensor:
@@ -104,12 +107,12 @@ def to_waveform(rate: int, samples: np.ndarray) -> Tensor:
         raise InputError("the sound is empty, or holds numbers that are not finite: record it again")
     loudest = 1.0 if samples.dtype.kind == "f" else 2.0 ** (8 * samples.dtype.itemsize - 1)
     sound = (samples / loudest).reshape(len(samples), -1).mean(axis=1)  # [T]
+    common = math.gcd(rate, RATE)
+    sound = resample_poly(sound - sound.mean(), RATE // common, rate // common)  # [T']
     sound = sound - sound.mean()
     if np.abs(sound).max() < SILENCE:
         raise InputError("the sound is all silence: record it again, closer to the microphone")
-    common = math.gcd(rate, RATE)
-    sound = resample_poly(sound, RATE // common, rate // common)  # [T']
-    return torch.from_numpy(sound - sound.mean()).float()
+    return torch.from_numpy(sound).float()
 
 
 @functools.cache

@@ -86,7 +86,7 @@ def speech_pairs(settings: SpeechSettings, clip: CLIP, device: torch.device) -> 
 
 
 # Settings, pairs, a fixed temperature (low for strokes, because instances must be separated), and the metric.
-MODALITIES = {
+RECIPES = {
     "strokes": (TowerSettings, strokes_pairs, 0.03, "val_zero_shot_accuracy"),
     "speech": (SpeechSettings, speech_pairs, 0.1, "held_out_zero_shot_accuracy"),
 }
@@ -96,16 +96,16 @@ def main(argv: list[str]) -> None:
     distributed.refuse("modalities/train.py")
     if argv[:1] in (["-h"], ["--help"]):
         return print(__doc__)
-    if not argv or argv[0] not in MODALITIES:
-        raise InputError(f"name first {' or '.join(MODALITIES)}, as in python -m modalities.train strokes --help")
-    modality, kind = argv[0], MODALITIES[argv[0]][0]
+    if not argv or argv[0] not in RECIPES:
+        raise InputError(f"name first {' or '.join(RECIPES)}, as in python -m modalities.train strokes --help")
+    modality, kind = argv[0], RECIPES[argv[0]][0]
     settings, overrides = parse_flags(kind, argv[1:], f"python -m modalities.train {modality}", __doc__)
     with Run.open(settings, overrides, label=modality, program=[os.path.relpath(__file__), modality]) as run:
         train(run, run.settings, modality)
 
 
 def train(run: Run, settings: TowerSettings, modality: str) -> None:
-    _, make_pairs, temperature, metric = MODALITIES[modality]
+    _, make_pairs, temperature, metric = RECIPES[modality]
     device, file = pick_device(settings.device), Path(settings.clip).resolve()  # (a link stays a link)
     clip = CLIP.load(file, device, settings.text_model).requires_grad_(False)
     fingerprint, saved = clip.fingerprint(), run.folder / "best_model.pth"

@@ -21,7 +21,6 @@ from training.settings import PRESETS
 CPU = torch.device("cpu")
 SMALL = ["--embed-dim", "8", "--width", "4", "--muon-lr", "0", "--batch-size", "32"]
 ORIGIN = {"device": "A CPU, 2 threads", "threads": 2, "torch_version": "2", "commit": "abc1234", "date": "2026-01-01"}
-SMALL_WORDS = {"so", "its", "on", "of", "in", "that", "the", "to", "by", "with", "it", "and", "an", "from", "for"}
 
 
 def test_cells_show_the_mean_and_the_standard_deviation():

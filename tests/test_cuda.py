@@ -24,8 +24,9 @@ from training.optim import make_optimizers
 from training.step import TrainingStep
 
 CPU = torch.device("cpu")
-ATTRIBUTES = ["--width", "4", "--embed-dim", "16", "--batch-size", "64", "--precision", "fp32"]
-DIGIT = [*ATTRIBUTES, "--captions", "digit", "--image-encoder", "fast", "--muon-lr", "0"]
+FLAGS = ["--width", "4", "--embed-dim", "16", "--batch-size", "64", "--precision", "fp32"]
+ATTRIBUTES = [*FLAGS, "--part-weight", "0"]  # the captions of the parts are drawn on each device
+DIGIT = [*FLAGS, "--captions", "digit", "--image-encoder", "fast", "--muon-lr", "0"]
 # Sums in another order in float32 can flip a ReLU at zero, which moved one bias's gradient by 2% between two memory
 # formats on a CPU.
 ROUNDING = 0.05
@@ -187,7 +188,9 @@ def test_a_training_step_keeps_to_one_device_and_reads_nothing(
             model = CLIP(16, image_encoder, 4, kind, loss=loss).train()
         sentences = pairs.captions.sentences  # tokenized once a run, on the CPU
         model._tokenized = (sentences, torch.empty(len(sentences), 12, dtype=torch.int64, device="cuda"))
-        step = TrainingStep(model, list(make_optimizers(model, 0.1, 0.1).values()), chunk_size=chunk_size)
+        step = TrainingStep(
+            model, list(make_optimizers(model, 0.1, 0.1).values()), chunk_size=chunk_size, part_weight=0.75
+        )
 
         def backward(x, gradient=None):  # the real one needs a card
             for p in model.parameters():

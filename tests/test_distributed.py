@@ -139,10 +139,14 @@ def test_each_process_takes_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.distributed.init_process_group", lambda backend: None)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
-    distributed.start()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    distributed.start("cpu")
+    distributed.start("cuda:0")
+    assert taken == []
+    distributed.start("auto")
     assert taken == [1]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
-    with pytest.raises(InputError, match="2 processes but 1 GPUs: lower --nproc-per-node"):
+    with pytest.raises(InputError, match="2 processes but 1 GPUs: lower --nproc-per-node, or use --device cpu"):
         distributed.start()
 
 

@@ -44,7 +44,7 @@ def evaluated(data_path, tmp_path_factory) -> SimpleNamespace:
 def test_it_writes_its_pictures_and_evaluation_json_and_nothing_else(evaluated):
     assert {path.name for path in evaluated.folder.iterdir()} == {"best_model.pth", "evaluation.json", "pictures"}
     files = {path.name: path for path in (evaluated.folder / "pictures").iterdir()}
-    assert files.keys() == {"evaluation_map.png", "evaluation_ood.png", "evaluation_robustness.png"}
+    assert files.keys() == {f"evaluation_{name}.png" for name in ("combinations", "map", "ood", "robustness")}
     for path in files.values():
         image = Image.open(path).convert("L")
         assert min(image.size) > 300

@@ -10,17 +10,17 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from attributes import combination_ids, measure, unseen_combinations
-from captions import DIGIT_WORDS
+from captions import DIGIT_WORDS, combination_description_ids
 from clip import CLIP
 from conftest import ROOT, TINY, first_tenth, train_here
 from evaluation import pictures
-from evaluation.claims import format_values
+from evaluation.claims import combination_caption, format_values
 from evaluation.pictures import RIGHT, WRONG
 from evaluation.similarity import similarity_matrix
 from my_dataset import DATA_PATH, load_mnist
 
 ALWAYS = ("predictions", "similarity_matrix", "text_to_images", "nearest_images", "hardest_mistakes")
-WITH_ATTRIBUTES = ("attribute_matrix", "attribute_search", "outliers")
+WITH_ATTRIBUTES = ("attribute_matrix", "described_images", "attribute_search", "outliers")
 
 
 @pytest.fixture
@@ -127,5 +127,10 @@ def test_figures_of_attributes_show_what_images_measure_and_what_was_never_train
     names = [text.get_text().replace("\n", " ") for axes in search.axes for text in axes.texts]
     assert names[:2] == ["a very thin digit", "a very thick digit"]
     assert all(name.endswith("(never trained)") for name in names[-2:])
+    described = titles(pictures.described_images(model, split, features))
+    best = model.log_probs(features[:16], combination_description_ids()).argmax(dim=1)
+    is_right = best == combination_ids(split.labels, measure(split.images))[:16]
+    assert [title.get_color() == RIGHT for title in described] == is_right.tolist()
+    assert described[0].get_text().replace("\n", " ") == combination_caption(int(best[0]))
     generated = pictures.generated_combinations(split.images[:90], unseen)
     assert [title.get_color() == WRONG for title in titles(generated)] == unseen.flatten().tolist()

@@ -44,8 +44,9 @@ WRONG = {
     "expected one argument": ("--epochs",),
     "x/x/x/.*": [f"{name} {'x/' * 2500}" for name in ("--epochs", "--loss", "--run-name", "--unknown")],
     # without effect together
-    "is for --captions attributes": (
+    "are for --captions attributes": (
         "--captions digit --unseen-seed 1",
+        "--captions digit --part-weight 0.5",
         "--preset speed --unseen-seed 0",
     ),
     "add --text-encoder plus": ("--freeze-text", "--text-model bert"),

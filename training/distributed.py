@@ -1,7 +1,8 @@
 """Data parallel training under `torchrun train.py`: one loss over the batch of all processes.
 
 Each process embeds its share of the batch; `gather` brings all embeddings to every process, so that each compares all
-images with all texts. Then the same loss is computed everywhere, and DDP averages the gradients of the towers.
+images with all texts. Then the loss of the whole batch is computed everywhere, and DDP averages the towers' gradients.
+(Each process draws its own captions of the parts.)
 """
 
 import os
@@ -14,18 +15,18 @@ from torch.nn.parallel import DistributedDataParallel
 from my_utils import InputError, short
 
 
-def start() -> None:
+def start(device: str = "auto") -> None:
     """Join the processes that torchrun has started, if it has; "cuda" then means a GPU of its own to each of them.
 
     Raises InputError if they cannot find each other, or if there are more of them than GPUs.
     """
     if "RANK" not in os.environ or dist.is_initialized():
         return
-    local, gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if local >= gpus > 0:
-        raise InputError(f"{local + 1} processes but {gpus} GPUs: lower --nproc-per-node")
-    if gpus:
-        torch.cuda.set_device(local)
+    gpus, processes = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if gpus and device in ("auto", "cuda"):
+        if processes > gpus:
+            raise InputError(f"{processes} processes but {gpus} GPUs: lower --nproc-per-node, or use --device cpu")
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     except (RuntimeError, ValueError) as error:

@@ -244,8 +244,8 @@ class Run:
     def publish(self, kind: str, score: str) -> str:
         """Copy best_model.pth, a checkpoint of this kind, to the folder of all runs.
 
-        Returns a note about the model that it replaces. Raises InputError if another kind of checkpoint is there, or if
-        another process keeps the file locked.
+        Returns a note about the model that it replaces, or that another kind of checkpoint is there and stays. Raises
+        InputError if another process keeps the file locked.
         """
         best, target, notes = self.folder / "best_model.pth", self.published, []
         with locked(target):
@@ -260,7 +260,7 @@ class Run:
                     back = shlex.join(["cp", str(earlier), str(target)])
                     notes.append(f"was better on validation ({reached:.2%}), to go back: {back}")
             except WrongKindError as error:
-                raise InputError(f"{error}. The run's own model is {best}") from None
+                return f"{error}. It stays as it is, and the run's own model is {best}"
             except (InputError, KeyError, TypeError):  # another version's, or none
                 pass
             atomic_write(target, best.read_bytes())

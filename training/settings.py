@@ -86,8 +86,8 @@ class Settings(RunSettings):
                 f"--augment {self.augment} changes no image in a run of {PLAIN_EPOCHS} epochs or less: add --epochs"
                 f" {PLAIN_EPOCHS + 1} or more"
             )
-        if self.captions == "digit" and "unseen_seed" in overrides:
-            raise InputError("--unseen-seed is for --captions attributes: leave it out")
+        if self.captions == "digit" and overrides.keys() & {"unseen_seed", "part_weight"}:
+            raise InputError("--unseen-seed and --part-weight are for --captions attributes: leave them out")
         if self.init_temperature < MIN_TEMPERATURE[self.captions]:
             raise InputError(
                 f"--init-temperature {self.init_temperature} is below {MIN_TEMPERATURE[self.captions]}, the least with"

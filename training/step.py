@@ -113,7 +113,7 @@ class TrainingStep:
         texts, part_embeds = all_texts[: len(images)], all_texts[len(images) :]
 
         # Some rows of the [B, B] logits at a time, in both directions; with as many logits as a batch of chunk_size
-        # has, but no fewer than 32 rows, for each part also moves all B embeddings' gradients.
+        # has, but no fewer than 32 rows, for each group of rows also moves all B embeddings' gradients.
         size, loss, minimum = len(images), 0.0, 0.0
         for rows in torch.arange(size, device=images.device).split(max(32, self.chunk_size**2 // size)):
             sides = (
