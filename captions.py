@@ -121,7 +121,7 @@ def match(facts: Tensor, claims: Tensor, unknown: Tensor) -> tuple[Tensor, Tenso
 
 
 class Labels(NamedTuple):
-    """What decides which of B images and B texts belong together."""
+    """The labels of B images and B texts, which say which of them match."""
 
     facts: Tensor  # bool [B, S], of the images
     claims: Tensor  # bool [B, S], of the texts
@@ -158,8 +158,8 @@ def image_facts(digits: Tensor, values: Tensor) -> Tensor:
 def unknown_labels(unseen: Tensor) -> Tensor:
     """Unseen combinations, bool of shape COMBINATIONS -> for each combination the labels unknown there, bool [C, S].
 
-    These are the labels that would turn it into an unseen combination by a change of one attribute. No training image
-    can show them to be true there, so none may teach that they are false.
+    These are the labels that would turn it into an unseen combination by a change of one attribute, of the same digit.
+    No training image can show them to be true there, so none may teach that they are false.
     """
     unknown = torch.zeros(*unseen.shape, len(LABELS), dtype=torch.bool)
     for place in unseen.nonzero().tolist():
@@ -173,26 +173,32 @@ def unknown_labels(unseen: Tensor) -> Tensor:
 
 
 class Part(NamedTuple):
-    """What captions can say of one thing, as alternatives of which an image shows one: a digit; a grade of thickness.
+    """One thing that captions can name, such as the digit or the thickness. Its G alternatives exclude each other.
 
-    `ids` int64 [G] are the descriptions that name one alternative and nothing else; `facts` bool [G, S] is what it
-    makes true.
+    `ids` int64 [G]: for each alternative the description that names it and nothing else. `facts` bool [G, S]: the
+    labels that it makes true.
     """
 
     ids: Tensor
     facts: Tensor
 
-    def match(self, labels: Labels) -> tuple[Tensor, Tensor]:
-        """Which alternative each image shows, and which ones training never shows beside it: bool [B, G] each."""
-        own = self.facts.any(dim=0)  # [S], the labels of this part
-        positive = ~((labels.facts[:, None] ^ self.facts) & own).any(dim=2)
-        _, ignored = match(labels.facts, self.facts, labels.unknown)
-        return positive, ignored & ~positive
+    def shown_by(self, labels: Labels) -> tuple[Tensor, Tensor]:
+        """Positive, ignored bool [B, G]: the alternative that each image shows, and those that are unknown there.
 
-    def fits(self, claims: Tensor) -> Tensor:
-        """Claims [T, S] -> which alternatives agree with each text, bool [G, T]: thin is very thin, or only thin."""
-        own = self.facts.any(dim=0)  # [S]
-        return match(self.facts, claims & own, torch.zeros_like(self.facts))[0]
+        A very thin image shows "very thin", not "thin", though both are true. An outlier shows no alternative.
+        """
+        part_labels = self.facts.any(dim=0)  # [S]
+        positive = ~((labels.facts[:, None] ^ self.facts) & part_labels).any(dim=2)
+        _, ignored = match(labels.facts, self.facts, labels.unknown)
+        return positive, ignored
+
+    def allowed_by(self, claims: Tensor) -> Tensor:
+        """Claims of digits [T, S] -> the alternatives that each text allows, bool [G, T].
+
+        "Thin" allows very thin and thin; a text that does not name this part allows all.
+        """
+        part_labels = self.facts.any(dim=0)  # [S]
+        return match(self.facts, claims & part_labels, torch.zeros_like(self.facts))[0]
 
 
 class Captions:
@@ -230,7 +236,7 @@ def digit_captions(templates: tuple[str, ...]) -> Captions:
 def attribute_captions() -> Captions:
     """Every combination of a digit and a grade of each attribute, each said or not, at `description_id`.
 
-    Followed by the outlier descriptions, at OUTLIER_IDS: generic, then by kind.
+    Followed by those of outliers, at OUTLIER_IDS: first "no digit", then one for each kind.
     """
     sentences, claims = [], []
     grades = [range(UNSAID, GRADES)] * len(ATTRIBUTES)

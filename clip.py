@@ -165,15 +165,15 @@ class CLIP(nn.Module):
     def log_probs(self, image_embeds: Tensor, ids: Tensor) -> Tensor:
         """Unit vectors [N, embed_dim], descriptions [T] of digits -> logarithms of how probable each is [N, T].
 
-        The parts of a description count as independent. Each part's probability is that of the alternatives that fit,
-        among all, by the captions that name one alternative alone (`captions.Part`).
+        The parts of a description count as independent. Each part's probability is that of the alternatives which the
+        description allows, among all, by the captions that name one alternative alone (`captions.Part`).
         """
         claims, total = self.captions.claims[ids], 0
         for part in self.captions.parts:
             part_embeds = self.embed_descriptions(part.ids).to(image_embeds.device)  # [G, embed_dim]
             probs = self.part_logits(image_embeds, part_embeds).softmax(dim=1)  # [N, G]
-            fits = part.fits(claims).to(probs)  # [G, T]
-            total = total + (probs @ fits).clamp(min=1e-30).log()
+            allowed = part.allowed_by(claims).to(probs)  # [G, T]
+            total = total + (probs @ allowed).clamp(min=1e-30).log()
         return total
 
     # ---- towers ----

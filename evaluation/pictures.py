@@ -231,6 +231,8 @@ def seen_unseen_curves(curves: dict[str, list]) -> Figure:
     for name, (seen, unseen) in curves.items():
         axes.plot([100 * x for x in seen], [100 * x for x in unseen], label=name)
     axes.set(xlabel="accuracy on seen combinations, %", ylabel="accuracy on unseen combinations, %")
+    right, top = (100 * max(max(curve[side]) for curve in curves.values()) for side in (0, 1))
+    axes.set(xlim=(0.75 * right, 1.01 * right), ylim=(0.6 * top, 1.01 * top))  # where a model could be used
     axes.set(title="every bias between seen and unseen combinations, test images")
     axes.legend(loc="lower left")
     return figure

@@ -178,14 +178,14 @@ def test_an_image_shows_one_alternative_of_each_part():
     facts = torch.stack([two, captions.multi_hot("scribble", "no digit")])
     unknown = torch.stack([captions.multi_hot("thick", "very thick"), captions.multi_hot()])
     labels = captions.Labels(facts, facts, unknown)
-    positive, ignored = thickness.match(labels)
+    positive, ignored = thickness.shown_by(labels)
     assert positive.tolist() == [[True, False, False, False, False], [False] * 5], "very thin, not only thin"
     assert ignored.tolist() == [[False, False, False, True, True], [False] * 5]
-    assert slant.match(labels)[0].nonzero().tolist() == [[0, 2]]
-    assert digit.match(labels)[0].nonzero().tolist() == [[0, 2]]
+    assert slant.shown_by(labels)[0].nonzero().tolist() == [[0, 2]]
+    assert digit.shown_by(labels)[0].nonzero().tolist() == [[0, 2]]
     claims = torch.stack([captions.multi_hot(*names) for names in (("a digit", "thin"), ("two",))])
-    assert thickness.fits(claims).T.tolist() == [[True, True, False, False, False], [True] * 5]
-    assert digit.fits(claims).sum(dim=0).tolist() == [10, 1]
+    assert thickness.allowed_by(claims).T.tolist() == [[True, True, False, False, False], [True] * 5]
+    assert digit.allowed_by(claims).sum(dim=0).tolist() == [10, 1]
 
 
 def test_the_labels_that_lead_to_an_unseen_combination_are_unknown_by_hand():

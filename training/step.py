@@ -2,7 +2,7 @@
 
 A contrastive batch that does not fit is taken in chunks by GradCache (Gao et al., 2021, arXiv 2101.06983). The loss
 compares all images of the batch with all texts, so that plain gradient accumulation would change it. Here the images
-are embedded in chunks without a graph, the loss is differentiated with respect to the embeddings alone, and then each
+are embedded in chunks without a graph, the loss is differentiated with respect to the embeddings, and then each
 chunk is embedded once more, with a graph, and takes its embeddings' gradient back into the weights. That is one more
 forward pass, and the memory of one chunk beside the batch's images.
 """
@@ -43,7 +43,9 @@ class TrainingStep:
         self.model, self.optimizers, self.ema = model, optimizers, ema
         self.net = distributed.wrap(model)  # what embeds: the model, or DDP around it
         self.bf16, self.chunk_size = bf16, chunk_size
-        self.part_weight = part_weight if model.captions.name_attributes else 0.0  # a caption of a digit has one part
+        self.part_weight = (
+            part_weight if model.captions.name_attributes else 0.0
+        )  # captions of digits have one part alone
         self.parts = [Part(*(x.to(model.logit_scale.device) for x in part)) for part in model.captions.parts]
 
     def __call__(self, batch: Batch, lr_factor: float = 1.0) -> dict[str, Tensor]:
@@ -87,19 +89,20 @@ class TrainingStep:
     def part_loss(self, image_embeds: Tensor, part_embeds: Tensor, labels: Labels) -> Tensor:
         """For each image, the mean over parts of the cross-entropy of the alternative that it shows: [B].
 
-        Captions that differ in one part alone are compared with each other. In a batch, this difference counts little
-        beside all others.
+        In a batch, captions mostly differ in several parts at once. Here those that differ in one part alone compete.
+        An image that shows no alternative, an outlier, adds nothing.
         """
         logits = self.model.part_logits(image_embeds, part_embeds)  # [B, all alternatives]
-        own = logits.split([len(part.ids) for part in self.parts], dim=1)
+        by_part = logits.split([len(part.ids) for part in self.parts], dim=1)
         losses = [
-            multi_positive(x, *part.match(labels), own=None) for x, part in zip(own, self.parts, strict=True)
+            multi_positive(x, *part.shown_by(labels), own=None) for x, part in zip(by_part, self.parts, strict=True)
         ]  # [B] each
         return torch.stack(losses).mean(dim=0)
 
     def gradcache(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Equal to `forward_backward`, up to rounding, if the image tower treats each image by itself. Batch norm in
-        training does not: its statistics are those of a chunk, and its running ones move twice in a step."""
+        """Equal to `forward_backward` with the same random draws, up to rounding, if the image tower treats each image
+        by itself. Batch norm in training does not: its statistics are those of a chunk, and its running ones move twice
+        in a step."""
         model, labels = self.model, batch.labels
         chunks = batch.images.split(self.chunk_size)
         with self._autocast():
@@ -112,22 +115,22 @@ class TrainingStep:
         all_texts = text_embeds.detach().requires_grad_()
         texts, part_embeds = all_texts[: len(images)], all_texts[len(images) :]
 
-        # Some rows of the [B, B] logits at a time, in both directions; with as many logits as a batch of chunk_size
-        # has, but no fewer than 32 rows, for each group of rows also moves all B embeddings' gradients.
+        # Blocks of rows of the [B, B] logits, in both directions. A block has about chunk_size^2 logits, but at least
+        # 32 rows, because each block also adds to the gradients of all B embeddings.
         size, loss, minimum = len(images), 0.0, 0.0
         for rows in torch.arange(size, device=images.device).split(max(32, self.chunk_size**2 // size)):
             sides = (
                 (model.compare(images[rows], texts).logits_per_image, *labels.match(images=rows)),
                 (model.compare(images, texts[rows]).logits_per_text, *(x.T for x in labels.match(texts=rows))),
             )  # [R, B] each
-            share = sum(model.loss_function(*side, rows).sum() for side in sides) / (2 * size)
+            block_loss = sum(model.loss_function(*side, rows).sum() for side in sides) / (2 * size)
             least = sum(min_loss(model.loss_function, side[1]).sum() for side in sides) / (2 * size)
             if self.part_weight:
-                own = Labels(labels.facts[rows], labels.claims, labels.unknown[rows])
-                part_loss = self.part_loss(images[rows], part_embeds, own).sum() / size
-                share, least = torch.lerp(share, part_loss, self.part_weight), (1 - self.part_weight) * least
-            share.backward()
-            loss, minimum = loss + share.detach(), minimum + least
+                row_labels = Labels(labels.facts[rows], labels.claims, labels.unknown[rows])
+                part_loss = self.part_loss(images[rows], part_embeds, row_labels).sum() / size
+                block_loss, least = torch.lerp(block_loss, part_loss, self.part_weight), (1 - self.part_weight) * least
+            block_loss.backward()
+            loss, minimum = loss + block_loss.detach(), minimum + least
 
         # Backward stands outside of autocast, as in a plain step: what ran in float32 forwards does so backwards.
         for chunk, gradient in zip(chunks, images.grad.split(self.chunk_size), strict=True):
