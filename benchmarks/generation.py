@@ -40,7 +40,7 @@ from training.settings import parse_flags
 from training.step import update
 
 CLASSIFIER_EPOCHS, SMALL_SET_EPOCHS = 6, 15  # of the classifier; of those that train on as many images as are generated
-OTHER_BEST_OF = (1, 2, 8)  # candidates; one: no ranking
+OTHER_BEST_OF = (1, 2)  # candidates; one: no ranking
 NEIGHBOURS = 3  # k of precision and recall
 CHUNK = 500  # texts that are drawn at a time
 OURS = "text → prior → decoder"

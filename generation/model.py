@@ -27,7 +27,7 @@ from my_utils import InputError, load_checkpoint, save_checkpoint, short
 # All of these were chosen on validation. The autoencoder renders what it is unsure of in grey, which makes strokes 0.11
 # pixels thicker; sharpening undoes that.
 STEPS = 6  # of Heun's method, from noise to data
-BEST_OF = 4  # candidates of prior and decoder, of which the one closest to the text is kept
+BEST_OF = 4  # drawings, of which the one closest to the text is kept
 SHARPEN, DARKEN = 1.5, 0.25  # on the logits of pixels
 LATENT_NOISE = 0.1  # added to latents of unit variance in the autoencoder's training: a flow's samples are not exact
 FREQUENCIES = 16  # of the sinusoidal time embedding
@@ -166,11 +166,11 @@ class Generator(nn.Module):
     ) -> Tensor:
         """Embeddings of texts [B, embed_dim] -> an image of each, [B, 1, 28, 28] in [0, 1].
 
-        The prior proposes `best_of` vectors for each text, and the nearest one is drawn `best_of` times; of the
-        drawings, the one that the CLIP finds closest to the text is kept (ranked as in DALL-E, Ramesh et al., 2021,
-        arXiv 2102.12092).
+        The prior proposes `best_of`^2 vectors for each text (it costs little), and the nearest one is drawn `best_of`
+        times; of the drawings, the one that the CLIP finds closest to the text is kept (ranked as in DALL-E, Ramesh et
+        al., 2021, arXiv 2102.12092).
         """
-        texts = text_embeds.repeat_interleave(best_of, dim=0)  # [B * best_of, embed_dim]
+        texts = text_embeds.repeat_interleave(best_of**2, dim=0)  # [B * best_of^2, embed_dim]
         vectors = self.sample_prior(texts, noise)
         vectors = vectors[closest(vectors, text_embeds)]  # [B, embed_dim]
         images = self.decode(vectors.repeat_interleave(best_of, dim=0), noise)  # [B * best_of, 1, 28, 28]
