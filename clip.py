@@ -162,6 +162,11 @@ class CLIP(nn.Module):
         return self.embed_descriptions(self.captions.digit_ids)
 
     @torch.no_grad()
+    def part_probs(self, image_embeds: Tensor) -> list[Tensor]:
+        """Unit vectors [N, embed_dim] -> the probability of each alternative of each part, [N, G] on their device."""
+        vectors = [self.embed_descriptions(part.ids).to(image_embeds.device) for part in self.captions.parts]
+        return [self.part_logits(image_embeds, part_embeds).softmax(dim=1) for part_embeds in vectors]
+
     def log_probs(self, image_embeds: Tensor, ids: Tensor) -> Tensor:
         """Unit vectors [N, embed_dim], descriptions [T] of digits -> logarithms of how probable each is [N, T].
 
@@ -169,9 +174,7 @@ class CLIP(nn.Module):
         description allows, among all, by the captions that name one alternative alone (`captions.Part`).
         """
         claims, total = self.captions.claims[ids], 0
-        for part in self.captions.parts:
-            part_embeds = self.embed_descriptions(part.ids).to(image_embeds.device)  # [G, embed_dim]
-            probs = self.part_logits(image_embeds, part_embeds).softmax(dim=1)  # [N, G]
+        for part, probs in zip(self.captions.parts, self.part_probs(image_embeds), strict=True):  # [N, G]
             allowed = part.allowed_by(claims).to(probs)  # [G, T]
             total = total + (probs @ allowed).clamp(min=1e-30).log()
         return total

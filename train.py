@@ -60,14 +60,7 @@ def train(run: Run, settings: Settings) -> None:
     optimizers = make_optimizers(model, settings.lr, settings.muon_lr)
     ema = Ema(model, settings.ema_decay) if settings.ema_decay else None
     evaluated = ema.model if ema else model  # the model we evaluate and save
-    train_step = TrainingStep(
-        model,
-        list(optimizers.values()),
-        bf16=use_bf16(settings.precision, device),
-        chunk_size=settings.chunk_size,
-        ema=ema,
-        part_weight=settings.part_weight,
-    )
+    train_step = build_step(settings, model, optimizers, ema, use_bf16(settings.precision, device))
     language_model = model.towers["text"].frozen_hash
     run.restore(belongs_to=language_model, model=model, **optimizers, **({"ema": ema} if ema else {}))
     if run.is_main:
@@ -120,6 +113,18 @@ def build_model(settings: Settings) -> CLIP:
     model = CLIP(**arch)
     model.config = vars(settings).copy()
     return model
+
+
+def build_step(settings: Settings, model: CLIP, optimizers: dict, ema: Ema | None, bf16: bool) -> TrainingStep:
+    """The training step of these settings."""
+    return TrainingStep(
+        model,
+        list(optimizers.values()),
+        bf16=bf16,
+        chunk_size=settings.chunk_size,
+        ema=ema,
+        part_weight=settings.part_weight,
+    )
 
 
 def check_batch(settings: Settings, pairs: MNISTPairs, world_size: int) -> None:

@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -76,9 +76,12 @@ def main(argv: list[str]) -> None:
     # ---- the only use of the test split ----
     test = load_mnist("test", common.DATA)
     measured = [evaluate_clip(model, test) for model in models]
-    whole = [evaluate_model(model, test, score_whole_captions) for model in models]
-    of_draws = [evaluate_model(model, test) for model in draws]
-    of_masked = [evaluate_model(model, test) for model in masked]
+    whole = [evaluate_scores(score_whole_captions(model, test.images), test, model.unseen) for model in models]
+    scores = [[score_parts(model, test.images) for model in pair] for pair in zip(draws, masked, strict=True)]
+    of_draws, of_masked = (
+        [evaluate_scores(pair[side], test, model.unseen) for pair, model in zip(scores, draws, strict=True)]
+        for side in (0, 1)
+    )
     rows = [
         row("CLIP", measured, args.seeds),
         row("CLIP, the same by the cosine of the whole caption", whole, args.seeds),
@@ -97,7 +100,7 @@ def main(argv: list[str]) -> None:
 
     origin = common.shared_origin([model.metrics for model in (*models, *draws, *masked, reader, plain)])
     raw = {key: statistics.mean(figures(one)[title] for one in measured) for title, key in COLUMNS.items()}
-    note = describe(measured[0]) + compare_draws(draws, masked, test)
+    note = describe(measured[0]) + compare_draws(scores, [model.unseen.flatten() for model in draws], test)
     common.write_result(args, "combinations" + args.suffix, ["model", *COLUMNS, "seeds"], rows, origin, note, **raw)
 
 
@@ -162,19 +165,24 @@ def score_whole_captions(model: CLIP, images: Tensor) -> Tensor:
     return embed_images(model, images) @ model.embed_descriptions(combination_description_ids()).T
 
 
-def evaluate_model(model: nn.Module, test: Split, score: Callable = score_parts) -> dict:
-    """Figures as `evaluate_attributes` gives; the digit is that of the combination."""
-    scores = score(model, test.images)
+def evaluate_model(model: nn.Module, test: Split) -> dict:
+    return evaluate_scores(score_parts(model, test.images), test, model.unseen)
+
+
+def evaluate_scores(scores: Tensor, test: Split, unseen: Tensor) -> dict:
+    """Scores [N, C] -> figures as `evaluate_attributes` gives; the digit is that of the combination."""
     is_right = combination_parts(scores.argmax(dim=1))["digit"] == test.labels
-    return combination_accuracies(scores, test, model.unseen.flatten()) | {"digit": is_right.float().mean().item()}
+    return combination_accuracies(scores, test, unseen.flatten()) | {"digit": is_right.float().mean().item()}
 
 
-def compare_draws(models: list[CLIP], others: list[nn.Module], test: Split) -> str:
-    """The AUC of CLIP less that of the masked classifiers, draw by draw, with the interval of a paired bootstrap."""
+def compare_draws(pairs: list[list[Tensor]], unseen_of_draws: list[Tensor], test: Split) -> str:
+    """The AUC of CLIP less that of the masked classifiers, draw by draw, with the interval of a paired bootstrap.
+
+    `pairs`: for each draw the scores [N, C] of both.
+    """
     true, texts = combination_ids(test.labels, measure(test.images)), []
     generator = torch.Generator().manual_seed(0)
-    for pair in zip(models, others, strict=True):
-        scores, unseen = [score_parts(model, test.images) for model in pair], pair[0].unseen.flatten()
+    for scores, unseen in zip(pairs, unseen_of_draws, strict=True):
 
         def difference(index: Tensor, scores: list = scores, unseen: Tensor = unseen) -> float:
             ours, theirs = (area_under(*seen_unseen_curve(one[index], true[index], unseen)) for one in scores)

@@ -29,7 +29,6 @@ from training.ema import Ema
 from training.optim import make_optimizers, warmup_cosine
 from training.run import Run
 from training.settings import LOCATION, NOT_RECORDED, PRESETS, Settings, parse_flags
-from training.step import TrainingStep
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, RUNS, DATA = ROOT / "benchmarks" / "results", ROOT / "runs" / "benchmarks", ROOT / DATA_PATH
@@ -205,14 +204,9 @@ class Training:
         pairs.augment = settings.augment
         self.model = train.build_model(settings).to(device, memory_format=torch.channels_last).train()
         self.optimizers = make_optimizers(self.model, settings.lr, settings.muon_lr)
-        self.step = TrainingStep(
-            self.model,
-            list(self.optimizers.values()),
-            bf16=use_bf16(settings.precision, device) if bf16 is None else bf16,
-            chunk_size=settings.chunk_size,
-            ema=Ema(self.model, settings.ema_decay) if settings.ema_decay else None,
-            part_weight=settings.part_weight,
-        )
+        ema = Ema(self.model, settings.ema_decay) if settings.ema_decay else None
+        bf16 = use_bf16(settings.precision, device) if bf16 is None else bf16
+        self.step = train.build_step(settings, self.model, self.optimizers, ema, bf16)
         epochs = (pairs.epoch(settings.batch_size, settings.seed, epoch) for epoch in itertools.count())
         self.batches = itertools.chain.from_iterable(epochs)
 

@@ -119,24 +119,31 @@ def main(argv: list[str]) -> None:
         rows.append([name, *(common.cell(values[column], unit) for column, unit in COLUMNS.items())])
         print(name, *rows[-1][1:], sep="  ", flush=True)
 
-    # ---- copies, and use as training data ----
-    known = [nearest_distance(train.images, images[:CHUNK]) for images in (generated, test_images)]
-    epochs = 1 if args.quick else SMALL_SET_EPOCHS
-    sets = (Split((generated[:, 0] * 255).round().to(torch.uint8), test.labels), real)
-    useful = [measure_accuracy(digit_cnn(*one, epochs, seed=0), test_images, test.labels) for one in sets]
     note = (
         f"{len(args.seeds)} seeds of the noise, {STEPS} steps, best of {BEST_OF} unless stated, seconds for {size:,}"
         f" images; the generator took {generator.metrics['train_seconds']:.0f} s to train. The classifier is right on"
-        f" {measure_accuracy(classifier, test_images, test.labels):.2%} of the test images. One trained on {size:,}"
-        f" generated images alone reaches {useful[0]:.2%} on them, one trained on as many real images {useful[1]:.2%}."
-        f" Median distance to the nearest training image (root mean square of the pixels): generated {known[0]:.3f},"
-        f" test images {known[1]:.3f}. Drawings that show the digit of what they are drawn from:"
+        f" {measure_accuracy(classifier, test_images, test.labels):.2%} of the test images."
+        f" {describe_use(args, generated, real, train, test)} Drawings that show the digit of what they are drawn from:"
         f" {coherence(args, generator, classifier)}."
     )
     mean = {name: statistics.mean(one[name] for one in results[OURS]) for name in COLUMNS}
     raw = {"digit_agreement": mean["digit"], "attribute_agreement": mean["attributes"]}
     columns = ["images", *COLUMNS]
     common.write_result(args, "generation" + args.suffix, columns, rows, common.origin(device), note, **raw)
+
+
+def describe_use(args: Namespace, generated: Tensor, real: Split, train: Split, test: Split) -> str:
+    """How well generated images [N, 1, 28, 28] serve as training data, and whether they are copies, in sentences."""
+    test_images, size = test.images[:, None].float() / 255, len(generated)
+    epochs = 1 if args.quick else SMALL_SET_EPOCHS
+    sets = (Split((generated[:, 0] * 255).round().to(torch.uint8), test.labels), real)
+    useful = [measure_accuracy(digit_cnn(*one, epochs, seed=0), test_images, test.labels) for one in sets]
+    known = [nearest_distance(train.images, images[:CHUNK]) for images in (generated, test_images)]
+    return (
+        f"One trained on {size:,} generated images alone reaches {useful[0]:.2%} on them, one trained on as many real"
+        f" images {useful[1]:.2%}. Median distance to the nearest training image (root mean square of the pixels):"
+        f" generated {known[0]:.3f}, test images {known[1]:.3f}."
+    )
 
 
 def trained_generator(args: Namespace, clip: CLIP) -> Generator:

@@ -94,12 +94,13 @@ def measure_strokes(clip: CLIP, test: Strokes) -> dict:
     own = torch.eye(len(strokes), dtype=torch.bool, device=strokes.device)
     similarity = strokes @ drawings.T  # [N, N]
     recalls = [recall_at_k(matrix, own, k).mean().item() for matrix in (similarity, similarity.T) for k in (1, 5)]
-    figures = [caption_accuracy(strokes @ classifier.T, test.labels), *recalls]
+    to_captions = strokes @ classifier.T  # [N, 10]
+    figures = [caption_accuracy(to_captions, test.labels), *recalls]
     return dict(zip(STROKES_COLUMNS, figures, strict=True)) | {
         "drawings": caption_accuracy(drawings @ classifier.T, test.labels),
         "by_digit": [
-            caption_accuracy((strokes @ classifier.T)[test.labels == i], test.labels[test.labels == i])
-            for i in range(10)
+            caption_accuracy(to_captions[test.labels == digit], test.labels[test.labels == digit])
+            for digit in range(10)
         ],
     }
 

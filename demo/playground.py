@@ -20,7 +20,7 @@ from clip import CLIP
 from evaluation.claims import combination_caption
 from evaluation.combinations import expected_grades
 from evaluation.metrics import embed_images
-from evaluation.ood import ood_score, to_mnist_form
+from evaluation.ood import to_mnist_form
 from generation.model import Generator
 from my_dataset import Split
 from my_utils import InputError
@@ -39,6 +39,7 @@ class Playground:
         self.clip, self.test = clip.requires_grad_(False), test
         self.features = embed_images(clip, test.images)  # [10000, embed_dim]
         self.digits = clip.zero_shot_classifier()  # [10, embed_dim]
+        self.outliers = clip.embed_descriptions(OUTLIER_IDS) if clip.captions.name_attributes else None
         self.embed_text = functools.cache(lambda text: clip.encode_text(text)[0])
         self.suggested = list(DIGIT_WORDS)  # sentences
         if clip.captions.name_attributes:
@@ -53,11 +54,11 @@ class Playground:
         """The most probable combination for an embedding, with its expected grades; or which outlier it is."""
         if not self.clip.captions.name_attributes:
             return DIGIT_WORDS[(self.digits @ embed).argmax()]
-        if ood_score(self.clip, embed[None].cpu()) < 0:
-            nearest = (self.clip.embed_descriptions(OUTLIER_IDS[1:]) @ embed).argmax()
-            return f"no digit, but {list(OUTLIERS.values())[nearest][0]}"
+        outliers = self.outliers @ embed  # [1 + kinds]
+        if outliers.max() > (self.digits @ embed).max():
+            return f"no digit, but {list(OUTLIERS.values())[outliers[1:].argmax()][0]}"
         best = int(self.clip.log_probs(embed[None], combination_description_ids())[0].argmax())
-        grades = expected_grades(self.clip, embed[None].cpu())[0]
+        grades = expected_grades(self.clip, embed[None])[0]
         shown = [f"{one.name} {grade:.1f}" for one, grade in zip(ATTRIBUTES, grades, strict=True)]
         return f"{combination_caption(best)}; by the captions, from 0 to 4: {', '.join(shown)}"
 

@@ -7,7 +7,7 @@ Compositional zero-shot learning reports seen, unseen and their harmonic mean in
 import torch
 from torch import Tensor
 
-from attributes import ATTRIBUTES, COMBINATIONS, combination_ids, measure
+from attributes import ATTRIBUTES, COMBINATIONS, GRADES, combination_ids, measure
 from captions import combination_description_ids
 from clip import CLIP
 from evaluation.retrieval import average_precision
@@ -42,14 +42,10 @@ def evaluate_attributes(model: CLIP, features: Tensor, split: Split) -> dict:
     return results | {"unseen_map": average_precision(similarity, combinations == asked[:, None]).mean().item()}
 
 
-@torch.no_grad()
 def expected_grades(model: CLIP, features: Tensor) -> Tensor:
     """The mean grade of each attribute under the model's probabilities, in 0..4: [N, A]."""
-    means = []
-    for part in model.captions.parts[1:]:
-        logits = model.part_logits(features, model.embed_descriptions(part.ids).cpu())  # [N, 5]
-        means.append(logits.softmax(dim=1) @ torch.arange(5.0))
-    return torch.stack(means, dim=1)
+    _, *probs = model.part_probs(features)  # [N, 5] for each attribute
+    return torch.stack([grades @ torch.arange(float(GRADES), device=grades.device) for grades in probs], dim=1)
 
 
 def combination_accuracies(scores: Tensor, split: Split, unseen: Tensor) -> dict:

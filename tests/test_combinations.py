@@ -49,7 +49,7 @@ class KnownModel:
     def part_logits(self, images: torch.Tensor, texts: torch.Tensor) -> torch.Tensor:
         return 40 * images @ texts.T
 
-    log_probs = CLIP.log_probs
+    part_probs, log_probs = CLIP.part_probs, CLIP.log_probs
 
 
 def features_of(digits: torch.Tensor, places: list[torch.Tensor]) -> torch.Tensor:
