@@ -92,14 +92,7 @@ def main(argv: list[str]) -> None:
     # ---- the generator with several seeds of its noise, then other ways and bounds with one ----
     ways = {OURS: partial(generate, generator, clip, texts)}
     ways |= {f"{OURS}, best of {n}": partial(generate, generator, clip, texts, best_of=n) for n in OTHER_BEST_OF}
-    data = precompute(clip, train)
-    vectors = data.embeds
-    nearest = torch.cat([(part @ vectors.T).argmax(dim=1) for part in texts.split(500)])
-    ways |= {
-        "text → decoder, no prior": partial(decode, generator, texts),
-        "text → nearest training image → decoder": partial(decode, generator, vectors[nearest]),
-        "labels → decoder, no CLIP": partial(draw_labels, generator, train_on_labels(args, generator, data), test),
-    }
+    ways |= ways_without_prior(args, generator, texts, precompute(clip, train), test)
     bounds = {
         "real image's own vector → decoder": partial(decode, generator, embed_images(clip, test.images)),
         "real images through the autoencoder": lambda seed: reconstruct(generator, test_images),
@@ -130,6 +123,16 @@ def main(argv: list[str]) -> None:
     raw = {"digit_agreement": mean["digit"], "attribute_agreement": mean["attributes"]}
     columns = ["images", *COLUMNS]
     common.write_result(args, "generation" + args.suffix, columns, rows, common.origin(device), note, **raw)
+
+
+def ways_without_prior(args: Namespace, generator: Generator, texts: Tensor, data: Cached, test: Split) -> dict:
+    """What takes the place of the prior, by name: a function of the noise's seed that returns images."""
+    nearest = torch.cat([(part @ data.embeds.T).argmax(dim=1) for part in texts.split(CHUNK)])
+    return {
+        "text → decoder, no prior": partial(decode, generator, texts),
+        "text → nearest training image → decoder": partial(decode, generator, data.embeds[nearest]),
+        "labels → decoder, no CLIP": partial(draw_labels, generator, train_on_labels(args, generator, data), test),
+    }
 
 
 def describe_use(args: Namespace, generated: Tensor, real: Split, train: Split, test: Split) -> str:
