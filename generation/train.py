@@ -38,7 +38,7 @@ N_VALIDATED = 1_000  # captions of validation images, from which images are gene
 
 @dataclass
 class GeneratorSettings(OnClipSettings):
-    epochs: int = option(20, "passes over the images; the first third trains the autoencoder", low=3, high=10_000)
+    epochs: int = option(40, "passes over the images; the first third trains the autoencoder", low=3, high=10_000)
     batch_size: int = option(256, "images per step", low=2, high=30_000)
     lr: float = option(2e-3, "peak learning rate of AdamW", low=1e-9, high=100)
     ema_decay: float = option(0.999, "moving average of the flows' weights, per step", low=0, high=0.99999)
