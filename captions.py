@@ -280,6 +280,11 @@ def combination_description_ids() -> Tensor:
     return torch.tensor(ids)
 
 
+def combination_claims() -> Tensor:
+    """What these descriptions say: bool [C, S]."""
+    return attribute_captions().claims[combination_description_ids()]
+
+
 OUTLIER_IDS = torch.arange(1 + len(OUTLIERS)) + description_id(10)  # behind the nines; the first is generic
 
 

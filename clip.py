@@ -167,15 +167,15 @@ class CLIP(nn.Module):
         vectors = [self.embed_descriptions(part.ids).to(image_embeds.device) for part in self.captions.parts]
         return [self.part_logits(image_embeds, part_embeds).softmax(dim=1) for part_embeds in vectors]
 
-    def log_probs(self, image_embeds: Tensor, ids: Tensor) -> Tensor:
-        """Unit vectors [N, embed_dim], descriptions [T] of digits -> logarithms of how probable each is [N, T].
+    def log_probs(self, image_embeds: Tensor, claims: Tensor) -> Tensor:
+        """Unit vectors [N, embed_dim], what texts say of digits, bool [T, S] -> log-probabilities of its truth [N, T].
 
         The parts of a description count as independent. Each part's probability is that of the alternatives which the
         description allows, among all, by the captions that name one alternative alone (`captions.Part`).
         """
-        claims, total = self.captions.claims[ids], 0
+        total = 0
         for part, probs in zip(self.captions.parts, self.part_probs(image_embeds), strict=True):  # [N, G]
-            allowed = part.allowed_by(claims).to(probs)  # [G, T]
+            allowed = part.allowed_by(claims.cpu()).to(probs)  # [G, T]
             total = total + (probs @ allowed).clamp(min=1e-30).log()
         return total
 

@@ -41,7 +41,7 @@ def read_flags(argv: list[str]) -> Namespace:
     what.add_argument("--speech", type=text, metavar="WAV", help="the digit that a wav file says")
     parser.add_argument("--count", type=number(int, 1, 100), default=16, metavar="N", help="images in a row")
     best_of = {"type": number(int, 1, 32), "default": BEST_OF, "metavar": "N"}
-    parser.add_argument("--best-of", help="drawings of each text, of which the one closest to it is kept", **best_of)
+    parser.add_argument("--best-of", help="drawings of each text, of which the CLIP chooses one", **best_of)
     parser.add_argument("--seed", type=number(int, 0, 2**31), default=0, metavar="N", help="seed of the noise")
     add_model_flags(parser)
     parser.add_argument("--pictures", type=text, default="inference_test", metavar="DIR", help="folder of the sheet")
@@ -81,18 +81,19 @@ def main(argv: list[str]) -> None:
     # ---- images: of a path all from the same noise, so that only the embedding differs ----
     noise = torch.Generator(device).manual_seed(args.seed)
     embeds = torch.cat([row.embeds for row in rows])  # [rows * count, embed_dim]
+    row_claims = torch.stack([parse_claims(row.caption) for row in rows])  # [rows, S]
+    claims = row_claims.to(device).repeat_interleave(count, dim=0)  # [rows * count, S]
     if args.image is None:
-        images = generator.sample(clip, embeds, noise, args.best_of)  # [rows * count, 1, 28, 28]
+        images = generator.sample(clip, embeds, claims, noise, args.best_of)  # [rows * count, 1, 28, 28]
     elif args.to is None and not args.direction:
         images = generator.decode(embeds, noise)
     else:
         images = torch.cat([generator.decode(embed, noise.manual_seed(args.seed)) for embed in embeds.split(1)])
 
     # ---- do they agree with their captions? ----
-    claims = torch.stack([parse_claims(row.caption) for row in rows])  # [rows, S]
-    agrees = judge(clip, images, claims.to(device).repeat_interleave(count, dim=0))  # [rows * count]
+    agrees = judge(clip, images, claims)  # [rows * count]
     sheet, notes = [], [format_values(values).replace(", ", "\n") for values in measure(images)]
-    for i, (row, said) in enumerate(zip(rows, claims, strict=True)):
+    for i, (row, said) in enumerate(zip(rows, row_claims, strict=True)):
         own, report = slice(i * count, (i + 1) * count), row.title.replace("\n", " ")
         is_right = agrees[own].tolist() if said.any() else [None] * count
         sheet.append((row.title, row.picture, images[own, 0].cpu(), notes[own], is_right))

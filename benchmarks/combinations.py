@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from attributes import COMBINATIONS, combination_ids, measure, unseen_combinations
 from benchmarks import common
 from benchmarks.common import Training, Variant, cell, parts_of_facts
-from captions import LABEL_ID, Labels, combination_description_ids
+from captions import LABEL_ID, Labels, combination_claims, combination_description_ids
 from clip import CLIP
 from evaluation.combinations import (
     area_under,
@@ -156,7 +156,7 @@ def evaluate_clip(model: CLIP, test: Split) -> dict:
 def score_parts(model: nn.Module, images: Tensor) -> Tensor:
     """Images uint8 [N, 28, 28] -> the log-probability of each combination [N, C], part by part."""
     if isinstance(model, CLIP):
-        return model.log_probs(embed_images(model, images), combination_description_ids())
+        return model.log_probs(embed_images(model, images), combination_claims())
     return model.log_probs(images)
 
 

@@ -86,7 +86,7 @@ def find(playground: Playground, text: str) -> str:
     """A description -> the test images that fit best, and generated ones."""
     embed = playground.embed_text(text)
     nearest = figures("the test images that fit best, with their labels", *playground.nearest(embed))
-    return nearest + generated(playground, embed)
+    return nearest + generated(playground, embed, text)
 
 
 def hear(playground: Playground, path: str | None, sentences: str) -> str:
@@ -94,7 +94,8 @@ def hear(playground: Playground, path: str | None, sentences: str) -> str:
     if not path:
         return ""
     embed = playground.clip.encode("speech", [read_wav(path)])[0]
-    return compared(playground, embed, sentences) + generated(playground, embed)
+    heard = DIGIT_WORDS[(playground.digits @ embed).argmax()]
+    return compared(playground, embed, sentences) + generated(playground, embed, heard)
 
 
 # ---- HTML ----
@@ -112,11 +113,11 @@ def compared(playground: Playground, embed: Tensor, sentences: str) -> str:
     return "".join(parts) + figures("the most similar test images, with their labels", *playground.nearest(embed))
 
 
-def generated(playground: Playground, embed: Tensor) -> str:
+def generated(playground: Playground, embed: Tensor, text: str) -> str:
     """The generated images, or why there are none."""
     if playground.generator is None:
         return problem(f"nothing is generated: {playground.no_generator}")
-    return figures("generated, with what the model reads", *playground.sample(embed))
+    return figures("generated, with what the model reads", *playground.sample(embed, text))
 
 
 def figures(title: str, images: Tensor, digits: Tensor) -> str:

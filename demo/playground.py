@@ -15,9 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from attributes import ATTRIBUTES, COMBINATIONS
-from captions import DIGIT_WORDS, OUTLIER_IDS, OUTLIERS, combination_description_ids
+from captions import DIGIT_WORDS, OUTLIER_IDS, OUTLIERS, combination_claims
 from clip import CLIP
-from evaluation.claims import combination_caption
+from evaluation.claims import combination_caption, parse_claims
 from evaluation.combinations import expected_grades
 from evaluation.metrics import embed_images
 from evaluation.ood import to_mnist_form
@@ -57,7 +57,7 @@ class Playground:
         outliers = self.outliers @ embed  # [1 + kinds]
         if outliers.max() > (self.digits @ embed).max():
             return f"no digit, but {list(OUTLIERS.values())[outliers[1:].argmax()][0]}"
-        best = int(self.clip.log_probs(embed[None], combination_description_ids())[0].argmax())
+        best = int(self.clip.log_probs(embed[None], combination_claims())[0].argmax())
         grades = expected_grades(self.clip, embed[None])[0]
         shown = [f"{one.name} {grade:.1f}" for one, grade in zip(ATTRIBUTES, grades, strict=True)]
         return f"{combination_caption(best)}; by the captions, from 0 to 4: {', '.join(shown)}"
@@ -79,9 +79,10 @@ class Playground:
         index = (self.features @ embed).topk(N_NEAREST).indices
         return self.test.images[index], self.test.labels[index]
 
-    def sample(self, embed: Tensor) -> tuple[Tensor, Tensor]:
-        """Generated images, uint8 [N, 28, 28], and the digits that the model reads in them [N]."""
-        images = self.generator.sample(self.clip, embed.expand(N_SAMPLES, -1))  # [N, 1, 28, 28]
+    def sample(self, embed: Tensor, text: str) -> tuple[Tensor, Tensor]:
+        """Images of which a text should be true, uint8 [N, 28, 28], and the digits that the model reads in them [N]."""
+        claims = parse_claims(text).expand(N_SAMPLES, -1)
+        images = self.generator.sample(self.clip, embed.expand(N_SAMPLES, -1), claims)  # [N, 1, 28, 28]
         images = (images[:, 0] * 255).round().to(torch.uint8)
         return images, (embed_images(self.clip, images) @ self.digits.T).argmax(dim=1)
 

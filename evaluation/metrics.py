@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attributes import combination_ids, measure
-from captions import combination_description_ids
+from captions import combination_claims
 from clip import CLIP
 from my_dataset import Split
 
@@ -62,7 +62,7 @@ def evaluate(model: CLIP, split: Split) -> dict[str, float]:
     if model.captions.name_attributes:
         combinations = combination_ids(split.labels, measure(split.images))
         is_unseen = model.unseen.flatten().to(combinations.device)[combinations]
-        to_combinations = model.log_probs(images, combination_description_ids())  # [N, C]
+        to_combinations = model.log_probs(images, combination_claims())  # [N, C]
         for name, which in (("seen", ~is_unseen), ("unseen", is_unseen)):
             scores[f"{name}_accuracy"] = caption_accuracy(to_combinations[which], combinations[which])
     return scores

@@ -22,6 +22,7 @@ from captions import (
     OUTLIER_IDS,
     OUTLIERS,
     UNSAID,
+    combination_claims,
     combination_description_ids,
     description_id,
     image_facts,
@@ -124,7 +125,7 @@ def closest_images(
 def described_images(model: CLIP, split: Split, features: Tensor, count: int = 16) -> Figure:
     """The first images, each under the most probable of the captions of all combinations."""
     require_attributes(model)
-    predicted = model.log_probs(features[:count], combination_description_ids()).argmax(dim=1)  # [count]
+    predicted = model.log_probs(features[:count], combination_claims()).argmax(dim=1)  # [count]
     images, digits = split.images[:count], split.labels[:count]
     is_right = (predicted == combination_ids(digits, measure(images))).tolist()
     notes = [textwrap.fill(combination_caption(one), 14) for one in predicted.tolist()]

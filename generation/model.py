@@ -9,7 +9,7 @@ learn the velocity at which noise becomes data along straight lines (flow matchi
 2022, arXiv 2112.10752), where a step costs little.
 
     generator = Generator.load("runs/generator/best_model.pth", clip)
-    images = generator.sample(clip, clip.encode_text(["a thick seven"] * 16))
+    images = generator.sample(clip, clip.encode_text(["a thick seven"]), claims=parse_claims("a thick seven")[None])
 """
 
 import math
@@ -27,7 +27,7 @@ from my_utils import InputError, load_checkpoint, save_checkpoint, short
 # All of these were chosen on validation. The autoencoder renders what it is unsure of in grey, which makes strokes 0.11
 # pixels thicker; sharpening undoes that.
 STEPS = 6  # of Heun's method, from noise to data
-BEST_OF = 4  # drawings, of which the one closest to the text is kept
+BEST_OF = 6  # proposals of the prior, and drawings of the chosen one, for each text
 SHARPEN, DARKEN = 1.5, 0.25  # on the logits of pixels
 LATENT_NOISE = 0.1  # added to latents of unit variance in the autoencoder's training: a flow's samples are not exact
 FREQUENCIES = 16  # of the sinusoidal time embedding
@@ -162,19 +162,22 @@ class Generator(nn.Module):
         return {"decoder_loss": self.decoder.loss(latents, images), "prior_loss": self.prior.loss(images, texts)}
 
     def sample(
-        self, clip: CLIP, text_embeds: Tensor, noise: torch.Generator | None = None, best_of: int = BEST_OF
+        self,
+        clip: CLIP,
+        text_embeds: Tensor,
+        claims: Tensor,
+        noise: torch.Generator | None = None,
+        best_of: int = BEST_OF,
     ) -> Tensor:
-        """Embeddings of texts [B, embed_dim] -> an image of each, [B, 1, 28, 28] in [0, 1].
+        """Embeddings [B, embed_dim] of texts and their claims, bool [B, S] -> an image of each [B, 1, 28, 28] in 0..1.
 
-        The prior proposes `best_of`^2 vectors for each text (it costs little), and the nearest one is drawn `best_of`
-        times; of the drawings, the one that the CLIP finds closest to the text is kept (ranked as in DALL-E, Ramesh et
-        al., 2021, arXiv 2102.12092).
+        The prior proposes `best_of` vectors for each text, the most probable one is drawn `best_of` times, and the most
+        probable drawing is kept, both as the CLIP finds (`most_probable`).
         """
-        texts = text_embeds.repeat_interleave(best_of**2, dim=0)  # [B * best_of^2, embed_dim]
-        vectors = self.sample_prior(texts, noise)
-        vectors = vectors[closest(vectors, text_embeds)]  # [B, embed_dim]
+        vectors = self.sample_prior(text_embeds.repeat_interleave(best_of, dim=0), noise)  # [B * best_of, embed_dim]
+        vectors = vectors[most_probable(clip, vectors, claims)]  # [B, embed_dim]
         images = self.decode(vectors.repeat_interleave(best_of, dim=0), noise)  # [B * best_of, 1, 28, 28]
-        return images[closest(embed_images(clip, images), text_embeds)]
+        return images[most_probable(clip, embed_images(clip, images), claims)]
 
     def sample_prior(self, text_embeds: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Embeddings of texts -> embeddings of images that they could describe, both [B, embed_dim]."""
@@ -206,7 +209,12 @@ class Generator(nn.Module):
         return generator.to(clip.logit_scale.device).eval()
 
 
-def closest(candidates: Tensor, texts: Tensor) -> Tensor:
-    """The place of the candidate closest to each text: unit vectors [B * K, D], K for each text, [B, D] -> [B]."""
-    cosines = torch.einsum("bkd,bd->bk", candidates.view(len(texts), -1, texts.shape[1]), texts)
-    return cosines.argmax(dim=1) + torch.arange(len(texts), device=texts.device) * cosines.shape[1]
+def most_probable(clip: CLIP, candidates: Tensor, claims: Tensor) -> Tensor:
+    """The place of the candidate of which each text is most probably true, as the CLIP finds: [B].
+
+    candidates [B * K, embed_dim] are unit vectors, K for each text; claims bool [B, S]. (DALL-E, Ramesh et al., 2021,
+    arXiv 2102.12092, keeps the candidate closest to the text instead, which makes drawings alike.)
+    """
+    scores = clip.log_probs(candidates, claims).view(len(claims), -1, len(claims))  # [B, K, B]
+    best = scores.diagonal(dim1=0, dim2=2).argmax(dim=0)  # [B]
+    return best + torch.arange(len(claims), device=best.device) * scores.shape[1]

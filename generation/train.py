@@ -33,7 +33,7 @@ from training.settings import OnClipSettings, option, parse_flags
 from training.step import update
 
 AUTOENCODER_GRAD_CLIP, FLOW_GRAD_CLIP = 100.0, 1.0  # largest norm of the gradient
-N_VALIDATED = 1_000  # captions of validation images, from which images are generated after each epoch
+N_VALIDATED = 250  # captions of validation images, from which images are generated after each epoch
 
 
 @dataclass
@@ -98,8 +98,8 @@ def train(run: Run, settings: GeneratorSettings) -> None:
             run.end_epoch({}, generator)
         else:  # the last epoch is kept: a flow does not overfit in so few
             run.end_epoch({"val_agreement": validate(ema.model, clip, val, texts)}, ema.model)
-            digits = clip.zero_shot_classifier().repeat_interleave(9, dim=0)  # [90, embed_dim]
-            samples = ema.model.sample(clip, digits)
+            digits = clip.captions.digit_ids.repeat_interleave(9)  # [90]
+            samples = ema.model.sample(clip, clip.embed_descriptions(digits), clip.captions.claims[digits])
             run.writer.add_image("samples", make_grid(samples, nrow=9), run.step - 1)
 
     # ---- the end ----
@@ -119,7 +119,7 @@ def validate(generator: Generator, clip: CLIP, val: Cached, texts: Tensor) -> fl
     torch.manual_seed(0)  # the same captions and noise after each epoch; the next epoch seeds anew
     places, ids = sample_captions(clip, val, torch.arange(N_VALIDATED, device=texts.device))
     claims = clip.captions.claims.to(ids.device)[ids]  # [B, S]
-    return judge(clip, generator.sample(clip, texts[places]), claims).float().mean().item()
+    return judge(clip, generator.sample(clip, texts[places], claims), claims).float().mean().item()
 
 
 if __name__ == "__main__":

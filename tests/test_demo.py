@@ -119,7 +119,7 @@ def test_a_description_finds_and_generates_images(model):
     widths = [float(width) for width in re.findall(r"<br>([\d.]+) px<br>[+-][\d.]+ rad", found)]
     assert sum(width > 2.85 for width in widths) > N_NEAREST / 2
     embed = model.embed_text("seven")
-    assert not torch.equal(model.sample(embed)[0], model.sample(embed)[0]), "new samples each time"
+    assert not torch.equal(model.sample(embed, "seven")[0], model.sample(embed, "seven")[0]), "new samples each time"
 
 
 def test_what_a_checkpoint_lacks_is_named_with_the_command_that_makes_it(digit_model, few, tmp_path):

@@ -14,7 +14,7 @@ from conftest import first_tenth, tensors
 from evaluation.claims import parse_claims
 from generation import train as training
 from generation.features import agreement, precompute, sample_captions
-from generation.model import Flow, Generator, closest
+from generation.model import Flow, Generator, most_probable
 from generation.rows import Row, path_row
 from my_utils import InputError
 
@@ -64,19 +64,20 @@ def test_a_flow_learns_which_data_belong_to_each_condition():
         assert samples.std(dim=0) == pytest.approx(torch.tensor([0.3, 0.3]), abs=0.12)
 
 
-def test_of_the_candidates_the_closest_to_each_text_is_kept():
-    texts = torch.eye(2)
-    candidates = torch.tensor([[0.6, 0.8], [0.8, 0.6], [0.0, 1.0], [0.0, 1.0], [0.6, 0.8], [1.0, 0.0]])
-    assert closest(candidates, texts).tolist() == [1, 3]
+def test_of_the_candidates_the_one_of_which_the_text_is_most_probably_true_is_kept(saved):
+    digits = saved.clip.zero_shot_classifier()
+    candidates = digits[[3, 7, 1, 7, 2, 3]]
+    claims = torch.stack([multi_hot("seven"), multi_hot("three")])
+    assert most_probable(saved.clip, candidates, claims).tolist() == [1, 5]
 
 
 def test_more_candidates_agree_better_with_the_text(saved):
-    texts = saved.clip.zero_shot_classifier().repeat_interleave(4, dim=0)
-    cosines = []
+    ids = saved.clip.captions.digit_ids.repeat_interleave(4)
+    texts, claims, probs = saved.clip.embed_descriptions(ids), saved.clip.captions.claims[ids], []
     for best_of in (1, 6):
-        images = saved.generator.sample(saved.clip, texts, torch.Generator().manual_seed(0), best_of)
-        cosines.append((saved.clip.encode_image(images) * texts).sum(dim=1).mean().item())
-    assert cosines[0] < cosines[1]
+        images = saved.generator.sample(saved.clip, texts, claims, torch.Generator().manual_seed(0), best_of)
+        probs.append(saved.clip.log_probs(saved.clip.encode_image(images), claims).diagonal().mean().item())
+    assert probs[0] < probs[1]
 
 
 def test_a_path_stays_on_the_sphere_from_one_embedding_to_the_other():
@@ -101,7 +102,8 @@ def test_a_saved_generator_samples_the_same_images(saved):
     clip = CLIP.load(saved.folder / "clip.pth")
     texts = clip.encode_text(["a thick seven", "a thin zero"]).detach()
     loaded = Generator.load(saved.folder / "generator.pth", clip)
-    one, other = (x.sample(clip, texts, torch.Generator().manual_seed(3)) for x in (saved.generator, loaded))
+    claims = torch.stack([parse_claims("a thick seven"), parse_claims("a thin zero")])
+    one, other = (x.sample(clip, texts, claims, torch.Generator().manual_seed(3)) for x in (saved.generator, loaded))
     assert one.shape == (2, 1, 28, 28)
     assert 0 <= one.min() < one.max() <= 1
     assert torch.equal(one, other)

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from attributes import combination_ids, measure, unseen_combinations
-from captions import DIGIT_WORDS, combination_description_ids
+from captions import DIGIT_WORDS, combination_claims
 from clip import CLIP
 from conftest import ROOT, TINY, first_tenth, train_here
 from evaluation import pictures
@@ -128,7 +128,7 @@ def test_figures_of_attributes_show_what_images_measure_and_what_was_never_train
     assert names[:2] == ["a very thin digit", "a very thick digit"]
     assert all(name.endswith("(never trained)") for name in names[-2:])
     described = titles(pictures.described_images(model, split, features))
-    best = model.log_probs(features[:16], combination_description_ids()).argmax(dim=1)
+    best = model.log_probs(features[:16], combination_claims()).argmax(dim=1)
     is_right = best == combination_ids(split.labels, measure(split.images))[:16]
     assert [title.get_color() == RIGHT for title in described] == is_right.tolist()
     assert described[0].get_text().replace("\n", " ") == combination_caption(int(best[0]))
