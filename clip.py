@@ -168,15 +168,18 @@ class CLIP(nn.Module):
         return [self.part_logits(image_embeds, part_embeds).softmax(dim=1) for part_embeds in vectors]
 
     def log_probs(self, image_embeds: Tensor, claims: Tensor) -> Tensor:
-        """Unit vectors [N, embed_dim], what texts say of digits, bool [T, S] -> log-probabilities of its truth [N, T].
+        """Unit vectors [N, embed_dim], claims of texts bool [T, S] -> how probable it is that each text is true of each
+        image, as logarithms [N, T].
 
-        The parts of a description count as independent. Each part's probability is that of the alternatives which the
-        description allows, among all, by the captions that name one alternative alone (`captions.Part`).
+        The parts of a text count as independent. Each part's probability is that of the alternatives which the text
+        allows, among all, by the captions that name one alternative alone (`captions.Part`). Claims about anything else
+        do not count: of a text such as "a scribble" the logarithm is 0.
         """
         total = 0
         for part, probs in zip(self.captions.parts, self.part_probs(image_embeds), strict=True):  # [N, G]
-            allowed = part.allowed_by(claims.cpu()).to(probs)  # [G, T]
-            total = total + (probs @ allowed).clamp(min=1e-30).log()
+            allowed = part.allowed_by(claims.cpu()).to(probs.device)  # [G, T]
+            logs = (probs @ allowed.to(probs)).clamp(min=1e-30).log()  # [N, T]
+            total = total + logs.masked_fill(allowed.all(dim=0), 0)  # not just nearly 0
         return total
 
     # ---- towers ----

@@ -41,7 +41,9 @@ def read_flags(argv: list[str]) -> Namespace:
     what.add_argument("--speech", type=text, metavar="WAV", help="the digit that a wav file says")
     parser.add_argument("--count", type=number(int, 1, 100), default=16, metavar="N", help="images in a row")
     best_of = {"type": number(int, 1, 32), "default": BEST_OF, "metavar": "N"}
-    parser.add_argument("--best-of", help="drawings of each text, of which the CLIP chooses one", **best_of)
+    parser.add_argument(
+        "--best-of", help="proposals and drawings of each text, among which the CLIP chooses", **best_of
+    )
     parser.add_argument("--seed", type=number(int, 0, 2**31), default=0, metavar="N", help="seed of the noise")
     add_model_flags(parser)
     parser.add_argument("--pictures", type=text, default="inference_test", metavar="DIR", help="folder of the sheet")

@@ -23,7 +23,7 @@ from attributes import BINS, bins, combination_ids, measure
 from benchmarks import common
 from benchmarks.modalities import trained_tower
 from benchmarks.recipes import digit_cnn, measure_accuracy
-from captions import DIGIT_WORDS, combination_description_ids, image_facts, multi_hot
+from captions import DIGIT_WORDS, combination_claims, combination_description_ids, image_facts, multi_hot
 from clip import CLIP
 from evaluation.metrics import caption_accuracy, embed, embed_images
 from generation import train as training
@@ -73,8 +73,7 @@ def main(argv: list[str]) -> None:
     # ---- captions: a sentence for the combination of each test image ----
     combinations = combination_ids(test.labels, measure(test.images))
     is_unseen = clip.unseen.flatten().to(device)[combinations]
-    ids = combination_description_ids().to(device)[combinations]
-    claims = clip.captions.claims.to(device)[ids]  # [N, S]
+    ids, claims = (x.to(device)[combinations] for x in (combination_description_ids(), combination_claims()))
     torch.manual_seed(0)
     texts = clip.prompt_ensemble(clip.captions.sample(ids).strings(), paraphrases=1)  # [N, embed_dim]
     digit_labels = multi_hot(*DIGIT_WORDS).to(device)

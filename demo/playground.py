@@ -80,7 +80,8 @@ class Playground:
         return self.test.images[index], self.test.labels[index]
 
     def sample(self, embed: Tensor, text: str) -> tuple[Tensor, Tensor]:
-        """Images of which a text should be true, uint8 [N, 28, 28], and the digits that the model reads in them [N]."""
+        """An embedding [embed_dim] and what its images should show -> images uint8 [N, 28, 28], and the digits that the
+        model reads in them [N]."""
         claims = parse_claims(text).expand(N_SAMPLES, -1)
         images = self.generator.sample(self.clip, embed.expand(N_SAMPLES, -1), claims)  # [N, 1, 28, 28]
         images = (images[:, 0] * 255).round().to(torch.uint8)

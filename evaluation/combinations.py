@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attributes import ATTRIBUTES, COMBINATIONS, GRADES, combination_ids, measure
-from captions import combination_description_ids
+from captions import combination_claims, combination_description_ids
 from clip import CLIP
 from evaluation.retrieval import average_precision
 from evaluation.sections import accuracy_with_ci
@@ -30,7 +30,7 @@ def evaluate_attributes(model: CLIP, features: Tensor, split: Split) -> dict:
     combinations, unseen = combination_ids(split.labels, values), model.unseen.flatten()
     ids = combination_description_ids()
     digits = features @ model.zero_shot_classifier().cpu().T  # [N, 10]
-    results = combination_accuracies(model.log_probs(features, model.captions.claims[ids]), split, unseen)
+    results = combination_accuracies(model.log_probs(features, combination_claims()), split, unseen)
     results["digit"] = accuracy_with_ci(digits.argmax(dim=1), split.labels)
     grades = expected_grades(model, features)  # [N, A]
     results["rank_correlation"] = {

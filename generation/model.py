@@ -9,7 +9,8 @@ learn the velocity at which noise becomes data along straight lines (flow matchi
 2022, arXiv 2112.10752), where a step costs little.
 
     generator = Generator.load("runs/generator/best_model.pth", clip)
-    images = generator.sample(clip, clip.encode_text(["a thick seven"]), claims=parse_claims("a thick seven")[None])
+    text = "a thick seven"
+    image = generator.sample(clip, clip.encode_text([text]), evaluation.claims.parse_claims(text)[None])
 """
 
 import math
@@ -171,13 +172,16 @@ class Generator(nn.Module):
     ) -> Tensor:
         """Embeddings [B, embed_dim] of texts and their claims, bool [B, S] -> an image of each [B, 1, 28, 28] in 0..1.
 
-        The prior proposes `best_of` vectors for each text, the most probable one is drawn `best_of` times, and the most
-        probable drawing is kept, both as the CLIP finds (`most_probable`).
+        The prior proposes `best_of` vectors for each text, the best one is drawn `best_of` times, and the best drawing
+        is kept; both are chosen by the CLIP (`best_candidates`). Some hundreds of texts at a time: the memory that this
+        takes grows with the square of B.
         """
         vectors = self.sample_prior(text_embeds.repeat_interleave(best_of, dim=0), noise)  # [B * best_of, embed_dim]
-        vectors = vectors[most_probable(clip, vectors, claims)]  # [B, embed_dim]
+        if best_of == 1:
+            return self.decode(vectors, noise)
+        vectors = vectors[best_candidates(clip, vectors, claims)]  # [B, embed_dim]
         images = self.decode(vectors.repeat_interleave(best_of, dim=0), noise)  # [B * best_of, 1, 28, 28]
-        return images[most_probable(clip, embed_images(clip, images), claims)]
+        return images[best_candidates(clip, embed_images(clip, images), claims)]
 
     def sample_prior(self, text_embeds: Tensor, noise: torch.Generator | None = None) -> Tensor:
         """Embeddings of texts -> embeddings of images that they could describe, both [B, embed_dim]."""
@@ -209,11 +213,11 @@ class Generator(nn.Module):
         return generator.to(clip.logit_scale.device).eval()
 
 
-def most_probable(clip: CLIP, candidates: Tensor, claims: Tensor) -> Tensor:
-    """The place of the candidate of which each text is most probably true, as the CLIP finds: [B].
+def best_candidates(clip: CLIP, candidates: Tensor, claims: Tensor) -> Tensor:
+    """For each text the place of the candidate of which the CLIP finds it most probably true: [B].
 
-    candidates [B * K, embed_dim] are unit vectors, K for each text; claims bool [B, S]. (DALL-E, Ramesh et al., 2021,
-    arXiv 2102.12092, keeps the candidate closest to the text instead, which makes drawings alike.)
+    candidates [B * K, embed_dim] are unit vectors, K for each text; claims bool [B, S] are those of the texts. (DALL-E,
+    Ramesh et al., 2021, arXiv 2102.12092, keeps the candidate closest to the text.)
     """
     scores = clip.log_probs(candidates, claims).view(len(claims), -1, len(claims))  # [B, K, B]
     best = scores.diagonal(dim1=0, dim2=2).argmax(dim=0)  # [B]

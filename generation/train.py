@@ -33,7 +33,7 @@ from training.settings import OnClipSettings, option, parse_flags
 from training.step import update
 
 AUTOENCODER_GRAD_CLIP, FLOW_GRAD_CLIP = 100.0, 1.0  # largest norm of the gradient
-N_VALIDATED = 250  # captions of validation images, from which images are generated after each epoch
+N_VALIDATED = 1_000  # captions of validation images, from which images are generated after each epoch
 
 
 @dataclass
@@ -114,12 +114,12 @@ def train(run: Run, settings: GeneratorSettings) -> None:
 
 @torch.no_grad()
 def validate(generator: Generator, clip: CLIP, val: Cached, texts: Tensor) -> float:
-    """The share of captions with which generated images agree."""
+    """The share of captions with which generated images agree, one drawing of each and no choice."""
     generator.eval()
     torch.manual_seed(0)  # the same captions and noise after each epoch; the next epoch seeds anew
     places, ids = sample_captions(clip, val, torch.arange(N_VALIDATED, device=texts.device))
     claims = clip.captions.claims.to(ids.device)[ids]  # [B, S]
-    return judge(clip, generator.sample(clip, texts[places], claims), claims).float().mean().item()
+    return judge(clip, generator.sample(clip, texts[places], claims, best_of=1), claims).float().mean().item()
 
 
 if __name__ == "__main__":

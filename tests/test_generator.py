@@ -14,7 +14,7 @@ from conftest import first_tenth, tensors
 from evaluation.claims import parse_claims
 from generation import train as training
 from generation.features import agreement, precompute, sample_captions
-from generation.model import Flow, Generator, most_probable
+from generation.model import Flow, Generator, best_candidates
 from generation.rows import Row, path_row
 from my_utils import InputError
 
@@ -68,7 +68,10 @@ def test_of_the_candidates_the_one_of_which_the_text_is_most_probably_true_is_ke
     digits = saved.clip.zero_shot_classifier()
     candidates = digits[[3, 7, 1, 7, 2, 3]]
     claims = torch.stack([multi_hot("seven"), multi_hot("three")])
-    assert most_probable(saved.clip, candidates, claims).tolist() == [1, 5]
+    assert best_candidates(saved.clip, candidates, claims).tolist() == [1, 5]
+    assert best_candidates(saved.clip, candidates, multi_hot().expand(2, -1)).tolist() == [0, 3], "nothing to choose by"
+    thick = saved.clip.embed_descriptions(saved.clip.captions.parts[1].ids)[[0, 4, 2]]
+    assert best_candidates(saved.clip, thick, multi_hot("thick")[None]).tolist() == [1]
 
 
 def test_more_candidates_agree_better_with_the_text(saved):
