@@ -204,14 +204,14 @@ class Part(NamedTuple):
 class Captions:
     """All captions: C descriptions, each in the same number of paraphrases.
 
-    `sentences` [C * paraphrases]: paraphrase p of description c stands at c * paraphrases + p. `claims` bool [C, S].
-    `parts` are what they can name: the digit, then the grade of each attribute. `digit_ids` int64 [10]: the
-    descriptions that name a digit and nothing else.
+    `kind` is their name in --captions. `sentences` [C * paraphrases]: paraphrase p of description c stands at
+    c * paraphrases + p. `claims` bool [C, S]. `parts` are what they can name: the digit, then the grade of each
+    attribute. `digit_ids` int64 [10]: the descriptions that name a digit and nothing else.
     """
 
-    def __init__(self, sentences: Sequence[str], claims: Tensor, parts: Sequence[Part]):
-        self.sentences, self.claims, self.parts = tuple(sentences), claims, tuple(parts)
-        self.name_attributes, self.digit_ids = len(self.parts) > 1, self.parts[0].ids
+    def __init__(self, kind: str, sentences: Sequence[str], claims: Tensor, parts: Sequence[Part], digit_ids: Tensor):
+        self.kind, self.sentences, self.claims, self.parts = kind, tuple(sentences), claims, tuple(parts)
+        self.digit_ids = digit_ids
         self.paraphrases = len(self.sentences) // len(claims)
 
     def sample(self, ids: Tensor) -> Texts:
@@ -229,7 +229,8 @@ class Captions:
 def digit_captions(templates: tuple[str, ...]) -> Captions:
     """Description d is the digit d."""
     digits = torch.arange(10)
-    return Captions(fill_templates(templates), digit_facts(digits), [Part(digits, digit_facts(digits))])
+    parts = [Part(digits, digit_facts(digits))]
+    return Captions("digit", fill_templates(templates), digit_facts(digits), parts, digits)
 
 
 @functools.cache
@@ -255,15 +256,7 @@ def attribute_captions() -> Captions:
         low, less, middle, more, high = attribute.grades
         shown = [multi_hot(*names) for names in ((low, less), (less,), (middle,), (more,), (more, high))]
         parts.append(Part(description_id(UNSAID, grades), torch.stack(shown)))
-    return Captions(sentences, torch.stack(claims), parts)
-
-
-@functools.cache
-def captions_for(kind: str, text_encoder: str) -> Captions:
-    """The captions of --captions `kind` for the text encoder "table" or "plus"."""
-    if kind == "attributes":
-        return attribute_captions()
-    return digit_captions(TRAIN_TEMPLATES if text_encoder == "plus" else ("{word}",))
+    return Captions("attributes", sentences, torch.stack(claims), parts, digits)
 
 
 def description_id(digit, grades: Sequence = ()):

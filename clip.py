@@ -19,15 +19,16 @@ from PIL import Image
 from torch import Tensor, nn
 
 from attributes import unseen_combinations
-from captions import Texts, captions_for
+from captions import TRAIN_TEMPLATES, Captions, Texts, attribute_captions, digit_captions
 from image_encoder import IMAGE_ENCODERS
 from losses import LOSSES, contrastive_loss
 from my_utils import InputError, load_checkpoint, pick_device, quote, save_checkpoint, short
+from scenes import CANVAS, scene_captions, unseen_pairs
 from text_encoder import TEXT_ENCODERS
 
 # Training clamps the temperature to this minimum: 0.01 as in the paper. Captions of attributes keep a higher one, so
 # that similarities stay graded: of two thick digits the thicker one is closer to "thick".
-MIN_TEMPERATURE = {"digit": 0.01, "attributes": 0.1}
+MIN_TEMPERATURE = {"digit": 0.01, "attributes": 0.1, "scenes": 0.02}
 
 # Of a caption's parts (`log_probs`). It is lower than the logits' own, so that the edges between grades are sharp.
 PART_TEMPERATURE = 1 / 20
@@ -36,6 +37,18 @@ PART_TEMPERATURE = 1 / 20
 # with `preprocess`, built by `Encoder(embed_dim)`.
 MODALITIES = ("speech", "strokes")
 TOWERS: dict[str, type[nn.Module]] = {}
+
+
+def captions_for(kind: str, text_encoder: str) -> Captions:
+    """The captions of --captions `kind`; a language model reads whole sentences, a table single words."""
+    if kind == "digit":
+        return digit_captions(TRAIN_TEMPLATES if text_encoder == "plus" else ("{word}",))
+    return attribute_captions() if kind == "attributes" else scene_captions()
+
+
+def unseen_for(kind: str, seed: int) -> Tensor:
+    """What --unseen-seed keeps out of training: pairs of digits in scenes, else combinations of attributes."""
+    return unseen_pairs(seed) if kind == "scenes" else unseen_combinations(seed)
 
 
 class CLIPOutput(NamedTuple):
@@ -73,7 +86,7 @@ class CLIP(nn.Module):
         modalities: Sequence[str] = (),
     ):
         super().__init__()
-        self.captions, self.unseen = captions_for(captions, text_encoder), unseen_combinations(unseen_seed)
+        self.captions, self.unseen = captions_for(captions, text_encoder), unseen_for(captions, unseen_seed)
         self.loss_function = LOSSES[loss]
         text_tower = TEXT_ENCODERS[text_encoder](embed_dim, self.captions.sentences, **text_options or {})
         # All that rebuilds the model; a text encoder adds what it needs of its own, such as its vocabulary.
@@ -193,6 +206,11 @@ class CLIP(nn.Module):
         self.arch["modalities"] = sorted(self.towers.keys() - {"image", "text"})
         return self.towers[modality]
 
+    def require_digits(self) -> None:
+        """Raises InputError for a model of scenes, where single digits are needed."""
+        if self.captions.kind == "scenes":
+            raise InputError("this CLIP reads scenes of two digits: name one that reads single digits")
+
     def fingerprint(self) -> str:
         """16 hexadecimal digits by which a generator or another tower knows the image and text tower it belongs to."""
         digest = hashlib.sha256(self.towers["text"].frozen_hash.encode())
@@ -216,18 +234,22 @@ class CLIP(nn.Module):
         return self.towers["text"].tokenize(texts)
 
     def preprocess(self, images) -> Tensor:
-        """Images -> float [B, 1, 28, 28] in [0, 1]. Digits are bright on black.
+        """Images -> float [B, 1, H, H] in [0, 1]. Digits are bright on black; H is 28, of scenes 48.
 
-        Takes a Pillow image or a list of them, or an array or tensor [28, 28], [B, 28, 28] or [B, 1, 28, 28] of uint8
+        Takes a Pillow image or a list of them, or an array or tensor [H, H], [B, H, H] or [B, 1, H, H] of uint8
         (0..255) or floats (0..1). Raises InputError for other shapes, types and ranges.
         """
-        images = pixels(images)
+        images, side = pixels(images), CANVAS if self.captions.kind == "scenes" else 28
         shape = tuple(images.shape)
-        if shape[-2:] != (28, 28) or len(shape) > 4 or (len(shape) == 4 and shape[1] != 1):
-            raise InputError(f"images must be [B, 28, 28] or [B, 1, 28, 28], not {list(shape)}: resize to grey 28x28")
+        if shape[-2:] != (side, side) or len(shape) > 4 or (len(shape) == 4 and shape[1] != 1):
+            what = "scenes of two digits" if self.captions.kind == "scenes" else "single digits"
+            raise InputError(
+                f"images must be [B, {side}, {side}] or [B, 1, {side}, {side}], not {list(shape)}: this model reads"
+                f" {what} in grey"
+            )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise InputError(f"images must be uint8 (0..255) or float (0..1), not {images.dtype}: convert them")
-        images = images.reshape(-1, 1, 28, 28).to(self.logit_scale.device, non_blocking=True)
+        images = images.reshape(-1, 1, side, side).to(self.logit_scale.device, non_blocking=True)
         is_bytes = images.dtype == torch.uint8
         if self.training and images.is_cuda:  # looking at the values would wait for the GPU
             return images.float() / 255 if is_bytes else images

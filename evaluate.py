@@ -23,6 +23,8 @@ from evaluation.combinations import evaluate_attributes
 from evaluation.corruptions import evaluate_robustness
 from evaluation.metrics import embed_images
 from evaluation.ood import evaluate_ood, ood_sets, uci_digits
+from evaluation.scene_pictures import five_captions
+from evaluation.scenes import TEST_PER_PAIR, evaluate_scenes
 from evaluation.table import print_table
 from my_dataset import DATA_PATH, Split, load_mnist
 from my_utils import ArgumentParser, atomic_write, device_name, exit_on_error, git_commit, pick_device, text
@@ -49,13 +51,39 @@ def main(argv: list[str]) -> None:
     pictures.check_writable(json_path.parent)
     pictures.check_writable(folder)
 
-    # ---- each set of images embedded once; what follows works on unit vectors on the CPU ----
+    # ---- measure, then pictures, JSON, table ----
     print("embedding the images ...", flush=True)
-    train, test = (load_mnist(split, args.data_path) for split in ("train", "test"))
+    about = {
+        "command": shlex.join(["python", "evaluate.py", *argv]),
+        "device": device_name(device),
+        "torch_version": str(torch.__version__),
+        "commit": git_commit(),
+        "trained_at_commit": model.metrics.get("commit"),
+        "date": f"{date.today()}",
+    }
+    measure = measure_scenes if model.captions.kind == "scenes" else measure_digits
+    results, figures = measure(model, args.data_path)
+    for name, figure in figures.items():
+        pictures.save_figure(figure, folder / f"evaluation_{name}.png")
+    atomic_write(json_path, (json.dumps({"about": about} | results, indent=2) + "\n").encode())
+    print_table(results)
+    print(f"\n{time.perf_counter() - started:.0f} s; written: {json_path} and {folder}/evaluation_*.png")
+
+
+def measure_scenes(model: CLIP, data_path: str) -> tuple[dict, dict]:
+    """Results and figures of a model of scenes."""
+    test = load_mnist("test", data_path)
+    return {"scenes": evaluate_scenes(model, test, TEST_PER_PAIR)}, {"five_captions": five_captions(model, test)}
+
+
+def measure_digits(model: CLIP, data_path: str) -> tuple[dict, dict]:
+    """Results and figures of a model of single digits."""
+    # ---- each set of images embedded once; what follows works on unit vectors on the CPU ----
+    train, test = (load_mnist(split, data_path) for split in ("train", "test"))
     train, few = (Split(*(x[::EVERY] for x in split)) for split in (train, test))
     features = embed_images(model, test.images).cpu()  # [10000, embed_dim]
     train_features = embed_images(model, train.images).cpu()  # [11000, embed_dim]
-    sets = ood_sets(test.images, args.data_path, OOD_IMAGES)
+    sets = ood_sets(test.images, data_path, OOD_IMAGES)
     ood_features = {"digits": features} | {name: embed_images(model, images).cpu() for name, images in sets.items()}
     uci, captions = uci_digits(), model.zero_shot_classifier().cpu()  # [10, embed_dim]
     uci_predicted = (embed_images(model, uci.images).cpu() @ captions.T).argmax(dim=1)  # [1797]
@@ -65,14 +93,6 @@ def main(argv: list[str]) -> None:
     # ---- measure ----
     print("measuring ...", flush=True)
     results = {
-        "about": {
-            "command": shlex.join(["python", "evaluate.py", *argv]),
-            "device": device_name(device),
-            "torch_version": str(torch.__version__),
-            "commit": git_commit(),
-            "trained_at_commit": model.metrics.get("commit"),
-            "date": f"{date.today()}",
-        },
         "classification": sections.accuracy_with_ci(predicted, test.labels),
         "confusion": confusion_matrix(test.labels, predicted).tolist(),  # rows: true digits
         "retrieval": sections.retrieval(similarity, test.labels),
@@ -82,10 +102,8 @@ def main(argv: list[str]) -> None:
         "uci_digits": sections.accuracy_with_ci(uci_predicted, uci.labels),
         "ood": evaluate_ood(model, ood_features),
     }
-    if model.captions.name_attributes:
+    if model.captions.kind == "attributes":
         results["attributes"] = evaluate_attributes(model, features, test)
-
-    # ---- pictures, JSON, table ----
     figures = {
         "map": pictures.embedding_map(features[:1000], test.labels[:1000], captions),
         "robustness": pictures.robustness_curves(results["robustness"]),
@@ -93,11 +111,7 @@ def main(argv: list[str]) -> None:
     }
     if "attributes" in results:
         figures["combinations"] = pictures.seen_unseen_curves({"this model": results["attributes"]["curve"]})
-    for name, figure in figures.items():
-        pictures.save_figure(figure, folder / f"evaluation_{name}.png")
-    atomic_write(json_path, (json.dumps(results, indent=2) + "\n").encode())
-    print_table(results)
-    print(f"\n{time.perf_counter() - started:.0f} s; written: {json_path} and {folder}/evaluation_*.png")
+    return results, figures
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ def main(argv: list[str]) -> None:
     check_writable(Path(args.pictures))
     device, count = pick_device(args.device), args.count
     clip = CLIP.load(args.clip, device, args.text_model)
+    clip.require_digits()
     generator = Generator.load(args.generator, clip)
 
     # ---- what to generate ----

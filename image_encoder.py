@@ -1,4 +1,4 @@
-"""Image tower: two small CNNs on 1x28x28 digits as they are."""
+"""Image tower: small CNNs on grey images, digits of 28x28 pixels or scenes of 48x48, at the size they have."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class ImageEncoder(nn.Module):
     """Float images [B, 1, 28, 28] in [0, 1] -> features [B, embed_dim], not normalised.
 
     Three stages, each of half the resolution and twice the channels of the one before, with a residual block each;
-    the first has `width` channels.
+    the first has `width` channels. The mean over the last map forgets where in the image something is.
     """
 
     def __init__(self, embed_dim: int, width: int):
@@ -50,6 +50,18 @@ class ImageEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.stages((images - PIXEL_MEAN) / PIXEL_STD)  # [B, 4 * width, 4, 4], by way of 14x14 and 7x7
         return self.projection(x.mean(dim=(2, 3)))  # [B, embed_dim]
+
+
+class SceneEncoder(ImageEncoder):
+    """Scenes, float [B, 1, 48, 48] -> features [B, embed_dim]: the same stages, then the whole map: it keeps places."""
+
+    def __init__(self, embed_dim: int, width: int):
+        super().__init__(embed_dim, width)
+        self.projection = nn.Linear(4 * width * 6 * 6, embed_dim)
+
+    def forward(self, scenes: Tensor) -> Tensor:
+        x = self.stages((scenes - PIXEL_MEAN) / PIXEL_STD)  # [B, 4 * width, 6, 6], by way of 24x24 and 12x12
+        return self.projection(x.flatten(1))  # [B, embed_dim]
 
 
 class FastImageEncoder(nn.Module):
@@ -78,4 +90,4 @@ class FastImageEncoder(nn.Module):
         return self.projection(x)  # [B, embed_dim]
 
 
-IMAGE_ENCODERS = {"residual": ImageEncoder, "fast": FastImageEncoder}
+IMAGE_ENCODERS = {"residual": ImageEncoder, "fast": FastImageEncoder, "scene": SceneEncoder}

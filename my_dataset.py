@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import scenes
 from attributes import combination_ids, measure, unseen_combinations
 from captions import (
     Captions,
@@ -26,6 +27,7 @@ from captions import (
 from data.augment import augment
 from data.mnist import download
 from data.outliers import Outliers, make_outliers
+from scenes import Scenes
 
 DATA_PATH = "MINIST_CLIP"
 VAL_SIZE = 5_000
@@ -134,7 +136,7 @@ class MNISTPairs:
         """
         batches = batch_indices(len(self), batch_size, seed, epoch, self.labels.device)  # [steps, batch_size]
         share = batch_size // world_size
-        if not self.captions.name_attributes:
+        if self.captions.kind == "digit":
             for index in batches:
                 images, digits = self._images(index[rank * share :][:share])
                 facts = digit_facts(digits)
@@ -179,3 +181,58 @@ class MNISTPairs:
         """Indices [B] -> augmented images, float [B, 1, 28, 28] in [0, 1], and digits [B]."""
         images = self.images.index_select(0, index)  # (much faster than images[index])
         return augment(images, self.augment), self.labels[index]
+
+
+class ScenePairs:
+    """A split as pairs: each image with another one beside or above it, and a text that is true of this scene.
+
+    Each image is augmented by itself (set `augment` before each epoch). Pairs of digits that are `unseen`, bool
+    [10, 10], are never shown together. Raises InputError as `load_mnist`.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        data_path: str | Path = DATA_PATH,
+        device: str | torch.device = "cpu",
+        unseen: Tensor | None = None,
+        augment: str = "none",
+    ):
+        self.images, self.labels = load_mnist(split, data_path, device)
+        self.captions = scenes.scene_captions()
+        self.claims = self.captions.claims.to(device)  # bool [C, S]
+        unseen = (scenes.unseen_pairs() if unseen is None else unseen).to(device)
+        self.seen = ~unseen & ~torch.eye(10, dtype=torch.bool, device=device)  # pairs that are shown
+        self.unknown = scenes.unknown_labels(unseen)  # bool [10, S]
+        self.augment = augment
+        self.by_digit = self.labels.argsort(stable=True)  # the images of each digit, one digit after the other
+        self.counts = self.labels.bincount(minlength=10)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def epoch(
+        self, batch_size: int, seed: int = 0, epoch: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """As `MNISTPairs.epoch`: each image of the split is once the first of its scene."""
+        share = batch_size // world_size
+        for index in batch_indices(len(self), batch_size, seed, epoch, self.labels.device):
+            yield self._batch(index[rank * share :][:share])
+
+    def _batch(self, first: Tensor) -> Batch:
+        scene = self.make(first)
+        facts, digits = scenes.scene_facts(scene), scene.digits
+        unknown = self.unknown[digits[:, 0]] | self.unknown[digits[:, 1]]  # [B, S]
+        ids = scenes.sample_descriptions(scene)
+        return Batch(scene.images, self.captions.sample(ids), Labels(facts, self.claims[ids], unknown))
+
+    def make(self, first: Tensor) -> Scenes:
+        """Images [B] -> a scene with each and a random other one, in a random arrangement."""
+        digits = self.labels[first]
+        others = torch.multinomial(self.seen[digits].float(), 1)[:, 0]  # [B]
+        place = (torch.rand(others.shape, device=others.device) * self.counts[others]).long()
+        second = self.by_digit[(self.counts.cumsum(0) - self.counts)[others] + place]  # [B]
+        index, random_bits = torch.stack([first, second], dim=1), torch.rand(2, len(first), device=first.device) < 0.5
+        index = torch.where(random_bits[0][:, None], index, index.flip(1))  # [B, 2]
+        tiles = augment(self.images[index.flatten()], self.augment).view(-1, 2, *self.images.shape[1:])
+        return scenes.make_scenes(tiles, self.labels[index], random_bits[1])

@@ -1,4 +1,4 @@
-"""Text tower: an embedding table over words; a caption is the sum of its words' vectors, then a small MLP."""
+"""Text towers over a table of word vectors: their sum, which is a bag of words; and two in which their order counts."""
 
 import difflib
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ class TextEncoder(nn.Module):
     """
 
     frozen_hash = ""  # it has no weights outside its state_dict
+    max_words: int | None = None  # of a text; None: any number
 
     def __init__(self, embed_dim: int, sentences: Sequence[str], vocabulary: Sequence[str] | None = None):
         super().__init__()
@@ -33,6 +34,10 @@ class TextEncoder(nn.Module):
             words = words_of(text)
             if not words:
                 raise InputError(f"the text {quote(text)} has no word: name a digit, such as 'seven'")
+            if self.max_words and len(words) > self.max_words:
+                raise InputError(
+                    f"the text {quote(text)} has {len(words)} words, more than {self.max_words}: shorten it"
+                )
             for word in words:
                 if word not in self.vocabulary:
                     raise InputError(
@@ -52,6 +57,43 @@ class TextEncoder(nn.Module):
         return self.mlp(self.table(rows))  # [B, embed_dim]
 
 
+class OrderTextEncoder(TextEncoder):
+    """The least that is no bag of words: each word's vector times a vector of its place, summed; then the same MLP."""
+
+    max_words = 32
+
+    def __init__(self, embed_dim: int, sentences: Sequence[str], vocabulary: Sequence[str] | None = None):
+        super().__init__(embed_dim, sentences, vocabulary)
+        self.table = nn.Embedding(len(self.vocabulary) + 1, embed_dim, padding_idx=0)
+        self.places = nn.Parameter(torch.randn(self.max_words, embed_dim))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        words = self.table(rows) * self.places[: rows.shape[1]]  # [B, L, embed_dim]
+        return self.mlp(words.sum(dim=1))  # [B, embed_dim]
+
+
+class TransformerTextEncoder(TextEncoder):
+    """Two layers of self-attention over words and places (Vaswani et al., 2017, arXiv 1706.03762), then their mean."""
+
+    max_words, width, heads, layers = 32, 64, 4, 2
+
+    def __init__(self, embed_dim: int, sentences: Sequence[str], vocabulary: Sequence[str] | None = None):
+        super().__init__(embed_dim, sentences, vocabulary)
+        self.table = nn.Embedding(len(self.vocabulary) + 1, self.width, padding_idx=0)
+        self.places = nn.Parameter(0.1 * torch.randn(self.max_words, self.width))
+        options = {"dropout": 0.0, "batch_first": True, "norm_first": True}
+        layer = nn.TransformerEncoderLayer(self.width, self.heads, 4 * self.width, **options)
+        norm = nn.LayerNorm(self.width)
+        self.attention = nn.TransformerEncoder(layer, self.layers, norm, enable_nested_tensor=False)
+        self.mlp = nn.Linear(self.width, embed_dim)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        is_word = (rows != 0)[..., None]  # [B, L, 1]
+        words = self.table(rows) + self.places[: rows.shape[1]]  # [B, L, width]
+        words = self.attention(words, src_key_padding_mask=~is_word[..., 0])
+        return self.mlp((words * is_word).sum(dim=1) / is_word.sum(dim=1))  # [B, embed_dim]
+
+
 def plus(*arguments, **options) -> nn.Module:
     """text_encoder_plus.py: any sentence, through a pretrained language model."""
     from text_encoder_plus import TextEncoderPlus  # transformers takes seconds to import
@@ -60,4 +102,4 @@ def plus(*arguments, **options) -> nn.Module:
 
 
 # Each is called with (embed_dim, sentences, **options) and has `tokenize`, `options` and `frozen_hash`.
-TEXT_ENCODERS = {"table": TextEncoder, "plus": plus}
+TEXT_ENCODERS = {"table": TextEncoder, "order": OrderTextEncoder, "transformer": TransformerTextEncoder, "plus": plus}

@@ -15,13 +15,12 @@ import sys
 
 import torch
 
-from attributes import unseen_combinations
-from captions import captions_for
-from clip import CLIP
+from clip import CLIP, captions_for, unseen_for
 from data.mnist import download
 from evaluation.metrics import evaluate
+from evaluation.scenes import evaluate_scenes
 from losses import SIGMOID_BIAS
-from my_dataset import MNISTPairs, load_mnist
+from my_dataset import MNISTPairs, ScenePairs, load_mnist
 from my_utils import InputError, device_name, exit_on_error, pick_device, use_bf16
 from training import distributed
 from training.ema import Ema
@@ -32,7 +31,7 @@ from training.settings import PRESETS, Settings, parse_flags
 from training.step import TrainingStep
 
 # Validation metric for model selection. Held-out combinations do not influence it.
-SCORES = {"digit": "val_digit_accuracy", "attributes": "val_seen_accuracy"}
+SCORES = {"digit": "val_digit_accuracy", "attributes": "val_seen_accuracy", "scenes": "val_seen_accuracy"}
 
 
 def main(argv: list[str]) -> None:
@@ -54,6 +53,7 @@ def train(run: Run, settings: Settings) -> None:
     pairs, val = build_pairs(settings, device), load_mnist("val", settings.data_path, device)
     check_batch(settings, pairs, world_size)
     steps = len(pairs) // settings.batch_size  # per epoch
+    measure = evaluate_scenes if settings.captions == "scenes" else evaluate
 
     # ---- model, optimizers, the step ----
     model = build_model(settings).to(device, memory_format=torch.channels_last)
@@ -74,7 +74,7 @@ def train(run: Run, settings: Settings) -> None:
         batches = pairs.epoch(settings.batch_size, settings.seed, epoch, rank, world_size)
         for batch in run.progress(batches, total=steps):
             run.log(train_step(batch, warmup_cosine(run.step, settings.epochs * steps)))
-        metrics = {f"val_{name}": value for name, value in evaluate(evaluated, val).items()}
+        metrics = {f"val_{name}": value for name, value in measure(evaluated, val).items()}
         run.end_epoch(metrics, evaluated, best=SCORES[settings.captions])
         log_similarity(run, evaluated, val)
 
@@ -83,7 +83,7 @@ def train(run: Run, settings: Settings) -> None:
         return
     text_model = settings.text_model if settings.text_encoder == "plus" else None
     best = CLIP.load(run.folder / "best_model.pth", device, text_model).to(memory_format=torch.channels_last)
-    test = evaluate(best, load_mnist("test", settings.data_path, device))
+    test = measure(best, load_mnist("test", settings.data_path, device))
     best.metrics |= {f"test_{name}": value for name, value in test.items()} | run.origin(device)
     best.save(run.folder / "best_model.pth")
     log_end(run, best)
@@ -95,10 +95,13 @@ def train(run: Run, settings: Settings) -> None:
 # ---- helpers ----
 
 
-def build_pairs(settings: Settings, device: torch.device) -> MNISTPairs:
+def build_pairs(settings: Settings, device: torch.device) -> MNISTPairs | ScenePairs:
     """The training pairs of these settings."""
+    unseen = unseen_for(settings.captions, settings.unseen_seed)
+    if settings.captions == "scenes":
+        return ScenePairs("train", settings.data_path, device, unseen)
     captions = captions_for(settings.captions, settings.text_encoder)
-    return MNISTPairs("train", settings.data_path, device, captions, unseen_combinations(settings.unseen_seed))
+    return MNISTPairs("train", settings.data_path, device, captions, unseen)
 
 
 def build_model(settings: Settings) -> CLIP:
@@ -142,7 +145,14 @@ def check_batch(settings: Settings, pairs: MNISTPairs, world_size: int) -> None:
 
 def print_results(run: Run, metrics: dict, note: str) -> None:
     print(f"\n{'':28}{'validation':>12}{'test':>12}")
-    names = ("digit_accuracy", "text_to_image_precision", "seen_accuracy", "unseen_accuracy")
+    names = (
+        "digit_accuracy",
+        "text_to_image_precision",
+        "seen_accuracy",
+        "unseen_accuracy",
+        "seen_swap",
+        "unseen_swap",
+    )
     for name in (name for name in names if f"val_{name}" in metrics):
         print(f"{name:28}{metrics[f'val_{name}']:12.2%}{metrics[f'test_{name}']:12.2%}")
     print(f"best epoch {metrics['best_epoch']}, {metrics['train_seconds']:.0f} s of training, seed {metrics['seed']}")

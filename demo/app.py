@@ -36,6 +36,7 @@ def main(argv: list[str]) -> None:
 
     device = pick_device(args.device)
     clip = CLIP.load(args.clip, device, args.text_model)
+    clip.require_digits()
     print(f"starting the page on {args.clip} ...", flush=True)
     playground = Playground(clip, load_mnist("test", args.data_path, device), args.generator)
     with tempfile.TemporaryDirectory() as folder:

@@ -44,7 +44,7 @@ def build(playground: Playground) -> gr.Blocks:
                 sentences = gr.Textbox(lines, lines=12, max_lines=24, label=label, elem_id="sentences")
         with gr.Tab("Type"):
             text = gr.Textbox(label="description", max_lines=1, submit_btn=True, elem_id="text")
-            examples = EXAMPLES if playground.clip.captions.name_attributes else DIGIT_WORDS
+            examples = EXAMPLES if playground.clip.captions.kind == "attributes" else DIGIT_WORDS
             example = gr.Examples(list(examples), text, label="for example").load_input_event
             found = gr.HTML(elem_id="found", elem_classes="answer")
         with gr.Tab("Say"):

@@ -39,10 +39,10 @@ class Playground:
         self.clip, self.test = clip.requires_grad_(False), test
         self.features = embed_images(clip, test.images)  # [10000, embed_dim]
         self.digits = clip.zero_shot_classifier()  # [10, embed_dim]
-        self.outliers = clip.embed_descriptions(OUTLIER_IDS) if clip.captions.name_attributes else None
+        self.outliers = clip.embed_descriptions(OUTLIER_IDS) if clip.captions.kind == "attributes" else None
         self.embed_text = functools.cache(lambda text: clip.encode_text(text)[0])
         self.suggested = list(DIGIT_WORDS)  # sentences
-        if clip.captions.name_attributes:
+        if clip.captions.kind == "attributes":
             self.suggested += ["not a digit", *map(combination_caption, range(math.prod(COMBINATIONS)))]
         self.generator, self.no_generator = None, ""
         try:
@@ -52,7 +52,7 @@ class Playground:
 
     def read(self, embed: Tensor) -> str:
         """The most probable combination for an embedding, with its expected grades; or which outlier it is."""
-        if not self.clip.captions.name_attributes:
+        if self.clip.captions.kind != "attributes":
             return DIGIT_WORDS[(self.digits @ embed).argmax()]
         outliers = self.outliers @ embed  # [1 + kinds]
         if outliers.max() > (self.digits @ embed).max():

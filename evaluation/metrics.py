@@ -59,7 +59,7 @@ def evaluate(model: CLIP, split: Split) -> dict[str, float]:
         "digit_accuracy": caption_accuracy(similarity, split.labels),
         "text_to_image_precision": text_to_image_precision(similarity, split.labels),
     }
-    if model.captions.name_attributes:
+    if model.captions.kind == "attributes":
         combinations = combination_ids(split.labels, measure(split.images))
         is_unseen = model.unseen.flatten().to(combinations.device)[combinations]
         to_combinations = model.log_probs(images, combination_claims())  # [N, C]

@@ -21,6 +21,7 @@ def load_model(path: str) -> CLIP:
     """The model of a checkpoint, whose results are printed. Stops the notebook if there is none."""
     try:
         model = CLIP.load(path, pick_device("auto"))
+        model.require_digits()
     except InputError as error:
         raise StopNotebook(f"{error}. Then run this notebook again.") from None
     print(f"text encoder {model.arch['text_encoder']}, image encoder {model.arch['image_encoder']}")

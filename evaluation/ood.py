@@ -99,7 +99,7 @@ def ood_score(model: CLIP, features: Tensor) -> Tensor:
     A model that was trained with outliers: less its cosine to the nearest outlier caption.
     """
     score = (features @ model.zero_shot_classifier().cpu().T).amax(dim=1)
-    if model.captions.name_attributes:
+    if model.captions.kind == "attributes":
         score = score - (features @ model.embed_descriptions(OUTLIER_IDS).cpu().T).amax(dim=1)
     return score
 

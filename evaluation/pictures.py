@@ -193,7 +193,7 @@ def outlier_images(model: CLIP, split: Split, count: int = 8) -> Figure:
 
 def require_attributes(model: CLIP) -> None:
     """Raises InputError for a model whose captions name the digit alone."""
-    if not model.captions.name_attributes:
+    if model.captions.kind != "attributes":
         raise InputError("this picture needs a model of --captions attributes: this one knows captions of digits alone")
 
 
@@ -262,7 +262,7 @@ def ood_histograms(model: CLIP, features: dict[str, Tensor]) -> Figure:
     weights = [torch.full_like(one, 100 / len(one)) for one in scores]
     colours = (RIGHT, WRONG, *OTHERS)[: len(scores)]
     axes.hist(scores, bins=60, weights=weights, histtype="stepfilled", alpha=0.6, color=colours, label=names)
-    less = ", less that to the nearest outlier caption" if model.captions.name_attributes else ""
+    less = ", less that to the nearest outlier caption" if model.captions.kind == "attributes" else ""
     axes.set(xlabel=f"cosine to the nearest digit caption{less}", ylabel="share of the set (%)")
     axes.set_title("digits, and images of no digit")
     axes.legend(fontsize=9)

@@ -24,7 +24,7 @@ class Cached(NamedTuple):
 def precompute(clip: CLIP, split: Split) -> Cached:
     """What the CLIP makes of a split. With captions of attributes, images of its unseen combinations are left out."""
     (images, digits), values = split, measure(split.images)
-    if clip.captions.name_attributes:
+    if clip.captions.kind == "attributes":
         is_seen = ~clip.unseen.flatten().to(digits.device)[combination_ids(digits, values)]  # [N]
         images, digits, values = images[is_seen], digits[is_seen], values[is_seen]
     images = images[:, None].float() / 255  # [N, 1, 28, 28]
@@ -34,7 +34,7 @@ def precompute(clip: CLIP, split: Split) -> Cached:
 def sample_captions(clip: CLIP, data: Cached, rows: Tensor) -> tuple[Tensor, Tensor]:
     """A true caption for each of these images: places among all sentences, and descriptions, int64 [B]."""
     ids = data.digits[rows]
-    if clip.captions.name_attributes:
+    if clip.captions.kind == "attributes":
         ids = sample_descriptions(ids, data.values[rows])
     return clip.captions.sample(ids).index, ids
 

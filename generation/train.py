@@ -56,6 +56,7 @@ def train(run: Run, settings: GeneratorSettings) -> None:
     # ---- the CLIP, and what it makes of the data ----
     device = pick_device(settings.device)
     clip = CLIP.load(settings.clip, device, settings.text_model).requires_grad_(False)
+    clip.require_digits()
     data, val = (precompute(clip, load_mnist(split, settings.data_path, device)) for split in ("train", "val"))
     texts = clip.prompt_ensemble(clip.captions.sentences, paraphrases=1)  # [sentences, embed_dim]
     size = len(data.images)

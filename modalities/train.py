@@ -108,6 +108,7 @@ def train(run: Run, settings: TowerSettings, modality: str) -> None:
     _, make_pairs, temperature, metric = RECIPES[modality]
     device, file = pick_device(settings.device), Path(settings.clip).resolve()  # (a link stays a link)
     clip = CLIP.load(file, device, settings.text_model).requires_grad_(False)
+    clip.require_digits()
     fingerprint, saved = clip.fingerprint(), run.folder / "best_model.pth"
     size, sample, test, test_labels = make_pairs(settings, clip, device)
     steps = size // settings.batch_size  # per epoch

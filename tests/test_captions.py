@@ -10,6 +10,7 @@ import captions
 import my_dataset
 from attributes import ATTRIBUTES, measure, unseen_combinations
 from captions import DIGIT_WORDS, LABELS, OUTLIER_IDS, OUTLIERS, P_EXTREME, P_MENTION, UNSAID, attribute_captions
+from clip import captions_for
 from data.outliers import make_outliers
 from evaluation.claims import combination_caption, format_labels, parse_claims, short_caption
 from my_dataset import MNISTPairs, load_mnist
@@ -139,8 +140,8 @@ def test_each_description_has_its_place_and_many_paraphrases():
 
 
 def test_digit_captions_are_words_for_the_table_and_sentences_for_a_language_model():
-    assert captions.captions_for("digit", "table").sentences == DIGIT_WORDS
-    texts = captions.captions_for("digit", "plus")
+    assert captions_for("digit", "table").sentences == DIGIT_WORDS
+    texts = captions_for("digit", "plus")
     assert texts.sentences == captions.fill_templates(captions.TRAIN_TEMPLATES)
     torch.manual_seed(0)
     digits = torch.arange(10).repeat(500)

@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_leaves
 
 import my_dataset
 from benchmarks.common import Training
-from captions import Labels, Texts, captions_for
-from clip import CLIP
+from captions import Labels, Texts
+from clip import CLIP, captions_for
 from conftest import TINY, freeze_statistics, gradients, train_here
 from data.outliers import Outliers
 from image_encoder import ImageEncoder

@@ -13,7 +13,8 @@ import torch
 import torchvision
 
 import my_dataset
-from captions import DIGIT_WORDS, Labels, Texts, captions_for, multi_hot
+from captions import DIGIT_WORDS, Labels, Texts, multi_hot
+from clip import captions_for
 from data import augment
 from data.mnist import MD5, download
 from evaluation.claims import describe_batch

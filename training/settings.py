@@ -18,7 +18,7 @@ from training.optim import TEXT_LR
 
 PLAIN_EPOCHS = 2  # at the end of a run: images without augmentation
 # What else lies in a folder of runs, so that no run can have its name.
-RESERVED = ("best_model.pth", "evaluation.json", "generator", "strokes", "speech", "benchmarks", "readme.md")
+RESERVED = ("best_model.pth", "evaluation.json", "generator", "strokes", "speech", "scenes", "benchmarks", "readme.md")
 LOCATION = ("device", "data_path", "clip", "text_model")  # what may differ when a run is resumed
 NOT_RECORDED = ("device", "data_path", "runs_dir", "run_name", "resume")  # where a run happens, not what it is
 
@@ -51,12 +51,17 @@ class RunSettings:
 @dataclass
 class Settings(RunSettings):
     # model
-    image_encoder: str = option("residual", "the CNN: residual, or fast and small", choices=tuple(IMAGE_ENCODERS))
+    image_encoder: str = option("residual", "the CNN, see below", choices=tuple(IMAGE_ENCODERS))
     embed_dim: int = option(64, "dimensions of the shared space", low=2, high=4096)
     width: int = option(16, "channels of the CNN's first stage", low=1, high=256)
     init_temperature: float = option(0.1, "temperature of the logits at the start", low=0.01, high=10)
     captions: str = option("attributes", "what a text says, see below", choices=tuple(MIN_TEMPERATURE))
-    unseen_seed: int = option(0, "attributes: which fifth of the combinations is never trained", low=0, high=2**31)
+    unseen_seed: int = option(
+        0,
+        "which fifth of the combinations of attributes, or of the pairs in scenes, is never trained",
+        low=0,
+        high=2**31,
+    )
     text_encoder: str = option("table", "the text tower, see below", choices=tuple(TEXT_ENCODERS))
     text_model: str = option("albert-base-v2", "plus: the language model, a Hugging Face name or a folder")
     freeze_text: bool = option(False, "plus: keep the language model as it is")
@@ -86,8 +91,15 @@ class Settings(RunSettings):
                 f"--augment {self.augment} changes no image in a run of {PLAIN_EPOCHS} epochs or less: add --epochs"
                 f" {PLAIN_EPOCHS + 1} or more"
             )
-        if self.captions == "digit" and overrides.keys() & {"unseen_seed", "part_weight"}:
-            raise InputError("--unseen-seed and --part-weight are for --captions attributes: leave them out")
+        if self.captions != "attributes" and "part_weight" in overrides:
+            raise InputError("--part-weight is for --captions attributes: leave it out")
+        if self.captions == "digit" and "unseen_seed" in overrides:
+            raise InputError("--unseen-seed is for --captions attributes or scenes: leave it out")
+        if self.image_encoder == ("fast" if self.captions == "scenes" else "scene"):
+            raise InputError(
+                f"--image-encoder {self.image_encoder} does not read the images of --captions {self.captions}: choose"
+                f" residual, or {'scene' if self.captions == 'scenes' else 'fast'}"
+            )
         if self.init_temperature < MIN_TEMPERATURE[self.captions]:
             raise InputError(
                 f"--init-temperature {self.init_temperature} is below {MIN_TEMPERATURE[self.captions]}, the least with"
@@ -107,9 +119,17 @@ class OnClipSettings(RunSettings):
     text_model: str | None = option(None, "the folder of its language model, if it moved", type=str)
 
 
-# What --preset changes; flags that are given win over it.
+# What --preset changes; flags that are given win over it. `--captions scenes` means `--preset scenes`.
 PRESETS = {
     "default": {},
+    "scenes": dict(
+        captions="scenes",
+        image_encoder="scene",
+        text_encoder="transformer",
+        embed_dim=128,
+        epochs=5,
+        runs_dir="runs/scenes",
+    ),
     # A wider CNN for longer, on images that are bent too; the moving average evens out what the last steps saw.
     "accuracy": dict(captions="digit", init_temperature=0.07, epochs=30, width=24, augment="elastic", ema_decay=0.998),
     # No border, a single convolution, one epoch without augmentation.
@@ -128,8 +148,10 @@ PRESETS = {
 }
 
 NOTES = f"""
-captions      digit: a text names the digit. attributes: any part of digit, thickness and slant, or that it is no digit
-text encoder  table: the sum of a text's word vectors. plus: a language model
+captions      digit: a text names the digit. attributes: any part of digit, thickness and slant, or that it is no digit.
+              scenes: two digits on one canvas, one or both named, with places, relations and thickness
+image encoder residual: the mean over its last map. scene: the whole map, for scenes. fast: small, for single digits
+text encoder  table: a bag of words. order, transformer: the order of words counts, too. plus: a language model
 augment       none; affine: rotated, sheared, scaled, shifted; elastic: bent too; in the last {PLAIN_EPOCHS} epochs none
 precision     auto: bf16 on GPUs that compute in it, else fp32. fp32: on a GPU too, without TF32
 """
@@ -162,8 +184,9 @@ def parse_flags(kind: type, argv: list[str], prog: str, description: str, preset
     overrides = {name: value for name, value in vars(parser.parse_args(argv)).items() if value is not None}
     if overrides.keys() & {"preset", "run_name"} and "resume" in overrides:
         raise InputError("--resume takes the run's own settings and name: leave out --preset and --run-name")
-    preset = overrides.pop("preset", "default")
-    settings = kind(**(presets or {"default": {}})[preset] | overrides)
+    presets = presets or {"default": {}}
+    preset = overrides.pop("preset", overrides.get("captions") if overrides.get("captions") in presets else "default")
+    settings = kind(**presets[preset] | overrides)
     if settings.resume is None:
         settings.validate(overrides)
     return settings, overrides

@@ -43,9 +43,7 @@ class TrainingStep:
         self.model, self.optimizers, self.ema = model, optimizers, ema
         self.net = distributed.wrap(model)  # what embeds: the model, or DDP around it
         self.bf16, self.chunk_size = bf16, chunk_size
-        self.part_weight = (
-            part_weight if model.captions.name_attributes else 0.0
-        )  # captions of digits have one part alone
+        self.part_weight = part_weight if len(model.captions.parts) > 1 else 0.0  # digits have one, scenes none
         self.parts = [Part(*(x.to(model.logit_scale.device) for x in part)) for part in model.captions.parts]
 
     def __call__(self, batch: Batch, lr_factor: float = 1.0) -> dict[str, Tensor]:

@@ -1,0 +1,194 @@
+"""Word order and binding: scenes of two digits, whose captions differ in order alone; on pairs never trained together.
+
+    python -m benchmarks.order          about twenty trainings of a few minutes each
+    python -m benchmarks.order --only order
+
+Nine runs of the default, three seeds for each of three draws of the unseen pairs; then other text towers, an image
+tower that averages its map, swapped captions as further negatives, no masking; and how many pairs must be trained.
+Epochs are chosen by seen pairs of validation; the test split is used once. Writes results/order.json and
+results/order-share.json. Runs stay in runs/benchmarks/.
+"""
+
+import copy
+import statistics
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import common
+from benchmarks.common import SENTENCES, Training, Variant, cell
+from captions import Labels
+from clip import CLIP
+from evaluation.metrics import embed_images
+from evaluation.scenes import TEST_PER_PAIR, evaluate_scenes, evaluation_scenes
+from losses import multi_positive
+from my_dataset import Batch, Split, load_mnist
+from my_utils import exit_on_error
+from scenes import swapped_descriptions, unknown_labels, unseen_pairs
+from training.step import GRAD_CLIP, update
+
+TABLES = ("order", "order-share")
+COLUMNS = {  # title: the key of what `evaluate_scenes` returns, behind "seen_" or "unseen_"
+    "swap": "swap",
+    "relation": "relation",
+    "five captions": "five_captions",
+    "of 180 captions": "accuracy",
+    "text score": "text_score",
+    "image score": "image_score",
+    "group score": "group_score",
+    "attribute swap": "attribute_swap",
+}
+TOWERS = {  # title: flags
+    "bag of words": ["--text-encoder", "table"],
+    "word times place": ["--text-encoder", "order"],
+    "frozen MiniLM": SENTENCES,
+    "the image's map averaged": ["--image-encoder", "residual"],
+}
+SHARES = (5, 9, 18, 27, 36, 40)  # unseen pairs, of 45
+
+
+def main(argv: list[str]) -> None:
+    parser = common.make_parser("order", __doc__, seeds=[0, 1, 2], tables=TABLES)
+    parser.add_argument("--unseen-seeds", type=int, nargs="+", default=[0, 1, 2], help="draws of the unseen pairs")
+    args = common.parse(parser, argv)
+    if args.quick:
+        args.seeds, args.unseen_seeds = args.seeds[:1], args.unseen_seeds[:1]
+    test = load_mnist("test", common.DATA)
+    if "order" in args.only:
+        measure_towers(args, test)
+    if "order-share" in args.only:
+        measure_shares(args, test)
+
+
+def measure_towers(args: Namespace, test: Split) -> None:
+    nine = [trained(args, seed, f"scenes{draw}", draw) for draw in args.unseen_seeds for seed in args.seeds]
+    first = args.seeds[0]
+    others = {title: [trained(args, first, f"scenes-{title.split()[-1]}", 0, flags)] for title, flags in TOWERS.items()}
+    others["swapped captions in the batch (NegCLIP)"] = [trained_variant(args, first, "swapped")]
+    others["unknown pairs as negatives"] = [trained_variant(args, first, "no_mask")]
+    others["texts alone (all scenes embedded as their mean)"] = [blind(nine[0], test)]
+    rows, runs = [], {"transformer": nine} | others
+    raw = {}
+    for title, models in runs.items():
+        measured = [evaluate_scenes(model, test, 1 if args.quick else TEST_PER_PAIR) for model in models]
+        seeds = f"{len(models)} runs" if len(models) > 1 else str(first)
+        for group in ("seen", "unseen"):
+            values = {column: [one[f"{group}_{key}"] for one in measured] for column, key in COLUMNS.items()}
+            rows.append([f"{title}: {group} pairs", *(cell(one) for one in values.values()), seeds])
+            if title == "transformer":
+                raw |= {f"{group} {column}": statistics.mean(one) for column, one in values.items()}
+        print(*rows[-2:], sep="\n", flush=True)
+    trained_models = [model for models in runs.values() for model in models if "train_seconds" in model.metrics]
+    seconds = [model.metrics["train_seconds"] for model in nine]
+    origin = common.shared_origin([model.metrics for model in trained_models])
+    note = f"Training took {cell(seconds, ' s')}."
+    common.write_result(args, "order" + args.suffix, ["model", *COLUMNS, "seeds"], rows, origin, note, **raw)
+
+
+def measure_shares(args: Namespace, test: Split) -> None:
+    """Swap on unseen pairs over the share of pairs that are trained."""
+    rows, metrics = [], []
+    for count in SHARES[:1] if args.quick else SHARES:
+        models = {tower: trained_variant(args, args.seeds[0], tower, count) for tower in ("transformer", "order")}
+        figures = [evaluate_scenes(model, test, 1 if args.quick else TEST_PER_PAIR) for model in models.values()]
+        cells = [cell(one[key]) for one in figures for key in ("unseen_swap", "unseen_five_captions")]
+        rows.append([f"{1 - count / 45:.0%}", *cells])
+        metrics += [model.metrics for model in models.values()]
+    columns = [
+        f"{tower}: {what}" for tower in ("transformer", "word times place") for what in ("swap", "five captions")
+    ]
+    origin = common.shared_origin(metrics)
+    common.write_result(args, "order-share" + args.suffix, ["pairs trained", *columns], rows, origin)
+
+
+def scene_flags(args: Namespace, seed: int, draw: int = 0, flags: Sequence[str] = ()) -> list[str]:
+    quick = ["--epochs", "1", "--width", "4", "--augment", "none"] if args.quick else []
+    own = ["--captions", "scenes", "--seed", str(seed), "--unseen-seed", str(draw), "--device", str(args.device)]
+    return [*own, *flags, *quick]
+
+
+def trained(args: Namespace, seed: int, name: str, draw: int, flags: Sequence[str] = ()) -> CLIP:
+    """A model of train.py --captions scenes, with the metrics of its run; trained if it is not there yet."""
+    folder = args.runs / f"{name}{args.suffix}-seed{seed}"
+    metrics = common.finished_run(folder, scene_flags(args, seed, draw, flags))
+    model = CLIP.load(folder / "best_model.pth")
+    model.metrics = metrics
+    return model
+
+
+def trained_variant(args: Namespace, seed: int, kind: str, unseen_count: int | None = None) -> CLIP:
+    """A model that train.py does not train: other negatives, or another number of unseen pairs."""
+    folder = args.runs / f"scenes-{kind}{unseen_count or ''}{args.suffix}-seed{seed}"
+    flags = scene_flags(args, seed, 0, ["--text-encoder", "order"] if kind == "order" else [])
+    val = load_mnist("val", common.DATA, args.device)
+
+    def measure(model: CLIP) -> dict[str, float]:
+        return {f"val_{name}": value for name, value in evaluate_scenes(model, val).items()}
+
+    build = partial(build_variant, kind, unseen_count, flags, args.device)
+    settings = common.settings_of(flags)
+    metrics = common.train_variant(folder, settings, args.command, build, measure, "val_seen_accuracy")
+    model = CLIP.load(folder / "best_model.pth")
+    model.metrics = metrics
+    if unseen_count:
+        model.unseen = unseen_pairs(0, unseen_count)
+    return model
+
+
+def build_variant(kind: str, unseen_count: int | None, flags: list[str], device: torch.device) -> Variant:
+    """What a variant's run trains, and its step."""
+    training = Training(flags, device)
+    pairs, model = training.pairs, training.model
+    if unseen_count:
+        model.unseen = unseen_pairs(0, unseen_count)
+        unseen = model.unseen.to(device)
+        pairs.seen, pairs.unknown = ~unseen & ~torch.eye(10, dtype=torch.bool, device=device), unknown_labels(unseen)
+    if kind == "no_mask":
+        pairs.unknown.zero_()
+    step = partial(swapped_step, training) if kind == "swapped" else training.step
+    return Variant(pairs, model, training.optimizers, step)
+
+
+def swapped_step(training: Training, batch: Batch, lr_factor: float) -> dict[str, Tensor]:
+    """A training step in which each caption also stands with its two digits exchanged (NegCLIP, arXiv 2210.01936).
+
+    Only the images' half of the loss sees the exchanged ones, as there.
+    """
+    model, captions = training.model, training.pairs.captions
+    ids = batch.texts.index // captions.paraphrases
+    others = swapped_descriptions(ids)
+    texts = captions.sample(others)
+    model.zero_grad()
+    output, extra = model(batch.images, batch.texts), model.encode_text(texts)
+    facts, claims, unknown = batch.labels
+    labels = Labels(facts, torch.cat([claims, training.pairs.claims[others]]), unknown)
+    positive, ignored = labels.match()  # [B, 2B]
+    logits = torch.cat([output.logits_per_image, model.compare(output.image_embeds, extra).logits_per_image], dim=1)
+    per_image = multi_positive(logits, positive, ignored, own=None)
+    size = len(ids)
+    per_text = multi_positive(output.logits_per_text, positive[:, :size].T, ignored[:, :size].T, own=None)
+    loss = (per_image.mean() + per_text.mean()) / 2
+    loss.backward()
+    grad_norm = update(list(training.optimizers.values()), lr_factor, GRAD_CLIP)
+    model.clamp_logit_scale()
+    return {"loss": loss.detach(), "grad_norm": grad_norm}
+
+
+def blind(model: CLIP, test: Split) -> CLIP:
+    """The model, for which all images look the same."""
+    scenes, _ = evaluation_scenes(test, per_pair=1)
+    mean = F.normalize(embed_images(model, scenes.images).mean(dim=0), dim=0)  # [embed_dim]
+    model = copy.copy(model)
+    model.encode_image = lambda images: mean.expand(len(images), -1)
+    model.metrics = {}
+    return model
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,215 @@
+"""Scenes: two digits beside or above each other on one canvas; and captions, in which the order of words counts.
+
+"A seven left of a three" and "a three left of a seven" have the same words, and at most one is true. What is true of a
+scene (facts) and what a caption says (claims) are multi-hot vectors over LABELS, as in captions.py.
+"""
+
+import functools
+import itertools
+import math
+import random
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from attributes import ATTRIBUTES, measure
+from captions import DIGIT_WORDS, UNSAID, Captions, with_article
+
+CANVAS, TILE = 48, 28  # pixels: a canvas is square, a digit is a tile of MNIST, whose ink lies within 20 x 20
+DISTANCE = 24  # pixels between the digits' centres, along the line on which they stand
+JITTER, SIDE_JITTER = 1, 6  # pixels by which each digit moves at most: along this line, and across it
+N_UNSEEN = 9  # of the 45 pairs of different digits
+
+PLACES = ("left", "right", "top", "bottom")
+THICKNESS = ATTRIBUTES[0]
+GRADES = ("thin", "thick")  # in captions; thickness between them is not named
+LABELS = (
+    *DIGIT_WORDS,
+    *(f"{word} at the {place}" for place in PLACES for word in DIGIT_WORDS),
+    *(f"{word} is {grade}" for grade in GRADES for word in DIGIT_WORDS),
+)
+FIRST_PLACE, FIRST_GRADE = 10, 10 + 10 * len(PLACES)  # where these labels begin
+
+# ---- captions: {a} and {b} stand for "a seven", "a thick seven" ----
+
+# Of two digits; {a} is the left or the upper one.
+RELATIONS = {
+    "beside": ("{a} left of {b}", "{a} to the left of {b}", "{b} right of {a}", "{b} to the right of {a}"),
+    "above": ("{a} above {b}", "{a} over {b}", "{b} below {a}", "{b} under {a}"),
+    "and": ("{a} and {b}", "{b} and {a}", "{a} with {b}", "{b} with {a}"),
+}
+# Of one digit; the scene shows another one, too.
+ONE_DIGIT = {
+    "anywhere": ("{a}", "{a} somewhere", "a picture with {a}", "{a} and another digit"),
+    "left": ("{a} at the left", "{a} on the left", "on the left {a}", "{a} on the left side"),
+    "right": ("{a} at the right", "{a} on the right", "on the right {a}", "{a} on the right side"),
+    "top": ("{a} at the top", "{a} in the upper half", "at the top {a}", "{a} up there"),
+    "bottom": ("{a} at the bottom", "{a} in the lower half", "at the bottom {a}", "{a} down there"),
+}
+PARAPHRASES = 8  # sentences for each description: each form twice, with other adjectives
+P_RELATION, P_AND = 0.5, 0.1  # shares of the captions of two digits; the others name one
+P_PLACE = 0.7  # probability that a caption of one digit names its place
+P_GRADE = 0.5  # probability that a caption says "thin" or "thick" of a digit where that is true
+GRADE_CHOICES = len(GRADES) + 1  # the first: not said
+TWO_DIGITS_SHAPE = (len(RELATIONS), 10, GRADE_CHOICES, 10, GRADE_CHOICES)
+
+
+class Scenes(NamedTuple):
+    """B scenes of two different digits; of the two, the left or the upper one comes first."""
+
+    images: Tensor  # float [B, 1, CANVAS, CANVAS] in [0, 1]
+    digits: Tensor  # int64 [B, 2]
+    is_vertical: Tensor  # bool [B]
+    thickness: Tensor  # [B, 2] in pixels, of each digit's tile
+
+
+def make_scenes(tiles: Tensor, digits: Tensor, is_vertical: Tensor, generator: torch.Generator | None = None) -> Scenes:
+    """Images [B, 2, 28, 28] in [0, 1], digits [B, 2] and bool [B] -> scenes, with the digits at random places."""
+    device, size = tiles.device, len(tiles)
+
+    def jitter(most: int) -> Tensor:
+        return torch.randint(-most, most + 1, (size, 2), device=device, generator=generator)
+
+    middle = (CANVAS - TILE) // 2  # the corner of a tile in the middle of the canvas
+    along = middle + torch.tensor([-DISTANCE, DISTANCE], device=device) // 2 + jitter(JITTER)  # [B, 2]
+    across = middle + jitter(SIDE_JITTER)
+    top = torch.where(is_vertical[:, None], along, across)
+    left = torch.where(is_vertical[:, None], across, along)
+    thickness = measure(tiles.flatten(0, 1))[:, ATTRIBUTES.index(THICKNESS)].view(size, 2)
+
+    # For each pixel of the canvas its place in either tile; outside of a tile, the empty border around it.
+    framed = torch.nn.functional.pad(tiles, (1, 1, 1, 1))  # [B, 2, TILE + 2, TILE + 2]
+    pixels = torch.arange(CANVAS, device=device) + 1
+    rows, columns = ((pixels - corner[..., None]).clamp(0, TILE + 1) for corner in (top, left))  # [B, 2, CANVAS]
+    canvas = framed.gather(2, rows[..., None].expand(-1, -1, -1, TILE + 2))  # [B, 2, CANVAS, TILE + 2]
+    canvas = canvas.gather(3, columns[:, :, None].expand(-1, -1, CANVAS, -1))  # [B, 2, CANVAS, CANVAS]
+    return Scenes(canvas.amax(dim=1, keepdim=True), digits, is_vertical, thickness)
+
+
+# ---- which pairs are shown, and what is true ----
+
+
+@functools.cache  # so nobody may write into it
+def unseen_pairs(seed: int = 0, count: int = N_UNSEEN) -> Tensor:
+    """Which pairs of different digits are never shown together, at random: bool [10, 10], symmetric.
+
+    Each digit takes part in at least one, if `count` allows, and is shown with at least one other.
+    """
+    generator, pairs = random.Random(seed), list(itertools.combinations(range(10), 2))
+    while True:
+        unseen = torch.zeros(10, 10, dtype=torch.bool)
+        for a, b in generator.sample(pairs, count):
+            unseen[a, b] = unseen[b, a] = True
+        partners = unseen.sum(dim=1)
+        if (partners < 9).all() and (partners.min() > 0 or count < N_UNSEEN):
+            return unseen
+
+
+def multi_hot(*ids: int) -> Tensor:
+    """bool [S]."""
+    vector = torch.zeros(len(LABELS), dtype=torch.bool)
+    vector[list(ids)] = True
+    return vector
+
+
+def place_id(place: str, digit: int) -> int:
+    return FIRST_PLACE + 10 * PLACES.index(place) + digit
+
+
+def scene_facts(scenes: Scenes) -> Tensor:
+    """All that is true of each scene: bool [B, S]."""
+    facts = torch.zeros(len(scenes.digits), len(LABELS), dtype=torch.bool, device=scenes.digits.device)
+    places = FIRST_PLACE + 20 * scenes.is_vertical[:, None] + torch.tensor([0, 10], device=facts.device)  # [B, 2]
+    facts.scatter_(1, scenes.digits, True).scatter_(1, places + scenes.digits, True)
+    bins = THICKNESS.bin(scenes.thickness)  # [B, 2]
+    for i, bin in enumerate((0, 2)):
+        facts.scatter_(1, FIRST_GRADE + 10 * i + scenes.digits, bins == bin)
+    return facts
+
+
+def unknown_labels(unseen: Tensor) -> Tensor:
+    """Unseen pairs, bool [10, 10] -> for each digit that a scene shows the labels unknown there, bool [10, S].
+
+    These are all labels of the digits that are never shown beside it.
+    """
+    return unseen.repeat(1, len(LABELS) // 10)  # the labels are blocks of ten digits each
+
+
+# ---- all captions ----
+
+
+def two_digits_id(relation: int, a, a_grade, b, b_grade):
+    """The place of a description of two digits; numbers or tensors, grades count from UNSAID."""
+    place = relation * 10 + a
+    for value, size in ((a_grade + 1, GRADE_CHOICES), (b, 10), (b_grade + 1, GRADE_CHOICES)):
+        place = place * size + value
+    return place
+
+
+def swapped_descriptions(ids: Tensor) -> Tensor:
+    """Descriptions [B] -> the same with the two digits exchanged; those of one digit stay."""
+    relation, a, a_grade, b, b_grade = torch.unravel_index(ids % math.prod(TWO_DIGITS_SHAPE), TWO_DIGITS_SHAPE)
+    swapped = two_digits_id(relation, b, b_grade - 1, a, a_grade - 1)
+    return torch.where(ids < math.prod(TWO_DIGITS_SHAPE), swapped, ids)
+
+
+def one_digit_id(place, digit, grade=UNSAID):
+    """The place of a description of one digit: `place` 0 is anywhere, then PLACES."""
+    return math.prod(TWO_DIGITS_SHAPE) + (place * 10 + digit) * GRADE_CHOICES + grade + 1
+
+
+@functools.cache
+def scene_captions() -> Captions:
+    """Every description of two digits, at `two_digits_id`, then every one of a single digit, at `one_digit_id`."""
+    sentences, claims = [], []
+
+    def say(forms: Sequence[str], *named: tuple[int, int]) -> None:
+        """Sentences that name one or two digits, with their grades."""
+        for i in range(PARAPHRASES):
+            sentences.append(forms[i % len(forms)].format(**dict(zip("ab", map(noun_phrase, named), strict=False))))
+
+    generator = random.Random(0)
+
+    def noun_phrase(named: tuple[int, int]) -> str:
+        digit, grade = named
+        adjectives = THICKNESS.words[GRADES[grade]][0] if grade != UNSAID else ("",)
+        return with_article(" ".join(f"a {generator.choice(adjectives)} {DIGIT_WORDS[digit]}".split()))
+
+    def claims_of(digit: int, grade: int, place: str | None) -> list[int]:
+        ids = [digit] + ([] if place is None else [place_id(place, digit)])
+        return ids + ([] if grade == UNSAID else [FIRST_GRADE + 10 * grade + digit])
+
+    grades = range(UNSAID, len(GRADES))
+    places = {"beside": ("left", "right"), "above": ("top", "bottom"), "and": (None, None)}
+    for (relation, forms), *ab in itertools.product(RELATIONS.items(), range(10), grades, range(10), grades):
+        say(forms, ab[:2], ab[2:])
+        first, second = places[relation]
+        claims.append(multi_hot(*claims_of(*ab[:2], first), *claims_of(*ab[2:], second)))
+    for (place, forms), digit, grade in itertools.product(ONE_DIGIT.items(), range(10), grades):
+        say(forms, (digit, grade))
+        claims.append(multi_hot(*claims_of(digit, grade, None if place == "anywhere" else place)))
+
+    return Captions("scenes", sentences, torch.stack(claims), parts=(), digit_ids=one_digit_id(0, torch.arange(10)))
+
+
+def sample_descriptions(scenes: Scenes) -> Tensor:
+    """For each scene a description that is true of it, int64 [B]."""
+    device, size = scenes.digits.device, len(scenes.digits)
+
+    def chance(*shape: int) -> Tensor:
+        return torch.rand(*shape, device=device)
+
+    grade = THICKNESS.bin(scenes.thickness) // 2  # 0 thin, 1 thick
+    says_grade = (THICKNESS.bin(scenes.thickness) != 1) & (
+        THICKNESS.distance_to_edges(scenes.thickness) >= THICKNESS.margin
+    )
+    grade = torch.where(says_grade & (chance(size, 2) < P_GRADE), grade, UNSAID)  # [B, 2]
+    kind = chance(size)
+    relation = torch.where(kind < P_RELATION, scenes.is_vertical.long(), 2)
+    two = two_digits_id(relation, scenes.digits[:, 0], grade[:, 0], scenes.digits[:, 1], grade[:, 1])
+    which = torch.randint(2, (size, 1), device=device)  # the digit that is named alone
+    place = torch.where(chance(size) < P_PLACE, 1 + 2 * scenes.is_vertical + which[:, 0], 0)
+    one = one_digit_id(place, scenes.digits.gather(1, which)[:, 0], grade.gather(1, which)[:, 0])
+    return torch.where(kind < P_RELATION + P_AND, two, one)
