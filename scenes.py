@@ -1,14 +1,13 @@
 """Scenes: two digits beside or above each other on one canvas; and captions, in which the order of words counts.
 
 "A seven left of a three" and "a three left of a seven" have the same words, and at most one is true. What is true of a
-scene (facts) and what a caption says (claims) are multi-hot vectors over LABELS, as in captions.py.
+scene (facts) and what a caption says (claims) are multi-hot vectors over the S LABELS, as in captions.py.
 """
 
 import functools
 import itertools
 import math
 import random
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,7 +23,7 @@ N_UNSEEN = 9  # of the 45 pairs of different digits
 
 PLACES = ("left", "right", "top", "bottom")
 THICKNESS = ATTRIBUTES[0]
-GRADES = ("thin", "thick")  # in captions; thickness between them is not named
+GRADES = ("thin", "thick")  # what captions say of a digit; the thickness between them is not named
 LABELS = (
     *DIGIT_WORDS,
     *(f"{word} at the {place}" for place in PLACES for word in DIGIT_WORDS),
@@ -48,11 +47,11 @@ ONE_DIGIT = {
     "top": ("{a} at the top", "{a} in the upper half", "at the top {a}", "{a} up there"),
     "bottom": ("{a} at the bottom", "{a} in the lower half", "at the bottom {a}", "{a} down there"),
 }
-PARAPHRASES = 8  # sentences for each description: each form twice, with other adjectives
-P_RELATION, P_AND = 0.5, 0.1  # shares of the captions of two digits; the others name one
+PARAPHRASES = 8  # sentences for each description: each form twice, its adjectives drawn anew
+P_RELATION, P_AND = 0.5, 0.1  # of all captions, those that relate two digits, and that list them; the rest name one
 P_PLACE = 0.7  # probability that a caption of one digit names its place
 P_GRADE = 0.5  # probability that a caption says "thin" or "thick" of a digit where that is true
-GRADE_CHOICES = len(GRADES) + 1  # the first: not said
+GRADE_CHOICES = len(GRADES) + 1  # 0: not said, then GRADES
 TWO_DIGITS_SHAPE = (len(RELATIONS), 10, GRADE_CHOICES, 10, GRADE_CHOICES)
 
 
@@ -66,7 +65,10 @@ class Scenes(NamedTuple):
 
 
 def make_scenes(tiles: Tensor, digits: Tensor, is_vertical: Tensor, generator: torch.Generator | None = None) -> Scenes:
-    """Images [B, 2, 28, 28] in [0, 1], digits [B, 2] and bool [B] -> scenes, with the digits at random places."""
+    """Tiles [B, 2, 28, 28] in [0, 1], the left or upper one first, their digits [B, 2], is_vertical bool [B] -> scenes.
+
+    Each digit is moved a little at random. A tile may leave the canvas by 3 pixels of its empty border.
+    """
     device, size = tiles.device, len(tiles)
 
     def jitter(most: int) -> Tensor:
@@ -81,7 +83,7 @@ def make_scenes(tiles: Tensor, digits: Tensor, is_vertical: Tensor, generator: t
 
     # For each pixel of the canvas its place in either tile; outside of a tile, the empty border around it.
     framed = torch.nn.functional.pad(tiles, (1, 1, 1, 1))  # [B, 2, TILE + 2, TILE + 2]
-    pixels = torch.arange(CANVAS, device=device) + 1
+    pixels = torch.arange(CANVAS, device=device) + 1  # the border shifts a tile by one
     rows, columns = ((pixels - corner[..., None]).clamp(0, TILE + 1) for corner in (top, left))  # [B, 2, CANVAS]
     canvas = framed.gather(2, rows[..., None].expand(-1, -1, -1, TILE + 2))  # [B, 2, CANVAS, TILE + 2]
     canvas = canvas.gather(3, columns[:, :, None].expand(-1, -1, CANVAS, -1))  # [B, 2, CANVAS, CANVAS]
@@ -91,24 +93,25 @@ def make_scenes(tiles: Tensor, digits: Tensor, is_vertical: Tensor, generator: t
 # ---- which pairs are shown, and what is true ----
 
 
-@functools.cache  # so nobody may write into it
+@functools.cache  # callers share the tensor: do not write into it
 def unseen_pairs(seed: int = 0, count: int = N_UNSEEN) -> Tensor:
     """Which pairs of different digits are never shown together, at random: bool [10, 10], symmetric.
 
-    Each digit takes part in at least one, if `count` allows, and is shown with at least one other.
+    Each digit is shown with at least one other (`count` is at most 40). With N_UNSEEN pairs or more, each takes part in
+    at least one.
     """
     generator, pairs = random.Random(seed), list(itertools.combinations(range(10), 2))
     while True:
         unseen = torch.zeros(10, 10, dtype=torch.bool)
         for a, b in generator.sample(pairs, count):
             unseen[a, b] = unseen[b, a] = True
-        partners = unseen.sum(dim=1)
-        if (partners < 9).all() and (partners.min() > 0 or count < N_UNSEEN):
+        n_unseen = unseen.sum(dim=1)  # of each digit
+        if n_unseen.max() < 9 and (n_unseen.min() > 0 or count < N_UNSEEN):
             return unseen
 
 
 def multi_hot(*ids: int) -> Tensor:
-    """bool [S]."""
+    """Label numbers -> bool [S], True there."""
     vector = torch.zeros(len(LABELS), dtype=torch.bool)
     vector[list(ids)] = True
     return vector
@@ -119,20 +122,20 @@ def place_id(place: str, digit: int) -> int:
 
 
 def scene_facts(scenes: Scenes) -> Tensor:
-    """All that is true of each scene: bool [B, S]."""
+    """The labels that are true of each scene: bool [B, S]. Left and right are only of horizontal scenes."""
     facts = torch.zeros(len(scenes.digits), len(LABELS), dtype=torch.bool, device=scenes.digits.device)
     places = FIRST_PLACE + 20 * scenes.is_vertical[:, None] + torch.tensor([0, 10], device=facts.device)  # [B, 2]
     facts.scatter_(1, scenes.digits, True).scatter_(1, places + scenes.digits, True)
     bins = THICKNESS.bin(scenes.thickness)  # [B, 2]
-    for i, bin in enumerate((0, 2)):
-        facts.scatter_(1, FIRST_GRADE + 10 * i + scenes.digits, bins == bin)
+    for i in range(len(GRADES)):  # bin 0 is thin, 2 is thick
+        facts.scatter_(1, FIRST_GRADE + 10 * i + scenes.digits, bins == 2 * i)
     return facts
 
 
 def unknown_labels(unseen: Tensor) -> Tensor:
     """Unseen pairs, bool [10, 10] -> for each digit that a scene shows the labels unknown there, bool [10, S].
 
-    These are all labels of the digits that are never shown beside it.
+    These are all labels of the digits that are never shown together with it.
     """
     return unseen.repeat(1, len(LABELS) // 10)  # the labels are blocks of ten digits each
 
@@ -140,57 +143,56 @@ def unknown_labels(unseen: Tensor) -> Tensor:
 # ---- all captions ----
 
 
-def two_digits_id(relation: int, a, a_grade, b, b_grade):
-    """The place of a description of two digits; numbers or tensors, grades count from UNSAID."""
-    place = relation * 10 + a
+def two_digits_id(relation, a, a_grade, b, b_grade):
+    """The number of a description of two digits in `scene_captions`. Numbers or tensors; a grade can be UNSAID.
+
+    `relation` is the place of its name in RELATIONS.
+    """
+    number = relation * 10 + a
     for value, size in ((a_grade + 1, GRADE_CHOICES), (b, 10), (b_grade + 1, GRADE_CHOICES)):
-        place = place * size + value
-    return place
+        number = number * size + value
+    return number
 
 
 def swapped_descriptions(ids: Tensor) -> Tensor:
-    """Descriptions [B] -> the same with the two digits exchanged; those of one digit stay."""
+    """Descriptions [B] -> the same with the two digits exchanged: false, but for "and". Those of one digit stay."""
     relation, a, a_grade, b, b_grade = torch.unravel_index(ids % math.prod(TWO_DIGITS_SHAPE), TWO_DIGITS_SHAPE)
     swapped = two_digits_id(relation, b, b_grade - 1, a, a_grade - 1)
     return torch.where(ids < math.prod(TWO_DIGITS_SHAPE), swapped, ids)
 
 
-def one_digit_id(place, digit, grade=UNSAID):
-    """The place of a description of one digit: `place` 0 is anywhere, then PLACES."""
-    return math.prod(TWO_DIGITS_SHAPE) + (place * 10 + digit) * GRADE_CHOICES + grade + 1
+def one_digit_id(form, digit, grade=UNSAID):
+    """The number of a description of one digit; `form` is the place of its name in ONE_DIGIT."""
+    return math.prod(TWO_DIGITS_SHAPE) + (form * 10 + digit) * GRADE_CHOICES + grade + 1
 
 
 @functools.cache
 def scene_captions() -> Captions:
     """Every description of two digits, at `two_digits_id`, then every one of a single digit, at `one_digit_id`."""
-    sentences, claims = [], []
+    sentences, claims, generator = [], [], random.Random(0)
 
-    def say(forms: Sequence[str], *named: tuple[int, int]) -> None:
-        """Sentences that name one or two digits, with their grades."""
-        for i in range(PARAPHRASES):
-            sentences.append(forms[i % len(forms)].format(**dict(zip("ab", map(noun_phrase, named), strict=False))))
-
-    generator = random.Random(0)
-
-    def noun_phrase(named: tuple[int, int]) -> str:
-        digit, grade = named
+    def noun_phrase(digit: int, grade: int) -> str:
         adjectives = THICKNESS.words[GRADES[grade]][0] if grade != UNSAID else ("",)
         return with_article(" ".join(f"a {generator.choice(adjectives)} {DIGIT_WORDS[digit]}".split()))
 
-    def claims_of(digit: int, grade: int, place: str | None) -> list[int]:
-        ids = [digit] + ([] if place is None else [place_id(place, digit)])
-        return ids + ([] if grade == UNSAID else [FIRST_GRADE + 10 * grade + digit])
+    def claimed_labels(digit: int, grade: int, place: str | None) -> list[int]:
+        labels = [digit] + ([] if place is None else [place_id(place, digit)])
+        return labels + ([] if grade == UNSAID else [FIRST_GRADE + 10 * grade + digit])
 
     grades = range(UNSAID, len(GRADES))
     places = {"beside": ("left", "right"), "above": ("top", "bottom"), "and": (None, None)}
-    for (relation, forms), *ab in itertools.product(RELATIONS.items(), range(10), grades, range(10), grades):
-        say(forms, ab[:2], ab[2:])
+    # (That of a digit and the same digit only fills its number: no scene has two of one kind.)
+    for (relation, forms), a, a_grade, b, b_grade in itertools.product(
+        RELATIONS.items(), range(10), grades, range(10), grades
+    ):
+        for form in itertools.islice(itertools.cycle(forms), PARAPHRASES):
+            sentences.append(form.format(a=noun_phrase(a, a_grade), b=noun_phrase(b, b_grade)))
         first, second = places[relation]
-        claims.append(multi_hot(*claims_of(*ab[:2], first), *claims_of(*ab[2:], second)))
-    for (place, forms), digit, grade in itertools.product(ONE_DIGIT.items(), range(10), grades):
-        say(forms, (digit, grade))
-        claims.append(multi_hot(*claims_of(digit, grade, None if place == "anywhere" else place)))
-
+        claims.append(multi_hot(*claimed_labels(a, a_grade, first), *claimed_labels(b, b_grade, second)))
+    for (name, forms), digit, grade in itertools.product(ONE_DIGIT.items(), range(10), grades):
+        for form in itertools.islice(itertools.cycle(forms), PARAPHRASES):
+            sentences.append(form.format(a=noun_phrase(digit, grade)))
+        claims.append(multi_hot(*claimed_labels(digit, grade, None if name == "anywhere" else name)))
     return Captions("scenes", sentences, torch.stack(claims), parts=(), digit_ids=one_digit_id(0, torch.arange(10)))
 
 
@@ -201,15 +203,14 @@ def sample_descriptions(scenes: Scenes) -> Tensor:
     def chance(*shape: int) -> Tensor:
         return torch.rand(*shape, device=device)
 
-    grade = THICKNESS.bin(scenes.thickness) // 2  # 0 thin, 1 thick
-    says_grade = (THICKNESS.bin(scenes.thickness) != 1) & (
-        THICKNESS.distance_to_edges(scenes.thickness) >= THICKNESS.margin
-    )
-    grade = torch.where(says_grade & (chance(size, 2) < P_GRADE), grade, UNSAID)  # [B, 2]
-    kind = chance(size)
-    relation = torch.where(kind < P_RELATION, scenes.is_vertical.long(), 2)
+    bins = THICKNESS.bin(scenes.thickness)  # [B, 2]: 0 is thin, 2 is thick
+    is_clear = (bins != 1) & (THICKNESS.distance_to_edges(scenes.thickness) >= THICKNESS.margin)
+    grade = torch.where(is_clear & (chance(size, 2) < P_GRADE), bins // 2, UNSAID)  # [B, 2]
+    draw = chance(size)
+    beside, both = list(RELATIONS).index("beside"), list(RELATIONS).index("and")
+    relation = torch.where(draw < P_RELATION, beside + scenes.is_vertical.long(), both)
     two = two_digits_id(relation, scenes.digits[:, 0], grade[:, 0], scenes.digits[:, 1], grade[:, 1])
     which = torch.randint(2, (size, 1), device=device)  # the digit that is named alone
-    place = torch.where(chance(size) < P_PLACE, 1 + 2 * scenes.is_vertical + which[:, 0], 0)
-    one = one_digit_id(place, scenes.digits.gather(1, which)[:, 0], grade.gather(1, which)[:, 0])
-    return torch.where(kind < P_RELATION + P_AND, two, one)
+    form = torch.where(chance(size) < P_PLACE, 1 + 2 * scenes.is_vertical + which[:, 0], 0)  # its place, or anywhere
+    one = one_digit_id(form, scenes.digits.gather(1, which)[:, 0], grade.gather(1, which)[:, 0])
+    return torch.where(draw < P_RELATION + P_AND, two, one)

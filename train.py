@@ -159,7 +159,10 @@ def print_results(run: Run, metrics: dict, note: str) -> None:
     print(f"saved to {run.folder} and {run.published}" + (f"\nnote: {note}" if note else ""))
     logdir = shlex.quote(f"--logdir {shlex.quote(str(run.folder.parent))}")
     print(f"\nthe curves:    make tensorboard ARGS={logdir}")
-    print(f"the pictures:  make notebook, with MODEL = {str(run.published)!r} in its first cell")
+    if run.settings.captions == "scenes":
+        print(f"the pictures:  make evaluate ARGS={shlex.quote(shlex.quote(str(run.published)))}")
+    else:
+        print(f"the pictures:  make notebook, with MODEL = {str(run.published)!r} in its first cell")
 
 
 if __name__ == "__main__":

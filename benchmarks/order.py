@@ -18,6 +18,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from benchmarks import common
@@ -25,6 +26,7 @@ from benchmarks.common import SENTENCES, Training, Variant, cell
 from captions import Labels
 from clip import CLIP
 from evaluation.metrics import embed_images
+from evaluation.pictures import save_figure
 from evaluation.scenes import TEST_PER_PAIR, evaluate_scenes, evaluation_scenes
 from losses import multi_positive
 from my_dataset import Batch, Split, load_mnist
@@ -37,6 +39,7 @@ COLUMNS = {  # title: the key of what `evaluate_scenes` returns, behind "seen_" 
     "swap": "swap",
     "relation": "relation",
     "five captions": "five_captions",
+    "paraphrase": "paraphrase",
     "of 180 captions": "accuracy",
     "text score": "text_score",
     "image score": "image_score",
@@ -49,6 +52,7 @@ TOWERS = {  # title: flags
     "frozen MiniLM": SENTENCES,
     "the image's map averaged": ["--image-encoder", "residual"],
 }
+SHARE_TOWERS = {"transformer": "transformer", "word times place": "order"}  # title: kind of `build_variant`
 SHARES = (5, 9, 18, 27, 36, 40)  # unseen pairs, of 45
 
 
@@ -80,30 +84,53 @@ def measure_towers(args: Namespace, test: Split) -> None:
         for group in ("seen", "unseen"):
             values = {column: [one[f"{group}_{key}"] for one in measured] for column, key in COLUMNS.items()}
             rows.append([f"{title}: {group} pairs", *(cell(one) for one in values.values()), seeds])
-            if title == "transformer":
+            if models is nine:
+                gaps = [one["unseen_paraphrase_gap"] for one in measured]
                 raw |= {f"{group} {column}": statistics.mean(one) for column, one in values.items()}
         print(*rows[-2:], sep="\n", flush=True)
     trained_models = [model for models in runs.values() for model in models if "train_seconds" in model.metrics]
     seconds = [model.metrics["train_seconds"] for model in nine]
     origin = common.shared_origin([model.metrics for model in trained_models])
-    note = f"Training took {cell(seconds, ' s')}."
+    note = (
+        f"Training took {cell(seconds, ' s')}. Of the transformer's cosines with a scene, those of 'a left of b' and 'b"
+        f" right of a' differ by {cell(gaps, '')} in the mean, on unseen pairs."
+    )
     common.write_result(args, "order" + args.suffix, ["model", *COLUMNS, "seeds"], rows, origin, note, **raw)
 
 
 def measure_shares(args: Namespace, test: Split) -> None:
-    """Swap on unseen pairs over the share of pairs that are trained."""
-    rows, metrics = [], []
-    for count in SHARES[:1] if args.quick else SHARES:
-        models = {tower: trained_variant(args, args.seeds[0], tower, count) for tower in ("transformer", "order")}
-        figures = [evaluate_scenes(model, test, 1 if args.quick else TEST_PER_PAIR) for model in models.values()]
-        cells = [cell(one[key]) for one in figures for key in ("unseen_swap", "unseen_five_captions")]
-        rows.append([f"{1 - count / 45:.0%}", *cells])
-        metrics += [model.metrics for model in models.values()]
-    columns = [
-        f"{tower}: {what}" for tower in ("transformer", "word times place") for what in ("swap", "five captions")
-    ]
+    """Swap and five captions on unseen pairs over the share of pairs that are trained, for two text towers."""
+    rows, metrics, curves = [], [], {title: [] for title in SHARE_TOWERS}
+    counts = SHARES[:1] if args.quick else SHARES
+    for count in counts:
+        figures = []
+        for title, kind in SHARE_TOWERS.items():
+            model = trained_variant(args, args.seeds[0], kind, count)
+            measured = evaluate_scenes(model, test, 1 if args.quick else TEST_PER_PAIR)
+            figures += [measured["unseen_swap"], measured["unseen_five_captions"]]
+            curves[title].append(measured["unseen_five_captions"])
+            metrics.append(model.metrics)
+        rows.append([f"{1 - count / 45:.0%}", *map(cell, figures)])
+    columns = [f"{title}: {what}" for title in SHARE_TOWERS for what in ("swap", "five captions")]
+    if not args.quick:
+        figure = share_curves([100 * (1 - count / 45) for count in counts], curves)
+        save_figure(figure, common.ROOT / "docs" / "pictures" / "order_share.png")
     origin = common.shared_origin(metrics)
     common.write_result(args, "order-share" + args.suffix, ["pairs trained", *columns], rows, origin)
+
+
+def share_curves(shares: list[float], curves: dict[str, list[float]]) -> Figure:
+    """Accuracy among five captions, on unseen pairs, over the share of pairs in per cent."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for (title, accuracies), colour in zip(curves.items(), ("#0072B2", "#D55E00"), strict=True):
+        axes.plot(shares, [100 * one for one in accuracies], "o-", color=colour, label=title)
+    axes.axhline(20, color="grey", linestyle="--", label="chance")
+    axes.set(xlabel="pairs of digits that are trained (%)", ylabel="right of five captions,\npairs never trained (%)")
+    axes.set(xlim=(0, 100), ylim=(0, 101))
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    return figure
 
 
 def scene_flags(args: Namespace, seed: int, draw: int = 0, flags: Sequence[str] = ()) -> list[str]:

@@ -17,7 +17,7 @@ from benchmarks.common import RESULTS, ROOT
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error
 
 DETAILS, CHINESE = "benchmarks/README.md", "README.zh-CN.md"
-DOCUMENTS = ("README.md", CHINESE, DETAILS)
+DOCUMENTS = ("README.md", CHINESE, DETAILS, "docs/word-order.md")
 MARKER = re.compile(r"(<!-- ([\w +-]+): begin -->\n).*?(<!-- \2: end -->)", re.DOTALL)
 # Each result, and what makes it: `python -m benchmarks.` and this. With a GPU the names end in "-cuda".
 COMMANDS = {
@@ -27,6 +27,8 @@ COMMANDS = {
     "accuracy-50": "seeds --name accuracy-50 --seeds 0 1 2 3 4 -- --preset accuracy --epochs 50",
     "combinations": "combinations",
     "generation": "generation",
+    "order": "order --only order",
+    "order-share": "order --only order-share",
     "strokes": "modalities --only strokes",
     "speech": "modalities --only speech",
     "sentences": "sentences",
@@ -52,6 +54,10 @@ HEADLINE = (
     ("pen strokes, trained on rendered images alone", "strokes", "stroke encoder", "nearest caption"),
     ("speech of an unseen speaker", "speech", "mean of the six speakers", "nearest caption"),
 )
+ORDER_ROWS = tuple(
+    f"{name}: unseen pairs" for name in ("transformer", "word times place", "bag of words", "the image's map averaged")
+)
+ORDER_COLUMNS = ("model", "swap", "five captions", "group score", "attribute swap")
 
 
 def main(argv: list[str]) -> int:
@@ -85,6 +91,8 @@ def read_result(name: str, folder: Path) -> dict | None:
     """A result, or None if it was not measured yet. Raises InputError for a name that no script writes."""
     if name == "reached":
         return headline(folder)
+    if name == "order-short":
+        return short_order(folder)
     if name.removesuffix("-cuda") not in COMMANDS:
         raise InputError(f"no benchmark writes {name}.json: correct the marker of that table")
     path = folder / f"{name}.json"
@@ -101,6 +109,16 @@ def headline(folder: Path) -> dict:
             figure, commit = row[result["columns"].index(column)], result["commit"]
         rows.append([title, figure, commit])
     return {"columns": ["on the test split", "accuracy", "commit"], "rows": rows}
+
+
+def short_order(folder: Path) -> dict | None:
+    """The README's table of word order: some rows and columns of another result."""
+    result = read_result("order", folder)
+    if result is None:
+        return None
+    places = [result["columns"].index(column) for column in ORDER_COLUMNS]
+    rows = {row[0]: row for row in result["rows"]}
+    return {"columns": list(ORDER_COLUMNS), "rows": [[rows[name][place] for place in places] for name in ORDER_ROWS]}
 
 
 def markdown(results: dict[str, dict | None], document: str) -> list[str]:

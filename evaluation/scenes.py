@@ -74,17 +74,20 @@ def evaluate_scenes(model: CLIP, split: Split, per_pair: int = PER_PAIR) -> dict
 
     # ---- five captions, in both forms ----
     generator = torch.Generator().manual_seed(0)
-    five, swap, relation_right = 0, 0, 0
+    five, swap, relation_right, trues, wrongs = 0, 0, 0, [], []
     for form in (0, 1):
         a, b = (first, second) if form == 0 else (second, first)
         other = other_digit(a, b, torch.randint(1, 9, a.shape, generator=generator))
         ids = five_ids(axis + form, axis + 1 - form, a, b, other)
         true, swapped, opposite, *others = similarity.gather(1, torch.stack(ids, dim=1)).T  # [N] each
-        wrong = torch.stack([swapped, opposite, *others]).amax(dim=0)
-        five = five + (true > wrong).float() / 2
+        trues, wrongs = [*trues, true], [*wrongs, torch.stack([swapped, opposite, *others]).amax(dim=0)]
+        five = five + (true > wrongs[-1]).float() / 2
         swap = swap + is_greater(true, swapped) / 2
         relation_right = relation_right + is_greater(true, opposite) / 2
     results |= {"five_captions": five, "swap": swap, "relation": relation_right}
+    # "b right of a" in place of "a left of b", among the other's wrong captions; and how far apart the two are.
+    results["paraphrase"] = (trues[1] > wrongs[0]).float() / 2 + (trues[0] > wrongs[1]).float() / 2
+    results["paraphrase_gap"] = (trues[0] - trues[1]).abs()
 
     # ---- two scenes and their two captions ----
     own, swapped = text_id(axis, first, second), text_id(axis, second, first)
