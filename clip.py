@@ -43,7 +43,7 @@ def captions_for(kind: str, text_encoder: str) -> Captions:
     """The captions of --captions `kind`; a language model reads whole sentences, a table single words."""
     if kind == "digit":
         return digit_captions(TRAIN_TEMPLATES if text_encoder == "plus" else ("{word}",))
-    return attribute_captions() if kind == "attributes" else scene_captions()
+    return {"attributes": attribute_captions, "scenes": scene_captions}[kind]()
 
 
 def unseen_for(kind: str, seed: int) -> Tensor:
@@ -65,9 +65,9 @@ class CLIP(nn.Module):
     """Images and texts in one space of `embed_dim` dimensions; every embedding has length 1.
 
     `image_encoder` and `text_encoder` are names in IMAGE_ENCODERS, with `width` channels in the first stage, and in
-    TEXT_ENCODERS, with `text_options` for its constructor. `captions`, "digit" or "attributes", are what the model is
-    trained on (captions.py), but for the combinations of `unseen_seed` (attributes.py). `loss` is a name in LOSSES.
-    `init_logit_bias` adds a learned bias to the logits, for the sigmoid loss. `modalities` are further towers.
+    TEXT_ENCODERS, with `text_options` for its constructor. `captions`, "digit", "attributes" or "scenes", are what the
+    model is trained on (captions.py, scenes.py), but for the combinations or pairs of `unseen_seed`. `loss` is a name
+    in LOSSES. `init_logit_bias` adds a learned bias to the logits, for the sigmoid loss. `modalities` are more towers.
     Raises InputError if a language model is not available.
     """
 
@@ -209,7 +209,7 @@ class CLIP(nn.Module):
     def require_digits(self) -> None:
         """Raises InputError for a model of scenes, where single digits are needed."""
         if self.captions.kind == "scenes":
-            raise InputError("this CLIP reads scenes of two digits: name one that reads single digits")
+            raise InputError("this CLIP reads scenes of two digits: name one of --captions attributes or digit")
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits by which a generator or another tower knows the image and text tower it belongs to."""

@@ -24,7 +24,7 @@ from evaluation.corruptions import evaluate_robustness
 from evaluation.metrics import embed_images
 from evaluation.ood import evaluate_ood, ood_sets, uci_digits
 from evaluation.scene_pictures import five_captions
-from evaluation.scenes import TEST_PER_PAIR, evaluate_scenes
+from evaluation.scenes import evaluate_scenes
 from evaluation.table import print_table
 from my_dataset import DATA_PATH, Split, load_mnist
 from my_utils import ArgumentParser, atomic_write, device_name, exit_on_error, git_commit, pick_device, text
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
 def measure_scenes(model: CLIP, data_path: str) -> tuple[dict, dict]:
     """Results and figures of a model of scenes."""
     test = load_mnist("test", data_path)
-    return {"scenes": evaluate_scenes(model, test, TEST_PER_PAIR)}, {"five_captions": five_captions(model, test)}
+    return {"scenes": evaluate_scenes(model, test)}, {"five_captions": five_captions(model, test)}
 
 
 def measure_digits(model: CLIP, data_path: str) -> tuple[dict, dict]:

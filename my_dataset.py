@@ -93,7 +93,7 @@ def batch_indices(size: int, batch_size: int, seed: int, epoch: int, device: str
 class Batch(NamedTuple):
     """B pairs: image b and text b go together, and `labels` say which others do."""
 
-    images: Tensor  # float [B, 1, 28, 28] in [0, 1]
+    images: Tensor  # float [B, 1, H, H] in [0, 1]; H is 28, of scenes 48
     texts: Texts
     labels: Labels
 
@@ -183,6 +183,19 @@ class MNISTPairs:
         return augment(images, self.augment), self.labels[index]
 
 
+class ByDigit:
+    """The places of a split's images, by their labels [N]: `sample(digits)` gives a random image of each digit."""
+
+    def __init__(self, labels: Tensor):
+        self.order, self.counts = labels.argsort(stable=True), labels.bincount(minlength=10)  # [N], [10]
+        self.first = self.counts.cumsum(dim=0) - self.counts
+
+    def sample(self, digits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Digits -> places of images, both int64 of one shape."""
+        share = torch.rand(digits.shape, device=digits.device, generator=generator)
+        return self.order[self.first[digits] + (share * self.counts[digits]).long()]
+
+
 class ScenePairs:
     """A split as pairs: each image with another one beside or above it, and a text that is true of this scene.
 
@@ -205,8 +218,7 @@ class ScenePairs:
         self.seen = ~unseen & ~torch.eye(10, dtype=torch.bool, device=device)  # pairs that are shown
         self.unknown = scenes.unknown_labels(unseen)  # bool [10, S]
         self.augment = augment
-        self.by_digit = self.labels.argsort(stable=True)  # the images of each digit, one digit after the other
-        self.counts = self.labels.bincount(minlength=10)
+        self.by_digit = ByDigit(self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -220,19 +232,18 @@ class ScenePairs:
             yield self._batch(index[rank * share :][:share])
 
     def _batch(self, first: Tensor) -> Batch:
-        scene = self.make(first)
+        scene = self.sample_scenes(first)
         facts, digits = scenes.scene_facts(scene), scene.digits
         unknown = self.unknown[digits[:, 0]] | self.unknown[digits[:, 1]]  # [B, S]
         ids = scenes.sample_descriptions(scene)
         return Batch(scene.images, self.captions.sample(ids), Labels(facts, self.claims[ids], unknown))
 
-    def make(self, first: Tensor) -> Scenes:
-        """Images [B] -> a scene with each and a random other one, in a random arrangement."""
-        digits = self.labels[first]
-        others = torch.multinomial(self.seen[digits].float(), 1)[:, 0]  # [B]
-        place = (torch.rand(others.shape, device=others.device) * self.counts[others]).long()
-        second = self.by_digit[(self.counts.cumsum(0) - self.counts)[others] + place]  # [B]
-        index, random_bits = torch.stack([first, second], dim=1), torch.rand(2, len(first), device=first.device) < 0.5
-        index = torch.where(random_bits[0][:, None], index, index.flip(1))  # [B, 2]
-        tiles = augment(self.images[index.flatten()], self.augment).view(-1, 2, *self.images.shape[1:])
-        return scenes.make_scenes(tiles, self.labels[index], random_bits[1])
+    def sample_scenes(self, first: Tensor) -> Scenes:
+        """Places of images [B] -> a scene with each and a random other one, in a random arrangement."""
+        is_partner = self.seen[self.labels[first]]  # [B, 10]
+        others = torch.rand(is_partner.shape, device=first.device).masked_fill(~is_partner, -1).argmax(dim=1)
+        index = torch.stack([first, self.by_digit.sample(others)], dim=1)  # [B, 2]
+        is_vertical, is_second = torch.rand(2, len(first), device=first.device) < 0.5
+        index = torch.where(is_second[:, None], index.flip(1), index)
+        tiles = augment(self.images.index_select(0, index.flatten()), self.augment).view(-1, 2, *self.images.shape[1:])
+        return scenes.make_scenes(tiles, self.labels[index], is_vertical)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attributes import ATTRIBUTES, measure
+from attributes import ATTRIBUTES
 from captions import DIGIT_WORDS, UNSAID, Captions, with_article
 
 CANVAS, TILE = 48, 28  # pixels: a canvas is square, a digit is a tile of MNIST, whose ink lies within 20 x 20
@@ -23,13 +23,16 @@ N_UNSEEN = 9  # of the 45 pairs of different digits
 
 PLACES = ("left", "right", "top", "bottom")
 THICKNESS = ATTRIBUTES[0]
-GRADES = ("thin", "thick")  # what captions say of a digit; the thickness between them is not named
+NAMED_GRADES = ("thin", "thick")  # what captions say of a digit; the thickness between them is not named
+PAIRS = tuple(itertools.combinations(range(10), 2))
 LABELS = (
     *DIGIT_WORDS,
     *(f"{word} at the {place}" for place in PLACES for word in DIGIT_WORDS),
-    *(f"{word} is {grade}" for grade in GRADES for word in DIGIT_WORDS),
+    *(f"{word} is {grade}" for grade in NAMED_GRADES for word in DIGIT_WORDS),
+    *(f"{DIGIT_WORDS[a]} with {DIGIT_WORDS[b]}" for a, b in PAIRS),
 )
 FIRST_PLACE, FIRST_GRADE = 10, 10 + 10 * len(PLACES)  # where these labels begin
+FIRST_PAIR = FIRST_GRADE + 10 * len(NAMED_GRADES)
 
 # ---- captions: {a} and {b} stand for "a seven", "a thick seven" ----
 
@@ -51,7 +54,7 @@ PARAPHRASES = 8  # sentences for each description: each form twice, its adjectiv
 P_RELATION, P_AND = 0.5, 0.1  # of all captions, those that relate two digits, and that list them; the rest name one
 P_PLACE = 0.7  # probability that a caption of one digit names its place
 P_GRADE = 0.5  # probability that a caption says "thin" or "thick" of a digit where that is true
-GRADE_CHOICES = len(GRADES) + 1  # 0: not said, then GRADES
+GRADE_CHOICES = len(NAMED_GRADES) + 1  # 0: not said, then NAMED_GRADES
 TWO_DIGITS_SHAPE = (len(RELATIONS), 10, GRADE_CHOICES, 10, GRADE_CHOICES)
 
 
@@ -75,11 +78,11 @@ def make_scenes(tiles: Tensor, digits: Tensor, is_vertical: Tensor, generator: t
         return torch.randint(-most, most + 1, (size, 2), device=device, generator=generator)
 
     middle = (CANVAS - TILE) // 2  # the corner of a tile in the middle of the canvas
-    along = middle + torch.tensor([-DISTANCE, DISTANCE], device=device) // 2 + jitter(JITTER)  # [B, 2]
+    along = middle - DISTANCE // 2 + DISTANCE * torch.arange(2, device=device) + jitter(JITTER)  # [B, 2]
     across = middle + jitter(SIDE_JITTER)
     top = torch.where(is_vertical[:, None], along, across)
     left = torch.where(is_vertical[:, None], across, along)
-    thickness = measure(tiles.flatten(0, 1))[:, ATTRIBUTES.index(THICKNESS)].view(size, 2)
+    thickness = THICKNESS.measure(tiles.flatten(0, 1)).view(size, 2)
 
     # For each pixel of the canvas its place in either tile; outside of a tile, the empty border around it.
     framed = torch.nn.functional.pad(tiles, (1, 1, 1, 1))  # [B, 2, TILE + 2, TILE + 2]
@@ -100,10 +103,10 @@ def unseen_pairs(seed: int = 0, count: int = N_UNSEEN) -> Tensor:
     Each digit is shown with at least one other (`count` is at most 40). With N_UNSEEN pairs or more, each takes part in
     at least one.
     """
-    generator, pairs = random.Random(seed), list(itertools.combinations(range(10), 2))
+    generator = random.Random(seed)
     while True:
         unseen = torch.zeros(10, 10, dtype=torch.bool)
-        for a, b in generator.sample(pairs, count):
+        for a, b in generator.sample(PAIRS, count):
             unseen[a, b] = unseen[b, a] = True
         n_unseen = unseen.sum(dim=1)  # of each digit
         if n_unseen.max() < 9 and (n_unseen.min() > 0 or count < N_UNSEEN):
@@ -117,17 +120,23 @@ def multi_hot(*ids: int) -> Tensor:
     return vector
 
 
-def place_id(place: str, digit: int) -> int:
+def place_label(place: str, digit: int) -> int:
     return FIRST_PLACE + 10 * PLACES.index(place) + digit
+
+
+def pair_label(low, high):
+    """Of two digits, numbers or tensors, the lower one first."""
+    return FIRST_PAIR + low * (19 - low) // 2 + high - low - 1
 
 
 def scene_facts(scenes: Scenes) -> Tensor:
     """The labels that are true of each scene: bool [B, S]. Left and right are only of horizontal scenes."""
     facts = torch.zeros(len(scenes.digits), len(LABELS), dtype=torch.bool, device=scenes.digits.device)
-    places = FIRST_PLACE + 20 * scenes.is_vertical[:, None] + torch.tensor([0, 10], device=facts.device)  # [B, 2]
-    facts.scatter_(1, scenes.digits, True).scatter_(1, places + scenes.digits, True)
+    places = FIRST_PLACE + 20 * scenes.is_vertical[:, None] + 10 * torch.arange(2, device=facts.device)  # [B, 2]
+    pairs = pair_label(scenes.digits.amin(dim=1), scenes.digits.amax(dim=1))[:, None]  # [B, 1]
+    facts.scatter_(1, scenes.digits, True).scatter_(1, places + scenes.digits, True).scatter_(1, pairs, True)
     bins = THICKNESS.bin(scenes.thickness)  # [B, 2]
-    for i in range(len(GRADES)):  # bin 0 is thin, 2 is thick
+    for i in range(len(NAMED_GRADES)):  # bin 0 is thin, 2 is thick
         facts.scatter_(1, FIRST_GRADE + 10 * i + scenes.digits, bins == 2 * i)
     return facts
 
@@ -135,9 +144,12 @@ def scene_facts(scenes: Scenes) -> Tensor:
 def unknown_labels(unseen: Tensor) -> Tensor:
     """Unseen pairs, bool [10, 10] -> for each digit that a scene shows the labels unknown there, bool [10, S].
 
-    These are all labels of the digits that are never shown together with it.
+    These are the labels of each digit that is never shown together with it, and of the pair.
     """
-    return unseen.repeat(1, len(LABELS) // 10)  # the labels are blocks of ten digits each
+    low, high = torch.tensor(PAIRS, device=unseen.device).T  # [45] each
+    digits = torch.arange(10, device=unseen.device)[:, None]
+    pairs = ((low == digits) | (high == digits)) & unseen[low, high]  # [10, 45]
+    return torch.cat([unseen.repeat(1, FIRST_PAIR // 10), pairs], dim=1)  # the others are blocks of ten digits each
 
 
 # ---- all captions ----
@@ -172,14 +184,14 @@ def scene_captions() -> Captions:
     sentences, claims, generator = [], [], random.Random(0)
 
     def noun_phrase(digit: int, grade: int) -> str:
-        adjectives = THICKNESS.words[GRADES[grade]][0] if grade != UNSAID else ("",)
+        adjectives = THICKNESS.words[NAMED_GRADES[grade]][0] if grade != UNSAID else ("",)
         return with_article(" ".join(f"a {generator.choice(adjectives)} {DIGIT_WORDS[digit]}".split()))
 
     def claimed_labels(digit: int, grade: int, place: str | None) -> list[int]:
-        labels = [digit] + ([] if place is None else [place_id(place, digit)])
+        labels = [digit] + ([] if place is None else [place_label(place, digit)])
         return labels + ([] if grade == UNSAID else [FIRST_GRADE + 10 * grade + digit])
 
-    grades = range(UNSAID, len(GRADES))
+    grades = range(UNSAID, len(NAMED_GRADES))
     places = {"beside": ("left", "right"), "above": ("top", "bottom"), "and": (None, None)}
     # (That of a digit and the same digit only fills its number: no scene has two of one kind.)
     for (relation, forms), a, a_grade, b, b_grade in itertools.product(
@@ -188,7 +200,8 @@ def scene_captions() -> Captions:
         for form in itertools.islice(itertools.cycle(forms), PARAPHRASES):
             sentences.append(form.format(a=noun_phrase(a, a_grade), b=noun_phrase(b, b_grade)))
         first, second = places[relation]
-        claims.append(multi_hot(*claimed_labels(a, a_grade, first), *claimed_labels(b, b_grade, second)))
+        pair = [] if a == b else [pair_label(min(a, b), max(a, b))]
+        claims.append(multi_hot(*claimed_labels(a, a_grade, first), *claimed_labels(b, b_grade, second), *pair))
     for (name, forms), digit, grade in itertools.product(ONE_DIGIT.items(), range(10), grades):
         for form in itertools.islice(itertools.cycle(forms), PARAPHRASES):
             sentences.append(form.format(a=noun_phrase(digit, grade)))

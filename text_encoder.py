@@ -10,22 +10,20 @@ from captions import words_of
 from my_utils import InputError, quote
 
 
-class TextEncoder(nn.Module):
-    """Bag of words: rows that `tokenize` makes of texts, int64 [B, L] -> features [B, embed_dim], not normalised.
+class WordEncoder(nn.Module):
+    """What the three have in common: `tokenize` makes rows of texts, int64 [B, L], of the numbers of their words.
 
-    Its vocabulary is the words of `sentences`, or a given one; word order does not count.
+    The vocabulary is the words of `sentences`, or a given one.
     """
 
     frozen_hash = ""  # it has no weights outside its state_dict
     max_words: int | None = None  # of a text; None: any number
 
-    def __init__(self, embed_dim: int, sentences: Sequence[str], vocabulary: Sequence[str] | None = None):
+    def __init__(self, sentences: Sequence[str], vocabulary: Sequence[str] | None):
         super().__init__()
         words = vocabulary or list(dict.fromkeys(word for sentence in sentences for word in words_of(sentence)))
         self.options = {"vocabulary": list(words)}
         self.vocabulary = {word: i for i, word in enumerate(words, start=1)}  # 0 is padding
-        self.table = nn.EmbeddingBag(len(words) + 1, embed_dim, mode="sum", padding_idx=0)
-        self.mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """B strings -> int64 [B, L], each text's words. Raises InputError for a text with no word or an unknown one."""
@@ -53,45 +51,64 @@ class TextEncoder(nn.Module):
         some = ", ".join(list(self.vocabulary)[:10])
         return f"{instead}it has {some} ... (model.arch['text_options']); --text-encoder plus reads any sentence"
 
+
+class TextEncoder(WordEncoder):
+    """Bag of words: rows [B, L] -> features [B, embed_dim], not normalised. The order of words does not count."""
+
+    def __init__(self, embed_dim: int, sentences: Sequence[str], vocabulary: Sequence[str] | None = None):
+        super().__init__(sentences, vocabulary)
+        self.table = nn.EmbeddingBag(len(self.vocabulary) + 1, embed_dim, mode="sum", padding_idx=0)
+        self.mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
+
     def forward(self, rows: Tensor) -> Tensor:
         return self.mlp(self.table(rows))  # [B, embed_dim]
 
 
-class OrderTextEncoder(TextEncoder):
+class OrderTextEncoder(WordEncoder):
     """The least that is no bag of words: each word's vector times a vector of its place, summed; then the same MLP."""
 
-    max_words = 32
-
     def __init__(self, embed_dim: int, sentences: Sequence[str], vocabulary: Sequence[str] | None = None):
-        super().__init__(embed_dim, sentences, vocabulary)
+        super().__init__(sentences, vocabulary)
+        self.max_words = longest(sentences)
         self.table = nn.Embedding(len(self.vocabulary) + 1, embed_dim, padding_idx=0)
-        self.places = nn.Parameter(torch.randn(self.max_words, embed_dim))
+        self.places = nn.Embedding(self.max_words, embed_dim)
+        self.mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
 
     def forward(self, rows: Tensor) -> Tensor:
-        words = self.table(rows) * self.places[: rows.shape[1]]  # [B, L, embed_dim]
+        words = self.table(rows) * self.places.weight[: rows.shape[1]]  # [B, L, embed_dim]
         return self.mlp(words.sum(dim=1))  # [B, embed_dim]
 
 
-class TransformerTextEncoder(TextEncoder):
+class TransformerTextEncoder(WordEncoder):
     """Two layers of self-attention over words and places (Vaswani et al., 2017, arXiv 1706.03762), then their mean."""
 
-    max_words, width, heads, layers = 32, 64, 4, 2
+    width, heads, layers = 64, 4, 2
 
     def __init__(self, embed_dim: int, sentences: Sequence[str], vocabulary: Sequence[str] | None = None):
-        super().__init__(embed_dim, sentences, vocabulary)
+        super().__init__(sentences, vocabulary)
+        self.max_words = longest(sentences)
         self.table = nn.Embedding(len(self.vocabulary) + 1, self.width, padding_idx=0)
-        self.places = nn.Parameter(0.1 * torch.randn(self.max_words, self.width))
+        self.places = nn.Embedding(self.max_words, self.width)
         options = {"dropout": 0.0, "batch_first": True, "norm_first": True}
         layer = nn.TransformerEncoderLayer(self.width, self.heads, 4 * self.width, **options)
         norm = nn.LayerNorm(self.width)
         self.attention = nn.TransformerEncoder(layer, self.layers, norm, enable_nested_tensor=False)
-        self.mlp = nn.Linear(self.width, embed_dim)
+        for parameter in self.attention.parameters():  # torch copies one layer, weights and all
+            if parameter.ndim > 1:
+                nn.init.xavier_uniform_(parameter)
+        nn.init.normal_(self.places.weight, std=0.1)
+        self.projection = nn.Linear(self.width, embed_dim)
 
     def forward(self, rows: Tensor) -> Tensor:
-        is_word = (rows != 0)[..., None]  # [B, L, 1]
-        words = self.table(rows) + self.places[: rows.shape[1]]  # [B, L, width]
-        words = self.attention(words, src_key_padding_mask=~is_word[..., 0])
-        return self.mlp((words * is_word).sum(dim=1) / is_word.sum(dim=1))  # [B, embed_dim]
+        is_word = rows != 0  # [B, L]
+        words = self.table(rows) + self.places.weight[: rows.shape[1]]  # [B, L, width]
+        words = self.attention(words, src_key_padding_mask=~is_word) * is_word[..., None]
+        return self.projection(words.sum(dim=1) / is_word.sum(dim=1, keepdim=True))  # [B, embed_dim]
+
+
+def longest(sentences: Sequence[str]) -> int:
+    """The number of words of the longest sentence: places behind it are never trained."""
+    return max(len(words_of(sentence)) for sentence in sentences)
 
 
 def plus(*arguments, **options) -> nn.Module:

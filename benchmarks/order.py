@@ -1,6 +1,6 @@
 """Word order and binding: scenes of two digits, whose captions differ in order alone; on pairs never trained together.
 
-    python -m benchmarks.order          about twenty trainings of a few minutes each
+    python -m benchmarks.order          about 27 trainings of two minutes each
     python -m benchmarks.order --only order
 
 Nine runs of the default, three seeds for each of three draws of the unseen pairs; then other text towers, an image
@@ -27,7 +27,7 @@ from captions import Labels
 from clip import CLIP
 from evaluation.metrics import embed_images
 from evaluation.pictures import save_figure
-from evaluation.scenes import TEST_PER_PAIR, evaluate_scenes, evaluation_scenes
+from evaluation.scenes import PER_PAIR, evaluate_scenes, evaluation_scenes
 from losses import multi_positive
 from my_dataset import Batch, Split, load_mnist
 from my_utils import exit_on_error
@@ -79,7 +79,7 @@ def measure_towers(args: Namespace, test: Split) -> None:
     rows, runs = [], {"transformer": nine} | others
     raw = {}
     for title, models in runs.items():
-        measured = [evaluate_scenes(model, test, 1 if args.quick else TEST_PER_PAIR) for model in models]
+        measured = [evaluate_scenes(model, test, 1 if args.quick else PER_PAIR) for model in models]
         seeds = f"{len(models)} runs" if len(models) > 1 else str(first)
         for group in ("seen", "unseen"):
             values = {column: [one[f"{group}_{key}"] for one in measured] for column, key in COLUMNS.items()}
@@ -106,7 +106,7 @@ def measure_shares(args: Namespace, test: Split) -> None:
         figures = []
         for title, kind in SHARE_TOWERS.items():
             model = trained_variant(args, args.seeds[0], kind, count)
-            measured = evaluate_scenes(model, test, 1 if args.quick else TEST_PER_PAIR)
+            measured = evaluate_scenes(model, test, 1 if args.quick else PER_PAIR)
             figures += [measured["unseen_swap"], measured["unseen_five_captions"]]
             curves[title].append(measured["unseen_five_captions"])
             metrics.append(model.metrics)
@@ -114,9 +114,10 @@ def measure_shares(args: Namespace, test: Split) -> None:
     columns = [f"{title}: {what}" for title in SHARE_TOWERS for what in ("swap", "five captions")]
     if not args.quick:
         figure = share_curves([100 * (1 - count / 45) for count in counts], curves)
-        save_figure(figure, common.ROOT / "docs" / "pictures" / "order_share.png")
+        save_figure(figure, common.ROOT / "docs" / "pictures" / f"order_share{args.suffix}.png")
     origin = common.shared_origin(metrics)
-    common.write_result(args, "order-share" + args.suffix, ["pairs trained", *columns], rows, origin)
+    note = f"One run for each cell, seed {args.seeds[0]}."
+    common.write_result(args, "order-share" + args.suffix, ["pairs trained", *columns], rows, origin, note)
 
 
 def share_curves(shares: list[float], curves: dict[str, list[float]]) -> Figure:
@@ -188,16 +189,19 @@ def swapped_step(training: Training, batch: Batch, lr_factor: float) -> dict[str
     """
     model, captions = training.model, training.pairs.captions
     ids = batch.texts.index // captions.paraphrases
-    others = swapped_descriptions(ids)
+    others, size = swapped_descriptions(ids), len(ids)
     texts = captions.sample(others)
     model.zero_grad()
-    output, extra = model(batch.images, batch.texts), model.encode_text(texts)
+    with training.step.autocast():
+        output, extra = model(batch.images, batch.texts), model.encode_text(texts)
     facts, claims, unknown = batch.labels
     labels = Labels(facts, torch.cat([claims, training.pairs.claims[others]]), unknown)
     positive, ignored = labels.match()  # [B, 2B]
+    is_new = others != ids  # captions of one digit stay as they are
+    positive[:, size:] &= is_new
+    ignored[:, size:] |= ~is_new
     logits = torch.cat([output.logits_per_image, model.compare(output.image_embeds, extra).logits_per_image], dim=1)
     per_image = multi_positive(logits, positive, ignored, own=None)
-    size = len(ids)
     per_text = multi_positive(output.logits_per_text, positive[:, :size].T, ignored[:, :size].T, own=None)
     loss = (per_image.mean() + per_text.mean()) / 2
     loss.backward()

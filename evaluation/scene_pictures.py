@@ -1,7 +1,5 @@
 """Pictures of scenes and their captions, as matplotlib figures."""
 
-from collections.abc import Sequence
-
 import torch
 from matplotlib.figure import Figure
 
@@ -14,22 +12,22 @@ RIGHT, WRONG = "#0072B2", "#D55E00"  # for colour-blind readers too (Okabe & Ito
 
 
 @torch.no_grad()
-def five_captions(model: CLIP, split: Split, pairs: Sequence[int] = (0, 41, 87, 120, 163)) -> Figure:
-    """A scene in each row, beside its cosines with five captions, of which the first, blue, is true.
-
-    `pairs`: places among the scenes of `evaluation_scenes` with one of each ordered pair and direction, 0..179.
-    """
+def five_captions(model: CLIP, split: Split) -> Figure:
+    """Five scenes, two of untrained pairs, each beside its cosines with five captions, the first of which is true."""
     scenes, _ = evaluation_scenes(split, per_pair=1)
-    images, index = embed_images(model, scenes.images).cpu(), list(pairs)
+    is_unseen = model.unseen[scenes.digits[:, 0], scenes.digits[:, 1]]
+    seen, unseen = ((is_unseen == side).nonzero()[:, 0].tolist() for side in (False, True))
+    index = [seen[7], seen[60], seen[len(seen) // 2 + 30], unseen[0], unseen[len(unseen) // 2 + 1]]
+    images = embed_images(model, scenes.images[index]).cpu()
     figure = Figure(figsize=(8, 1.6 * len(index)), layout="constrained")
     grid = figure.subplots(len(index), 2, width_ratios=(1, 3.5), squeeze=False)
-    for (image_axes, axes), i in zip(grid, index, strict=True):
+    for (image_axes, axes), image, i in zip(grid, images, index, strict=True):
         first, second = scenes.digits[i].tolist()
-        texts = five_texts(first, second, bool(scenes.is_vertical[i]), other=next(iter({0, 1, 2} - {first, second})))
-        cosines = (model.encode_text(texts).cpu() @ images[i]).tolist()
+        texts = five_texts(first, second, bool(scenes.is_vertical[i]), other=min({0, 1, 2} - {first, second}))
+        cosines = (model.prompt_ensemble(texts, paraphrases=1).cpu() @ image).tolist()
         image_axes.imshow(scenes.images[i, 0], cmap="gray", vmin=0, vmax=1)
         image_axes.set(xticks=[], yticks=[])
-        if model.unseen[first, second]:
+        if is_unseen[i]:
             image_axes.set_title("pair never trained", fontsize=9, color=WRONG)
         bars = axes.barh(range(5), cosines, color=[RIGHT] + [WRONG] * 4)
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)

@@ -12,11 +12,14 @@ from torch import Tensor
 from captions import DIGIT_WORDS, with_article
 from clip import CLIP
 from evaluation.metrics import embed_images
-from my_dataset import Split
-from scenes import GRADES, THICKNESS, Scenes, make_scenes
+from my_dataset import ByDigit, Split
+from scenes import NAMED_GRADES, THICKNESS, Scenes, make_scenes
+
+ORDERED_PAIRS = tuple(itertools.permutations(range(10), 2))  # of different digits
 
 FORMS = (("left of", "right of"), ("above", "below"))  # of each axis: a R b, b S a
-PER_PAIR, TEST_PER_PAIR = 5, 20  # scenes of each of the 90 ordered pairs, in each direction
+PER_PAIR = 10  # scenes of each of the 90 ordered pairs, in each direction
+TIE = 1e-5  # cosines that differ by less are equal up to rounding
 
 
 def evaluation_scenes(split: Split, per_pair: int = PER_PAIR, seed: int = 0) -> tuple[Scenes, Scenes]:
@@ -25,21 +28,19 @@ def evaluation_scenes(split: Split, per_pair: int = PER_PAIR, seed: int = 0) -> 
     On the CPU, from images of the split at random.
     """
     generator = torch.Generator().manual_seed(seed)
-    pairs = torch.tensor(list(itertools.permutations(range(10), 2))).repeat_interleave(2 * per_pair, dim=0)  # [N, 2]
+    pairs = torch.tensor(ORDERED_PAIRS).repeat_interleave(2 * per_pair, dim=0)  # [N, 2]
     is_vertical = torch.arange(len(pairs)) % 2 == 1
-    images, labels = split.images.cpu(), split.labels.cpu()
-    by_digit, counts = labels.argsort(stable=True), labels.bincount(minlength=10)
+    images, by_digit = split.images.cpu(), ByDigit(split.labels.cpu())
 
     def scenes(digits: Tensor) -> Scenes:
-        place = (torch.rand(digits.shape, generator=generator) * counts[digits]).long()
-        index = by_digit[(counts.cumsum(0) - counts)[digits] + place]  # [N, 2]
-        return make_scenes(images[index].float() / 255, digits, is_vertical, generator)
+        tiles = images[by_digit.sample(digits, generator)].float() / 255  # [N, 2, 28, 28]
+        return make_scenes(tiles, digits, is_vertical, generator)
 
     return scenes(pairs), scenes(pairs.flip(1))
 
 
 def relation_texts() -> list[str]:
-    """ "a seven left of a three": every relation of FORMS (flat) of every two digits, [4 * 10 * 10]."""
+    """Every relation of FORMS of every two digits, as "a seven left of a three": [4 * 10 * 10], at `text_id`."""
     relations = itertools.chain.from_iterable(FORMS)
     return [
         with_article(f"a {DIGIT_WORDS[a]} {relation} a {DIGIT_WORDS[b]}")
@@ -52,56 +53,48 @@ def text_id(relation, a, b):
     return (relation * 10 + a) * 10 + b
 
 
-@torch.no_grad()
 def evaluate_scenes(model: CLIP, split: Split, per_pair: int = PER_PAIR) -> dict[str, float]:
     """Figures of scenes of a split, for pairs of digits seen and unseen in training; plain numbers."""
     scenes, exchanged = evaluation_scenes(split, per_pair)
     features, other_features = (embed_images(model, one.images).cpu() for one in (scenes, exchanged))
-    model.eval()
-    texts = model.encode_text(relation_texts()).cpu()  # [400, embed_dim]
-    first, second = scenes.digits.unbind(dim=1)
-    is_unseen = model.unseen[first, second]
+    texts = model.prompt_ensemble(relation_texts(), paraphrases=1).cpu()  # [400, embed_dim]
     similarity, other_similarity = features @ texts.T, other_features @ texts.T  # [N, 400]
-    rows = torch.arange(len(first))
-    results = {}
+    first, second = scenes.digits.unbind(dim=1)
+    axis, is_unseen = 2 * scenes.is_vertical.long(), model.unseen[first, second]
+    own, swapped = (text_id(axis, *pair)[:, None] for pair in ((first, second), (second, first)))  # [N, 1]
 
     # ---- the nearest of the 180 captions a left of b, a above b ----
-    distinct = torch.tensor(list(itertools.permutations(range(10), 2)))
-    candidates = torch.cat([text_id(relation, *distinct.T) for relation in (0, 2)])  # [180]
-    nearest = candidates[similarity[:, candidates].argmax(dim=1)]
-    axis = 2 * scenes.is_vertical.long()
-    results["accuracy"] = nearest == text_id(axis, first, second)
+    candidates = torch.cat([text_id(relation, *torch.tensor(ORDERED_PAIRS).T) for relation in (0, 2)])  # ascending
+    results = {"accuracy": is_nearest(similarity[:, candidates], torch.searchsorted(candidates, own))}
 
-    # ---- five captions, in both forms ----
-    generator = torch.Generator().manual_seed(0)
-    five, swap, relation_right, trues, wrongs = 0, 0, 0, [], []
-    for form in (0, 1):
-        a, b = (first, second) if form == 0 else (second, first)
+    # ---- five captions, in both forms: "a left of b" and "b right of a" ----
+    generator, both = torch.Generator().manual_seed(0), []
+    for form, (a, b) in enumerate(((first, second), (second, first))):
         other = other_digit(a, b, torch.randint(1, 9, a.shape, generator=generator))
-        ids = five_ids(axis + form, axis + 1 - form, a, b, other)
-        true, swapped, opposite, *others = similarity.gather(1, torch.stack(ids, dim=1)).T  # [N] each
-        trues, wrongs = [*trues, true], [*wrongs, torch.stack([swapped, opposite, *others]).amax(dim=0)]
-        five = five + (true > wrongs[-1]).float() / 2
-        swap = swap + is_greater(true, swapped) / 2
-        relation_right = relation_right + is_greater(true, opposite) / 2
-    results |= {"five_captions": five, "swap": swap, "relation": relation_right}
-    # "b right of a" in place of "a left of b", among the other's wrong captions; and how far apart the two are.
-    results["paraphrase"] = (trues[1] > wrongs[0]).float() / 2 + (trues[0] > wrongs[1]).float() / 2
-    results["paraphrase_gap"] = (trues[0] - trues[1]).abs()
+        both.append(similarity.gather(1, torch.stack(five_ids(axis + form, axis + 1 - form, a, b, other), dim=1)))
+    both = torch.stack(both)  # [2, N, 5]
+    results["five_captions"] = is_nearest(both).mean(dim=0)
+    results["swap"], results["relation"] = (is_nearest(both[..., [0, i]]).mean(dim=0) for i in (1, 2))
+    # The true caption of one form among the wrong ones of the other; and how far apart the two true ones are.
+    results["paraphrase"] = is_nearest(torch.cat([both.flip(0)[..., :1], both[..., 1:]], dim=2)).mean(dim=0)
+    results["paraphrase_gap"] = (both[0, :, 0] - both[1, :, 0]).abs()
 
-    # ---- two scenes and their two captions ----
-    own, swapped = text_id(axis, first, second), text_id(axis, second, first)
-    right, wrong = similarity[rows, own], similarity[rows, swapped]
-    other_right, other_wrong = other_similarity[rows, swapped], other_similarity[rows, own]
-    text_right = (right > wrong) & (other_right > other_wrong)
-    image_right = (right > other_wrong) & (other_right > wrong)
-    results |= {"text_score": text_right, "image_score": image_right, "group_score": text_right & image_right}
+    # ---- two scenes and their two captions; a tie is wrong, as in Winoground ----
+    right, wrong = similarity.gather(1, own), similarity.gather(1, swapped)
+    other_right, other_wrong = other_similarity.gather(1, swapped), other_similarity.gather(1, own)
+    text_right = (right > wrong + TIE) & (other_right > other_wrong + TIE)
+    image_right = (right > other_wrong + TIE) & (other_right > wrong + TIE)
+    scores = {"text_score": text_right, "image_score": image_right, "group_score": text_right & image_right}
+    results |= {name: values[:, 0].float() for name, values in scores.items()}
 
-    metrics = {}
-    for name, values in results.items():
-        for group, which in (("seen", ~is_unseen), ("unseen", is_unseen)):
-            metrics[f"{group}_{name}"] = values[which].float().mean().item()
-    return metrics | attribute_swap(model, scenes, features, is_unseen)
+    chosen, values = attribute_swap(model, scenes, features)
+    groups = {"seen": ~is_unseen, "unseen": is_unseen}
+    metrics = {
+        f"{group}_{name}": values[which].mean().item()
+        for name, values in results.items()
+        for group, which in groups.items()
+    }
+    return metrics | {f"{group}_attribute_swap": values[which[chosen]].mean().item() for group, which in groups.items()}
 
 
 def five_ids(relation, opposite, a, b, other) -> list:
@@ -122,30 +115,30 @@ def other_digit(a: Tensor, b: Tensor, shift: Tensor) -> Tensor:
     return (a + shift + (shift >= gap).long()) % 10
 
 
-def is_greater(right: Tensor, wrong: Tensor) -> Tensor:
-    """1 if the right one is closer, 0.5 for a tie up to rounding: [N]."""
-    tie = (right - wrong).abs() < 1e-5
-    return torch.where(tie, 0.5, (right > wrong).float())
+def is_nearest(cosines: Tensor, true: Tensor | None = None) -> Tensor:
+    """Cosines [..., T] -> 1 where the true one is the highest, a share of 1 where others tie with it, else 0 [...].
+
+    true: its place, int64 [..., 1]; None: the first.
+    """
+    is_best = cosines >= cosines.amax(dim=-1, keepdim=True) - TIE
+    own = is_best[..., :1] if true is None else is_best.gather(-1, true)
+    return own[..., 0].float() / is_best.sum(dim=-1)
 
 
-def attribute_swap(model: CLIP, scenes: Scenes, features: Tensor, is_unseen: Tensor) -> dict[str, float]:
-    """ "a thick seven left of a thin three" against "a thin seven left of a thick three", where one is true."""
+def attribute_swap(model: CLIP, scenes: Scenes, features: Tensor) -> tuple[Tensor, Tensor]:
+    """ "A thick seven left of a thin three" against "a thin seven left of a thick three", where one is true.
+
+    Returns the places of the M scenes where that is so, and `is_nearest` of each [M].
+    """
     bins = THICKNESS.bin(scenes.thickness)  # [N, 2]
-    far = (THICKNESS.distance_to_edges(scenes.thickness) >= THICKNESS.margin).all(dim=1)
-    chosen = ((bins.sum(dim=1) == 2) & (bins[:, 0] != 1) & far).nonzero()[:, 0]  # one thin, one thick
-
-    def texts(grades: Tensor) -> list[str]:
-        return [
-            with_article(f"a {GRADES[g]} {DIGIT_WORDS[a]} {FORMS[v][0]} a {GRADES[h]} {DIGIT_WORDS[b]}")
-            for (g, h), (a, b), v in zip(
-                grades.tolist(), scenes.digits[chosen].tolist(), scenes.is_vertical[chosen].int().tolist(), strict=True
-            )
-        ]
-
-    grades = bins[chosen] // 2
-    right, wrong = ((features[chosen] * model.encode_text(texts(one)).cpu()).sum(dim=1) for one in (grades, 1 - grades))
-    values, unseen = is_greater(right, wrong), is_unseen[chosen]
-    return {
-        "seen_attribute_swap": values[~unseen].mean().item(),
-        "unseen_attribute_swap": values[unseen].mean().item(),
-    }
+    is_clear = (THICKNESS.distance_to_edges(scenes.thickness) >= THICKNESS.margin).all(dim=1)
+    chosen = ((bins.sum(dim=1) == 2) & (bins[:, 0] != 1) & is_clear).nonzero()[:, 0]  # one thin, one thick
+    texts = []
+    for (bin, other), (a, b), vertical in zip(
+        bins[chosen].tolist(), scenes.digits[chosen].tolist(), scenes.is_vertical[chosen].tolist(), strict=True
+    ):
+        for grade, other_grade in ((bin // 2, other // 2), (other // 2, bin // 2)):  # the true one comes first
+            phrase = f"a {NAMED_GRADES[grade]} {DIGIT_WORDS[a]} {FORMS[vertical][0]}"
+            texts.append(with_article(f"{phrase} a {NAMED_GRADES[other_grade]} {DIGIT_WORDS[b]}"))
+    embeds = model.prompt_ensemble(texts, paraphrases=1).cpu().view(len(chosen), 2, -1)  # [M, 2, embed_dim]
+    return chosen, is_nearest(torch.einsum("md,mtd->mt", features[chosen], embeds))

@@ -185,7 +185,10 @@ def parse_flags(kind: type, argv: list[str], prog: str, description: str, preset
     if overrides.keys() & {"preset", "run_name"} and "resume" in overrides:
         raise InputError("--resume takes the run's own settings and name: leave out --preset and --run-name")
     presets = presets or {"default": {}}
-    preset = overrides.pop("preset", overrides.get("captions") if overrides.get("captions") in presets else "default")
+    captions = overrides.get("captions")
+    preset = overrides.pop("preset", captions if captions in presets else "default")
+    if captions in presets and preset != captions:
+        raise InputError(f"--captions {captions} has settings of its own: leave out --preset {preset}")
     settings = kind(**presets[preset] | overrides)
     if settings.resume is None:
         settings.validate(overrides)

@@ -56,13 +56,13 @@ class TrainingStep:
         temperature = 1 / self.model.logit_scale.detach().exp()
         return {"loss": loss, "kl": kl, "grad_norm": grad_norm, "temperature": temperature}
 
-    def _autocast(self):
+    def autocast(self):
         # (In chunks the CNN runs twice, and the second time must not reuse the first one's casts.)
         device = self.model.logit_scale.device.type
         return torch.autocast(device, torch.bfloat16, enabled=self.bf16, cache_enabled=not self.chunk_size)
 
     def forward_backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        with self._autocast():
+        with self.autocast():
             output = self.net(batch.images, batch.texts)
         labels = batch.labels
         if distributed.world_size() > 1:  # each process has embedded its share; the loss compares the whole batch
@@ -81,7 +81,7 @@ class TrainingStep:
     def embed_parts(self) -> Tensor:
         """A caption for each alternative of each part -> unit vectors [all alternatives, embed_dim]."""
         ids = torch.cat([part.ids for part in self.parts])
-        with self._autocast():
+        with self.autocast():
             return self.model.encode_text(self.model.captions.sample(ids))
 
     def part_loss(self, image_embeds: Tensor, part_embeds: Tensor, labels: Labels) -> Tensor:
@@ -103,7 +103,7 @@ class TrainingStep:
         in a step."""
         model, labels = self.model, batch.labels
         chunks = batch.images.split(self.chunk_size)
-        with self._autocast():
+        with self.autocast():
             with torch.no_grad():
                 images = torch.cat([model.encode_image(chunk) for chunk in chunks])  # [B, embed_dim]
             text_embeds = model.encode_text(batch.texts)  # [B, embed_dim]; texts are cheap, so it keeps its graph
@@ -132,7 +132,7 @@ class TrainingStep:
 
         # Backward stands outside of autocast, as in a plain step: what ran in float32 forwards does so backwards.
         for chunk, gradient in zip(chunks, images.grad.split(self.chunk_size), strict=True):
-            with self._autocast():
+            with self.autocast():
                 embeds = model.encode_image(chunk)
             embeds.backward(gradient)
         text_embeds.backward(all_texts.grad)
