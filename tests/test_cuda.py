@@ -19,7 +19,7 @@ from data.outliers import Outliers
 from image_encoder import ImageEncoder
 from losses import LOSSES
 from modalities import speech, strokes
-from my_dataset import Batch, MNISTPairs
+from my_dataset import Batch, MNISTPairs, ScenePairs
 from training.optim import make_optimizers
 from training.step import TrainingStep
 
@@ -114,7 +114,9 @@ def test_a_run_on_the_gpu_is_resumed_from_its_last_epoch(resumed_on, device, tmp
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("more", [[], ["--preset", "speed"], ["--preset", "accuracy"], ["--chunk-size", "64"]])
+@pytest.mark.parametrize(
+    "more", [[], ["--preset", "speed"], ["--preset", "accuracy"], ["--chunk-size", "64"], ["--captions", "scenes"]]
+)
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_no_step_waits_for_the_gpu(more, precision, device, data_path):
     """torch itself raises where the CPU would wait, while a batch is made as in the step."""
@@ -167,27 +169,37 @@ def fake(x: torch.Tensor) -> torch.Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device="cuda")
 
 
-@pytest.mark.parametrize(("kind", "image_encoder"), [("digit", "fast"), ("attributes", "residual")])
+@pytest.mark.parametrize(
+    ("kind", "image_encoder", "text_encoder"),
+    [("digit", "fast", "table"), ("attributes", "residual", "order"), ("scenes", "scene", "transformer")],
+)
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("chunk_size", [None, 30])
 def test_a_training_step_keeps_to_one_device_and_reads_nothing(
-    kind, image_encoder, loss, chunk_size, data_path, monkeypatch
+    kind, image_encoder, text_encoder, loss, chunk_size, data_path, monkeypatch
 ):
-    pairs = MNISTPairs("val", data_path, captions=captions_for(kind, "table"))
+    if kind == "scenes":
+        pairs, outliers = ScenePairs("val", data_path), ()
+        of_data = [(pairs.by_digit, name) for name in ("order", "counts", "first")]
+    else:
+        pairs = MNISTPairs("val", data_path, captions=captions_for(kind, "table"))
+        outliers, of_data = pairs._outliers(torch.arange(len(pairs)), 0, 0), [(pairs, "unseen")]
+    of_data += [(pairs, name) for name in ("images", "labels", "unknown", "claims")]
+    of_data += [(pairs, "seen")] if kind == "scenes" else []
     pairs.augment = "elastic"
-    outliers = pairs._outliers(torch.arange(len(pairs)), 0, 0)
-    CLIP()  # what is kept for the whole process gets its values here
+    CLIP(captions=kind, image_encoder=image_encoder)  # what is kept for the whole process gets its values here
     with FakeTensorMode(allow_non_fake_inputs=True):
-        for name in ("images", "labels", "unseen", "unknown", "claims"):
-            setattr(pairs, name, fake(getattr(pairs, name)))
+        for owner, name in of_data:
+            setattr(owner, name, fake(getattr(owner, name)))
         # Both are made once an epoch: they may wait. Their generators would need a card.
-        outliers = Outliers(*map(fake, outliers))
-        monkeypatch.setattr(pairs, "_outliers", lambda *_: outliers)
+        if outliers:
+            outliers = Outliers(*map(fake, outliers))
+            monkeypatch.setattr(pairs, "_outliers", lambda *_: outliers)
         monkeypatch.setattr(my_dataset, "epoch_generator", lambda *_: None)
         with torch.device("cuda"):
-            model = CLIP(16, image_encoder, 4, kind, loss=loss).train()
+            model = CLIP(16, image_encoder, 4, kind, text_encoder=text_encoder, loss=loss).train()
         sentences = pairs.captions.sentences  # tokenized once a run, on the CPU
-        model._tokenized = (sentences, torch.empty(len(sentences), 12, dtype=torch.int64, device="cuda"))
+        model._tokenized = (sentences, torch.empty(len(sentences), 10, dtype=torch.int64, device="cuda"))
         step = TrainingStep(
             model, list(make_optimizers(model, 0.1, 0.1).values()), chunk_size=chunk_size, part_weight=0.75
         )
