@@ -1,8 +1,9 @@
 """What is said of an image: words, templates, the captions of a batch, and which of them are true of which images.
 
-Two kinds of captions. "digit": a caption names the digit. "attributes": it names any part of digit, thickness and slant
-(attributes.py), or says that the image shows no digit (an outlier, data/outliers.py). What is true of an image (facts)
-and what a caption says (claims) are multi-hot vectors over LABELS: a caption is true if all its claims are facts.
+Kinds of captions: "digit", a caption names the digit; "attributes", it names any part of digit, thickness and slant
+(attributes.py), or says that the image shows no digit (an outlier, data/outliers.py); "scenes" (scenes.py). What is
+true of an image (facts) and what a caption says (claims) are multi-hot vectors over LABELS: a caption is true if all
+its claims are facts.
 """
 
 import functools

@@ -27,7 +27,7 @@ from scenes import CANVAS, scene_captions, unseen_pairs
 from text_encoder import TEXT_ENCODERS
 
 # Training clamps the temperature to this minimum: 0.01 as in the paper. Captions of attributes keep a higher one, so
-# that similarities stay graded: of two thick digits the thicker one is closer to "thick".
+# that similarities stay graded: of two thick digits the thicker one is closer to "thick". Scenes stay far above theirs.
 MIN_TEMPERATURE = {"digit": 0.01, "attributes": 0.1, "scenes": 0.02}
 
 # Of a caption's parts (`log_probs`). It is lower than the logits' own, so that the edges between grades are sharp.

@@ -2,6 +2,7 @@
 
     python evaluate.py                       runs/best_model.pth, about a minute on 2 CPU cores
     python evaluate.py runs/x/best_model.pth --pictures x
+    python evaluate.py runs/scenes/best_model.pth
 
 Prints a table, writes evaluation.json beside the checkpoint and pictures to inference_test/. The results are those of
 the test split: choose no model and no setting by them.

@@ -29,7 +29,7 @@ def downsample(channels: int, out: int, kernel: int = 3) -> list[nn.Module]:
 
 
 class ImageEncoder(nn.Module):
-    """Float images [B, 1, 28, 28] in [0, 1] -> features [B, embed_dim], not normalised.
+    """Float images [B, 1, 28, 28], or of another size, in [0, 1] -> features [B, embed_dim], not normalised.
 
     Three stages, each of half the resolution and twice the channels of the one before, with a residual block each;
     the first has `width` channels. The mean over the last map forgets where in the image something is.

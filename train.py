@@ -2,7 +2,8 @@
 
     python train.py                                  the default: minutes on 2 CPU cores
     python train.py --preset speed                   99 % in seconds; --preset accuracy takes many minutes
-    python train.py --resume                         resume the latest unfinished run
+    python train.py --captions scenes                two digits on a canvas, captions with word order; into runs/scenes/
+    python train.py --resume                         resume the latest unfinished run; scenes: add --captions scenes
     torchrun --nproc-per-node 2 train.py             data parallel, one process per GPU; they share --batch-size
 
 Writes runs/<run>/ (TensorBoard events, config.json, last.pth, best_model.pth, metrics.json) and, when the

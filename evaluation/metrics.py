@@ -19,7 +19,7 @@ def embed(encode: Callable[[Tensor], Tensor], inputs: Tensor, batch_size: int = 
 
 
 def embed_images(model: CLIP, images: Tensor) -> Tensor:
-    """Images [N, 28, 28] -> unit vectors [N, embed_dim], in eval mode; without the warning about bright images."""
+    """Images [N, H, H] -> unit vectors [N, embed_dim], in eval mode; without the warning about bright images."""
     training = model.training
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "most of an image is bright")  # some are inverted on purpose
