@@ -201,6 +201,7 @@ def test_the_order_of_words_counts_and_padding_does_not():
     for name in ("order", "transformer"):
         torch.manual_seed(0)
         model = CLIP(captions="scenes", image_encoder="scene", text_encoder=name, width=4).eval()
+        assert sum(p.numel() for p in model.towers["text"].parameters()) <= 150_000
         first, second = model.encode_text(texts)
         assert not torch.allclose(first, second, atol=1e-4)
         padded = model.encode_text([texts[0], "a thick seven left of a thin three"])[0]
