@@ -33,7 +33,7 @@ def five_captions(model: CLIP, split: Split) -> Figure:
         axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
         axes.set_yticks(range(5), texts, fontsize=10)
         axes.invert_yaxis()
-        axes.set(xlim=(min(0, *cosines) - 0.1, 1.15), xticks=[])
+        axes.set(xlim=(min(0.0, *cosines), 1.1), xticks=[])
         axes.spines[["top", "right", "bottom"]].set_visible(False)
     grid[-1, 1].set_xlabel("cosine similarity; blue: the caption that is true")
     return figure
