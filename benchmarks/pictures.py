@@ -37,6 +37,7 @@ def main(argv: list[str]) -> None:
     runs = ROOT / "runs"
     parser.add_argument("--clip", type=Path, default=runs / "best_model.pth", help="the trained CLIP")
     parser.add_argument("--generator", type=Path, default=runs / "generator" / "best_model.pth", help="its generator")
+    parser.add_argument("--scenes", type=Path, default=runs / "scenes" / "best_model.pth", help="the CLIP of scenes")
     args = parser.parse_args(argv)
     data = str((ROOT / DATA_PATH).resolve())
     with tempfile.TemporaryDirectory() as folder:
@@ -50,6 +51,9 @@ def main(argv: list[str]) -> None:
             generator = shutil.copy(args.generator, place / "runs" / "generator" / "best_model.pth")
             for flags in GENERATED:
                 generate.main([*flags, "--count", "8", "--clip", str(clip), "--generator", str(generator), *files])
+        if args.scenes.exists():
+            (place / "runs" / "scenes").mkdir()
+            shutil.copy(args.scenes, place / "runs" / "scenes" / "best_model.pth")
         execute_notebook(place)
         if Path(CHROMIUM).is_file():
             photograph_demo(place, made / "demo.png")
