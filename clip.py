@@ -244,8 +244,8 @@ class CLIP(nn.Module):
         if shape[-2:] != (side, side) or len(shape) > 4 or (len(shape) == 4 and shape[1] != 1):
             what = "scenes of two digits" if self.captions.kind == "scenes" else "single digits"
             raise InputError(
-                f"images must be [B, {side}, {side}] or [B, 1, {side}, {side}], not {list(shape)}: this model reads"
-                f" {what} in grey"
+                f"images must be [B, {side}, {side}] or [B, 1, {side}, {side}], not {list(shape)}: resize them; this"
+                f" model reads {what}, in grey"
             )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise InputError(f"images must be uint8 (0..255) or float (0..1), not {images.dtype}: convert them")

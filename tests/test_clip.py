@@ -35,9 +35,9 @@ def change(path):
     return change
 
 
-def digits(count: int) -> torch.Tensor:
-    """Noise, mostly dark as digits are: uint8 [count, 28, 28]."""
-    noise = torch.rand(count, 28, 28, generator=torch.Generator().manual_seed(1))
+def digits(count: int, side: int = 28) -> torch.Tensor:
+    """Noise, mostly dark as digits are: uint8 [count, side, side]."""
+    noise = torch.rand(count, side, side, generator=torch.Generator().manual_seed(1))
     return (255 * noise**2).to(torch.uint8)
 
 
@@ -74,7 +74,7 @@ def test_a_zero_shot_classifier_is_the_normalised_mean_of_its_paraphrases(model)
     torch.testing.assert_close(model.zero_shot_classifier(), expected)
 
 
-@pytest.mark.parametrize("image_encoder", IMAGE_ENCODERS)
+@pytest.mark.parametrize("image_encoder", sorted(IMAGE_ENCODERS.keys() - {"scene"}))
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_models_of_other_float_types_embed_and_are_saved(tmp_path, dtype, image_encoder):
     torch.manual_seed(0)
@@ -142,13 +142,16 @@ def test_texts_that_are_no_strings_are_refused(model, bad):
 # ---- files ----
 
 
-@pytest.mark.parametrize("image_encoder", IMAGE_ENCODERS)
+@pytest.mark.parametrize("image_encoder", sorted(IMAGE_ENCODERS))
 def test_a_file_alone_rebuilds_the_model(tmp_path, image_encoder):
-    model = CLIP(embed_dim=12, image_encoder=image_encoder, width=3, init_logit_bias=-2.2, loss="sigmoid").eval()
+    arch, images = {"embed_dim": 12, "width": 3, "init_logit_bias": -2.2, "loss": "sigmoid"}, digits(4)
+    if image_encoder == "scene":
+        arch, images = arch | {"captions": "scenes", "text_encoder": "transformer"}, digits(4, side=48)
+    model = CLIP(image_encoder=image_encoder, **arch).eval()
     model.config, model.metrics = {"lr": 0.1}, {"val_digit_accuracy": 0.5}
     model.save(tmp_path / "model.pth")
     again = CLIP.load(tmp_path / "model.pth")
-    for a, b in zip(again(digits(4), ["1", "2"]), model(digits(4), ["1", "2"]), strict=True):
+    for a, b in zip(again(images, ["one", "two"]), model(images, ["one", "two"]), strict=True):
         assert torch.equal(a, b)
     assert (again.arch, again.config, again.metrics) == (model.arch, model.config, model.metrics)
     assert again.fingerprint() == model.fingerprint()
