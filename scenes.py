@@ -42,6 +42,7 @@ RELATIONS = {
     "above": ("{a} above {b}", "{a} over {b}", "{b} below {a}", "{b} under {a}"),
     "and": ("{a} and {b}", "{b} and {a}", "{a} with {b}", "{b} with {a}"),
 }
+BESIDE, ABOVE, AND = range(len(RELATIONS))
 # Of one digit; the scene shows another one, too.
 ONE_DIGIT = {
     "anywhere": ("{a}", "{a} somewhere", "a picture with {a}", "{a} and another digit"),
@@ -166,6 +167,13 @@ def two_digits_id(relation, a, a_grade, b, b_grade):
     return number
 
 
+def nameable_grades(thickness: Tensor) -> Tensor:
+    """Thickness in pixels -> its place in NAMED_GRADES, or UNSAID where it is medium or close to an edge."""
+    bins = THICKNESS.bin(thickness)  # 0 is thin, 2 is thick
+    is_clear = (bins != 1) & (THICKNESS.distance_to_edges(thickness) >= THICKNESS.margin)
+    return torch.where(is_clear, bins // 2, UNSAID)
+
+
 def swapped_descriptions(ids: Tensor) -> Tensor:
     """Descriptions [B] -> the same with the two digits exchanged: false, but for "and". Those of one digit stay."""
     relation, a, a_grade, b, b_grade = torch.unravel_index(ids % math.prod(TWO_DIGITS_SHAPE), TWO_DIGITS_SHAPE)
@@ -216,12 +224,9 @@ def sample_descriptions(scenes: Scenes) -> Tensor:
     def chance(*shape: int) -> Tensor:
         return torch.rand(*shape, device=device)
 
-    bins = THICKNESS.bin(scenes.thickness)  # [B, 2]: 0 is thin, 2 is thick
-    is_clear = (bins != 1) & (THICKNESS.distance_to_edges(scenes.thickness) >= THICKNESS.margin)
-    grade = torch.where(is_clear & (chance(size, 2) < P_GRADE), bins // 2, UNSAID)  # [B, 2]
+    grade = torch.where(chance(size, 2) < P_GRADE, nameable_grades(scenes.thickness), UNSAID)  # [B, 2]
     draw = chance(size)
-    beside, both = list(RELATIONS).index("beside"), list(RELATIONS).index("and")
-    relation = torch.where(draw < P_RELATION, beside + scenes.is_vertical.long(), both)
+    relation = torch.where(draw < P_RELATION, torch.where(scenes.is_vertical, ABOVE, BESIDE), AND)
     two = two_digits_id(relation, scenes.digits[:, 0], grade[:, 0], scenes.digits[:, 1], grade[:, 1])
     which = torch.randint(2, (size, 1), device=device)  # the digit that is named alone
     form = torch.where(chance(size) < P_PLACE, 1 + 2 * scenes.is_vertical + which[:, 0], 0)  # its place, or anywhere

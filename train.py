@@ -33,6 +33,8 @@ from training.step import TrainingStep
 
 # Validation metric for model selection. Held-out combinations do not influence it.
 SCORES = {"digit": "val_digit_accuracy", "attributes": "val_seen_accuracy", "scenes": "val_seen_accuracy"}
+# Of the metrics, those that a run prints in the end.
+PRINTED = ("digit_accuracy", "text_to_image_precision", "seen_accuracy", "unseen_accuracy", "seen_swap", "unseen_swap")
 
 
 def main(argv: list[str]) -> None:
@@ -146,15 +148,7 @@ def check_batch(settings: Settings, pairs: MNISTPairs, world_size: int) -> None:
 
 def print_results(run: Run, metrics: dict, note: str) -> None:
     print(f"\n{'':28}{'validation':>12}{'test':>12}")
-    names = (
-        "digit_accuracy",
-        "text_to_image_precision",
-        "seen_accuracy",
-        "unseen_accuracy",
-        "seen_swap",
-        "unseen_swap",
-    )
-    for name in (name for name in names if f"val_{name}" in metrics):
+    for name in (name for name in PRINTED if f"val_{name}" in metrics):
         print(f"{name:28}{metrics[f'val_{name}']:12.2%}{metrics[f'test_{name}']:12.2%}")
     print(f"best epoch {metrics['best_epoch']}, {metrics['train_seconds']:.0f} s of training, seed {metrics['seed']}")
     print(f"saved to {run.folder} and {run.published}" + (f"\nnote: {note}" if note else ""))

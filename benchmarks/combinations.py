@@ -106,10 +106,7 @@ def main(argv: list[str]) -> None:
 
 def trained_clip(args: Namespace, seed: int, *variant) -> CLIP:
     """The model of `common.trained_clip`, with the metrics of its run."""
-    path = common.trained_clip(args, seed, *variant)
-    model = CLIP.load(path)
-    model.metrics = common.read_metrics(path.parent)
-    return model
+    return common.load_clip(common.trained_clip(args, seed, *variant).parent)
 
 
 def trained_draw(args: Namespace, seed: int, draw: int) -> CLIP:

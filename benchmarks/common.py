@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import train
 from attributes import ATTRIBUTES
 from captions import DIGIT_WORDS, LABEL_ID
+from clip import CLIP
 from my_dataset import DATA_PATH, Batch, MNISTPairs, Split
 from my_utils import ArgumentParser, InputError, atomic_write, device_name, git_commit, number, pick_device, use_bf16
 from training.ema import Ema
@@ -236,12 +237,24 @@ def finished_run(
     return read_metrics(folder)
 
 
-def trained_clip(args: Namespace, seed: int = 0, name: str = "default", flags: Sequence[str] = ()) -> Path:
-    """The checkpoint of train.py with these flags and this seed, trained if it is not there yet."""
+def trained_clip(
+    args: Namespace, seed: int = 0, name: str = "default", flags: Sequence[str] = (), quick: Sequence[str] = QUICK
+) -> Path:
+    """The checkpoint of train.py with these flags and this seed, trained if it is not there yet.
+
+    `quick`: further flags with --quick.
+    """
     folder = args.runs / f"{name}{args.suffix}-seed{seed}"
-    quick = QUICK if args.quick else []
+    quick = quick if args.quick else []
     finished_run(folder, [*quick, *flags, "--seed", str(seed), "--device", str(args.device)])
     return folder / "best_model.pth"
+
+
+def load_clip(folder: Path) -> CLIP:
+    """The best model of a finished run, with the metrics of the run."""
+    model = CLIP.load(folder / "best_model.pth")
+    model.metrics = read_metrics(folder)
+    return model
 
 
 def read_metrics(folder: Path) -> dict:

@@ -28,10 +28,11 @@ from clip import CLIP
 from evaluation.metrics import embed_images
 from evaluation.pictures import save_figure
 from evaluation.scenes import PER_PAIR, evaluate_scenes, evaluation_scenes
+from evaluation.similarity import RIGHT, WRONG
 from losses import multi_positive
-from my_dataset import Batch, Split, load_mnist
+from my_dataset import Batch, ScenePairs, Split, load_mnist
 from my_utils import exit_on_error
-from scenes import swapped_descriptions, unknown_labels, unseen_pairs
+from scenes import swapped_descriptions, unseen_pairs
 from training.step import GRAD_CLIP, update
 
 TABLES = ("order", "order-share")
@@ -53,6 +54,7 @@ TOWERS = {  # title: flags
     "the image's map averaged": ["--image-encoder", "residual"],
 }
 SHARE_TOWERS = {"transformer": "transformer", "word times place": "order"}  # title: kind of `build_variant`
+QUICK = ["--epochs", "1", "--width", "4", "--augment", "none"]  # of --quick
 SHARES = (5, 9, 18, 27, 36, 40)  # unseen pairs, of 45
 
 
@@ -124,7 +126,7 @@ def share_curves(shares: list[float], curves: dict[str, list[float]]) -> Figure:
     """Accuracy among five captions, on unseen pairs, over the share of pairs in per cent."""
     figure = Figure(figsize=(6, 3.6), layout="constrained")
     axes = figure.subplots()
-    for (title, accuracies), colour in zip(curves.items(), ("#0072B2", "#D55E00"), strict=True):
+    for (title, accuracies), colour in zip(curves.items(), (RIGHT, WRONG), strict=True):
         axes.plot(shares, [100 * one for one in accuracies], "o-", color=colour, label=title)
     axes.axhline(20, color="grey", linestyle="--", label="chance")
     axes.set(xlabel="pairs of digits that are trained (%)", ylabel="right of five captions,\npairs never trained (%)")
@@ -134,35 +136,25 @@ def share_curves(shares: list[float], curves: dict[str, list[float]]) -> Figure:
     return figure
 
 
-def scene_flags(args: Namespace, seed: int, draw: int = 0, flags: Sequence[str] = ()) -> list[str]:
-    quick = ["--epochs", "1", "--width", "4", "--augment", "none"] if args.quick else []
-    own = ["--captions", "scenes", "--seed", str(seed), "--unseen-seed", str(draw), "--device", str(args.device)]
-    return [*own, *flags, *quick]
-
-
 def trained(args: Namespace, seed: int, name: str, draw: int, flags: Sequence[str] = ()) -> CLIP:
     """A model of train.py --captions scenes, with the metrics of its run; trained if it is not there yet."""
-    folder = args.runs / f"{name}{args.suffix}-seed{seed}"
-    metrics = common.finished_run(folder, scene_flags(args, seed, draw, flags))
-    model = CLIP.load(folder / "best_model.pth")
-    model.metrics = metrics
-    return model
+    flags = ["--captions", "scenes", "--unseen-seed", str(draw), *flags]
+    return common.load_clip(common.trained_clip(args, seed, name, flags, QUICK).parent)
 
 
 def trained_variant(args: Namespace, seed: int, kind: str, unseen_count: int | None = None) -> CLIP:
     """A model that train.py does not train: other negatives, or another number of unseen pairs."""
     folder = args.runs / f"scenes-{kind}{unseen_count or ''}{args.suffix}-seed{seed}"
-    flags = scene_flags(args, seed, 0, ["--text-encoder", "order"] if kind == "order" else [])
+    flags = [*(QUICK if args.quick else []), "--captions", "scenes", "--seed", str(seed), "--device", str(args.device)]
+    flags += ["--text-encoder", "order"] if kind == "order" else []
     val = load_mnist("val", common.DATA, args.device)
 
     def measure(model: CLIP) -> dict[str, float]:
         return {f"val_{name}": value for name, value in evaluate_scenes(model, val).items()}
 
     build = partial(build_variant, kind, unseen_count, flags, args.device)
-    settings = common.settings_of(flags)
-    metrics = common.train_variant(folder, settings, args.command, build, measure, "val_seen_accuracy")
-    model = CLIP.load(folder / "best_model.pth")
-    model.metrics = metrics
+    common.train_variant(folder, common.settings_of(flags), args.command, build, measure, "val_seen_accuracy")
+    model = common.load_clip(folder)
     if unseen_count:
         model.unseen = unseen_pairs(0, unseen_count)
     return model
@@ -174,8 +166,7 @@ def build_variant(kind: str, unseen_count: int | None, flags: list[str], device:
     pairs, model = training.pairs, training.model
     if unseen_count:
         model.unseen = unseen_pairs(0, unseen_count)
-        unseen = model.unseen.to(device)
-        pairs.seen, pairs.unknown = ~unseen & ~torch.eye(10, dtype=torch.bool, device=device), unknown_labels(unseen)
+        pairs = ScenePairs("train", common.DATA, device, model.unseen)
     if kind == "no_mask":
         pairs.unknown.zero_()
     step = partial(swapped_step, training) if kind == "swapped" else training.step

@@ -94,8 +94,7 @@ def hear(playground: Playground, path: str | None, sentences: str) -> str:
     if not path:
         return ""
     embed = playground.clip.encode("speech", [read_wav(path)])[0]
-    heard = DIGIT_WORDS[(playground.digits @ embed).argmax()]
-    return compared(playground, embed, sentences) + generated(playground, embed, heard)
+    return compared(playground, embed, sentences) + generated(playground, embed, playground.nearest_digit(embed))
 
 
 # ---- HTML ----

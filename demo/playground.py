@@ -50,10 +50,14 @@ class Playground:
         except InputError as error:
             self.no_generator = str(error)
 
+    def nearest_digit(self, embed: Tensor) -> str:
+        """The digit whose caption is closest to an embedding."""
+        return DIGIT_WORDS[(self.digits @ embed).argmax()]
+
     def read(self, embed: Tensor) -> str:
         """The most probable combination for an embedding, with its expected grades; or which outlier it is."""
         if self.clip.captions.kind != "attributes":
-            return DIGIT_WORDS[(self.digits @ embed).argmax()]
+            return self.nearest_digit(embed)
         outliers = self.outliers @ embed  # [1 + kinds]
         if outliers.max() > (self.digits @ embed).max():
             return f"no digit, but {list(OUTLIERS.values())[outliers[1:].argmax()][0]}"

@@ -34,11 +34,10 @@ from evaluation.claims import combination_caption, format_values, short_caption
 from evaluation.combinations import is_unambiguous
 from evaluation.metrics import embed_images
 from evaluation.ood import inverted_noise, letters, ood_score
-from evaluation.similarity import similarity_matrix
+from evaluation.similarity import OTHERS, RIGHT, WRONG, similarity_matrix
 from my_dataset import Split
 from my_utils import InputError, atomic_write
 
-RIGHT, WRONG, *OTHERS = "#0072B2", "#D55E00", "#009E73", "#CC79A7"  # for colour-blind readers too (Okabe & Ito)
 NEVER = "never trained"
 COLUMNS = 10  # of a grid of predictions
 

@@ -6,9 +6,8 @@ from matplotlib.figure import Figure
 from clip import CLIP
 from evaluation.metrics import embed_images
 from evaluation.scenes import evaluation_scenes, five_texts
+from evaluation.similarity import RIGHT, WRONG
 from my_dataset import Split
-
-RIGHT, WRONG = "#0072B2", "#D55E00"  # for colour-blind readers too (Okabe & Ito)
 
 
 @torch.no_grad()

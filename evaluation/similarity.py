@@ -1,9 +1,12 @@
-"""The similarity matrix as a matplotlib figure."""
+"""The similarity matrix as a matplotlib figure; and the colours of all pictures."""
 
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 from torch import Tensor
+
+# The colours of all pictures, for colour-blind readers too (Okabe & Ito).
+RIGHT, WRONG, *OTHERS = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 
 
 def similarity_matrix(

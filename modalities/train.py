@@ -24,7 +24,7 @@ from clip import CLIP
 from evaluation.metrics import caption_accuracy, embed, embed_images
 from losses import LOSSES, contrastive_loss
 from modalities import speech, strokes
-from my_dataset import batch_indices, load_mnist
+from my_dataset import ByDigit, batch_indices, load_mnist
 from my_utils import InputError, device_name, exit_on_error, pick_device
 from training import distributed
 from training.optim import make_optimizers, warmup_cosine
@@ -72,15 +72,12 @@ def speech_pairs(settings: SpeechSettings, clip: CLIP, device: torch.device) -> 
     if settings.held_out != "official":
         is_test = sounds.speakers == speech.SPEAKERS.index(settings.held_out)
     images, digits = (x[:10_000] for x in load_mnist("train", settings.data_path, device))
-    embeds = embed_images(clip, images[digits.argsort()])  # [10000, embed_dim], in the order of the digits
-    counts = digits.bincount(minlength=10)  # [10]
-    first = counts.cumsum(dim=0) - counts  # [10], the place of each digit's first image
+    embeds, by_digit = embed_images(clip, images), ByDigit(digits)  # [10000, embed_dim]
     mels, labels = sounds.mels[~is_test], sounds.labels[~is_test]
 
     def sample(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         digits = labels[rows]
-        places = first[digits] + (torch.rand(len(rows), device=rows.device) * counts[digits]).long()  # [B]
-        return speech.augment(mels[rows]), embeds[places], digits
+        return speech.augment(mels[rows]), embeds[by_digit.sample(digits)], digits
 
     return len(mels), sample, sounds.mels[is_test], sounds.labels[is_test]
 
