@@ -32,8 +32,8 @@ class Attribute:
     edges: tuple[float, ...]  # between the grades: the 1/6, 1/3, 2/3, 5/6 quantiles of the training images
     margin: float  # captions skip the attribute this close to an edge
     clear: float  # an image is unambiguous if it lies further than this from the edges of its bin
-    # A name for each grade, then its adjectives (before the noun) and its phrases (behind it).
-    words: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+    # A name for each grade, then its adjectives (before the noun), its phrases (behind it) and its phrases in Chinese.
+    words: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]]
 
     @property
     def grades(self) -> tuple[str, ...]:
@@ -97,14 +97,31 @@ ATTRIBUTES = (
         margin=0.03,
         clear=0.12,
         words={
-            "very thin": (("hairline", "spidery"), ("in hairlines", "in the finest of lines")),
-            "thin": (("thin", "fine", "delicate"), ("in light strokes", "in fine strokes", "as if with a thin pen")),
+            "very thin": (
+                ("hairline", "spidery"),
+                ("in hairlines", "in the finest of lines"),
+                ("极细", "笔画极细", "细如发丝"),
+            ),
+            "thin": (
+                ("thin", "fine", "delicate"),
+                ("in light strokes", "in fine strokes", "as if with a thin pen"),
+                ("细体", "较细", "笔画偏细"),
+            ),
             "medium": (
                 ("medium", "ordinary"),
                 ("in medium strokes", "of medium thickness", "as if with an ordinary pen"),
+                ("粗细中等", "粗细适中", "中等粗细"),
             ),
-            "thick": (("thick", "bold", "heavy"), ("in heavy strokes", "in bold strokes", "as if with a broad pen")),
-            "very thick": (("fat", "massive"), ("as if with a brush", "as if with a marker")),
+            "thick": (
+                ("thick", "bold", "heavy"),
+                ("in heavy strokes", "in bold strokes", "as if with a broad pen"),
+                ("粗体", "较粗", "笔画偏粗"),
+            ),
+            "very thick": (
+                ("fat", "massive"),
+                ("as if with a brush", "as if with a marker"),
+                ("极粗", "笔画极粗", "粗如毛笔"),
+            ),
         },
     ),
     Attribute(
@@ -115,17 +132,31 @@ ATTRIBUTES = (
         margin=0.012,
         clear=0.05,
         words={
-            "leaning far left": (("backhand", "backslanted"), ("in backhand", "falling backwards")),
+            "leaning far left": (
+                ("backhand", "backslanted"),
+                ("in backhand", "falling backwards"),
+                ("极度左倾", "向左大幅倾斜"),
+            ),
             "leaning left": (
                 ("left-leaning",),
                 ("leaning to the left", "leaning left", "tilted left", "slanting to the left"),
+                ("向左倾斜", "左倾", "往左歪"),
             ),
-            "upright": (("upright", "straight"), ("standing upright", "without a slant", "standing straight")),
+            "upright": (
+                ("upright", "straight"),
+                ("standing upright", "standing straight"),
+                ("直立", "竖直", "端正"),
+            ),
             "leaning right": (
                 ("right-leaning",),
                 ("leaning to the right", "leaning right", "tilted right", "slanting to the right"),
+                ("向右倾斜", "右倾", "往右歪"),
             ),
-            "leaning far right": (("italic", "oblique"), ("in italics", "falling forwards")),
+            "leaning far right": (
+                ("italic", "oblique"),
+                ("in italics", "falling forwards"),
+                ("极度右倾", "向右大幅倾斜"),
+            ),
         },
     ),
 )

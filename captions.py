@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attributes import ATTRIBUTES, BIN_GRADES, GRADE_OF_BIN, GRADES, all_combinations
+from attributes import ATTRIBUTES, BIN_GRADES, BINS, GRADE_OF_BIN, GRADES, all_combinations
 
 DATA = Path(__file__).parent / "data"
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -35,18 +35,33 @@ class Texts(NamedTuple):
 
 # ---- words ----
 
-# A number with its sign and decimals, or a word with its apostrophes.
-TOKEN = re.compile(r"[-+]?\d+(?:[.,]\d+)*\w*|[^\W\d_]+(?:'[^\W\d_]+)*")
+# A Han character; a number with its sign and decimals; or a word with its apostrophes.
+HAN, LETTER = "[\u4e00-\u9fff]", r"[^\W\d_\u4e00-\u9fff]"
+TOKEN = re.compile(rf"{HAN}|[-+]?\d+(?:[.,]\d+)*[^\W\u4e00-\u9fff]*|{LETTER}+(?:'{LETTER}+)*")
+NEGATORS = ("not", "no", "but", "不")  # "anything but"
+CLAUSE_END = re.compile(r"[,;:.](?=\s|$)|[，；：。、]")
 
 
 def words_of(text: str) -> list[str]:
     """The words of a text in lower case. A digit that stands alone is its word: "7" and "seven" are one.
 
     Hyphens and all other punctuation separate words. A longer number is one word, and no digit: 07, 7th, 7.0, 7,0, -7.
+    Each Han character is a word.
     """
     text = text.lower().replace("\u2019", "'").replace("\u2212", "-")  # typographic apostrophe and minus
     words = TOKEN.findall(re.sub(r"(?<=\w)-", " ", text))  # "left-leaning" are two words, "-7" is one
     return [DIGIT_WORDS[int(word)] if re.fullmatch("[0-9]", word) else word for word in words]
+
+
+def negated_words(text: str) -> list[tuple[str, bool]]:
+    """The words of a text, each with whether it is negated: it stands behind a "not", before the next comma."""
+    words = []
+    for clause in CLAUSE_END.split(text):
+        is_negated = False
+        for word in words_of(clause):
+            words.append((word, is_negated))
+            is_negated |= word in NEGATORS
+    return words
 
 
 def with_article(text: str) -> str:
@@ -69,37 +84,52 @@ def fill_templates(templates: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-# ---- captions that name attributes: their words stand in attributes.py ----
+# ---- captions that name attributes: their words stand in attributes.py. A third of them are Chinese ----
 
 FRAMES = ("{}", "{}", "{}", "a photo of {}", "a scan of {}", "the picture shows {}", "this is {}", "I can read {}")
 NOUNS = ("{word}", "{word}", "{numeral}", "handwritten {word}", "handwritten {numeral}")
 HEADS = ("{word}", "{numeral}", "the digit {word}", "the number {numeral}", "the number {word}")
 ANY_NOUNS = ("digit", "number", "numeral", "handwritten digit", "handwritten number")
 ANY_HEADS = ("a digit", "a number", "a numeral", "a single digit", "some number")
+NOT_DIGIT = ("not a {word}", "no {word}", "not a {numeral}", "anything but a {word}")
+NOT_FRAMES = ("{}", "this is {}")
+
+HAN_DIGITS = "零一二三四五六七八九"
+HAN_FRAMES = ("{}", "{}", "一个{}", "一个{}", "这是{}", "图中是一个{}", "照片里是{}", "一张{}的图片")
+HAN_NOUNS = ("{word}", "{word}", "{numeral}", "数字{word}", "手写的{word}")
+HAN_ANY_NOUNS = ("数字", "手写数字")
+HAN_NOT_DIGIT = ("不是{word}", "不是{numeral}", "绝不是{word}")
 
 # Outliers by kind, with what is said of them. data/outliers.py makes them.
 OUTLIERS = {
     kind: tuple(phrases.split("; "))
-    for kind, phrases in (line.split(" = ") for line in (DATA / "outliers.txt").read_text().splitlines())
+    for kind, phrases in (line.split(" = ") for line in (DATA / "outliers.txt").read_text("utf-8").splitlines())
 }
-NO_DIGIT = ("not a digit", "this is not a digit", "not one digit", "anything but one digit")
+NO_DIGIT = ("not a digit", "this is not a digit", "no digit", "anything but a digit", "不是数字", "这不是数字")
 
 PARAPHRASES = 24  # sentences for each description
+CHINESE = 8  # of them; the last ones
 P_MENTION = 0.7  # probability that a caption names an attribute
 P_EXTREME = 0.5  # probability that it then says "very thin" where that is true, and not just "thin"
+P_NOT = 0.1  # probability that it says what is not true instead: "not a seven", "not thick"
+NEVER_NEGATED = ("two", "seven", "upright")  # in training: what "not a seven" means is measured as never trained
 UNSAID = -1  # in place of a digit or a grade
+DIGIT_CHOICES, GRADE_CHOICES = 10 + 10, GRADES + BINS  # a digit, or not a digit; a grade, or not a bin of grades
 
 
 # ---- what is true: multi-hot vectors over LABELS, bool [B, S] ----
 
-LABELS = (
+AFFIRMED = (
     *DIGIT_WORDS,
     *OUTLIERS,
     "a digit",
     "no digit",
     *itertools.chain.from_iterable(attribute.grades for attribute in ATTRIBUTES),
 )
+NEGATED = (*DIGIT_WORDS, *itertools.chain.from_iterable(attribute.bins for attribute in ATTRIBUTES))
+LABELS = (*AFFIRMED, *(f"not {name}" for name in NEGATED))
 LABEL_ID = {name: i for i, name in enumerate(LABELS)}
+NEGATED_IDS = [LABEL_ID[name] for name in NEGATED]
 
 
 def multi_hot(*names: str) -> Tensor:
@@ -107,6 +137,11 @@ def multi_hot(*names: str) -> Tensor:
     vector = torch.zeros(len(LABELS), dtype=torch.bool)
     vector[[LABEL_ID[name] for name in names]] = True
     return vector
+
+
+def with_negations(labels: Tensor) -> Tensor:
+    """Labels of images of a digit, bool [..., S] -> the same, and "not x" for each x that is not among them."""
+    return torch.cat([labels[..., : len(AFFIRMED)], ~labels[..., NEGATED_IDS]], dim=-1)
 
 
 def match(facts: Tensor, claims: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
@@ -153,7 +188,7 @@ def image_facts(digits: Tensor, values: Tensor) -> Tensor:
     for attribute, column in zip(ATTRIBUTES, values.T, strict=True):
         grade = attribute.grade(column)  # a very thin digit is thin too
         facts.append(torch.stack([grade == 0, grade <= 1, grade == 2, grade >= 3, grade == 4], dim=1))
-    return torch.cat(facts, dim=1)
+    return with_negations(torch.cat(facts, dim=1))
 
 
 def unknown_labels(unseen: Tensor) -> Tensor:
@@ -177,7 +212,7 @@ class Part(NamedTuple):
     """One thing that captions can name, such as the digit or the thickness. Its G alternatives exclude each other.
 
     `ids` int64 [G]: for each alternative the description that names it and nothing else. `facts` bool [G, S]: the
-    labels that it makes true.
+    labels that it makes true, without the negated ones.
     """
 
     ids: Tensor
@@ -196,10 +231,11 @@ class Part(NamedTuple):
     def allowed_by(self, claims: Tensor) -> Tensor:
         """Claims of digits [T, S] -> the alternatives that each text allows, bool [G, T].
 
-        "Thin" allows very thin and thin; a text that does not name this part allows all.
+        "Thin" allows very thin and thin, "not thin" all others; a text that does not name this part allows all.
         """
         part_labels = self.facts.any(dim=0)  # [S]
-        return match(self.facts, claims & part_labels, torch.zeros_like(self.facts))[0]
+        part_labels[len(AFFIRMED) :] = part_labels[NEGATED_IDS]
+        return match(with_negations(self.facts), claims & part_labels, torch.zeros_like(self.facts))[0]
 
 
 class Captions:
@@ -236,16 +272,16 @@ def digit_captions(templates: tuple[str, ...]) -> Captions:
 
 @functools.cache
 def attribute_captions() -> Captions:
-    """Every combination of a digit and a grade of each attribute, each said or not, at `description_id`.
+    """Every combination of a digit and a grade of each attribute, each said, negated or not said, at `description_id`.
 
     Followed by those of outliers, at OUTLIER_IDS: first "no digit", then one for each kind.
     """
     sentences, claims = [], []
-    grades = [range(UNSAID, GRADES)] * len(ATTRIBUTES)
-    for digit, *said in itertools.product(range(UNSAID, 10), *grades):
-        sentences += paraphrase(digit, said)
-        names = [one.grades[grade] for one, grade in zip(ATTRIBUTES, said, strict=True) if grade != UNSAID]
-        claims.append(multi_hot("a digit" if digit == UNSAID else DIGIT_WORDS[digit], *names))
+    choices = [[None, *one.grades, *(f"not {name}" for name in one.bins)] for one in ATTRIBUTES]
+    digits = [None, *DIGIT_WORDS, *(f"not {word}" for word in DIGIT_WORDS)]
+    for names in itertools.product(digits, *choices):
+        sentences += paraphrase(*names)
+        claims.append(multi_hot(*([] if names[0] in DIGIT_WORDS else ["a digit"]), *filter(None, names)))
     for kind, phrases in {"no digit": NO_DIGIT, **OUTLIERS}.items():
         sentences += itertools.islice(itertools.cycle(phrases), PARAPHRASES)
         claims.append(multi_hot(kind))
@@ -261,10 +297,13 @@ def attribute_captions() -> Captions:
 
 
 def description_id(digit, grades: Sequence = ()):
-    """The place of a description in `attribute_captions`. Numbers, or tensors of numbers; UNSAID is allowed."""
+    """The place of a description in `attribute_captions`. Numbers, or tensors of numbers; UNSAID is allowed.
+
+    10 + d stands for "not d", GRADES + b for "not in bin b".
+    """
     place = digit + 1
     for grade in [*grades, *[UNSAID] * (len(ATTRIBUTES) - len(grades))]:
-        place = place * (GRADES + 1) + grade + 1
+        place = place * (GRADE_CHOICES + 1) + grade + 1
     return place
 
 
@@ -279,48 +318,104 @@ def combination_claims() -> Tensor:
     return attribute_captions().claims[combination_description_ids()]
 
 
-OUTLIER_IDS = torch.arange(1 + len(OUTLIERS)) + description_id(10)  # behind the nines; the first is generic
+# Behind all others; the first is generic.
+OUTLIER_IDS = torch.arange(1 + len(OUTLIERS)) + description_id(DIGIT_CHOICES)
 
 
-def paraphrase(digit: int, grades: Sequence[int]) -> list[str]:
-    """PARAPHRASES sentences for a description, the same ones every time."""
-    said = [tuple(one.words.values())[grade] for one, grade in zip(ATTRIBUTES, grades, strict=True) if grade != UNSAID]
-    nouns, heads = (ANY_NOUNS, ANY_HEADS) if digit == UNSAID else (NOUNS, HEADS)
-    names = {"word": DIGIT_WORDS[digit], "numeral": digit}
-    generator = random.Random(f"{digit} {grades}")
-    sentences = []
-    for _ in range(PARAPHRASES):
-        if generator.random() < 0.4:  # the number 7, upright, in fine strokes
-            parts = [generator.choice(phrases) for _, phrases in said]
-            generator.shuffle(parts)
-            text = ", ".join([generator.choice(heads).format(**names), *parts])
-        else:  # a bold seven leaning to the right
-            before, behind = [], []
-            for adjectives, phrases in said:
-                is_adjective = generator.random() < 0.5
-                (before if is_adjective else behind).append(generator.choice(adjectives if is_adjective else phrases))
-            generator.shuffle(before)
-            generator.shuffle(behind)
-            noun = generator.choice(nouns).format(**names)
-            text = " ".join(["a", ", ".join(before), noun, " and ".join(behind)])
-            text = generator.choice(FRAMES).format(with_article(" ".join(text.split())))
-        sentences.append(text)
-    return sentences
+def paraphrase(digit: str | None, *grades: str | None) -> list[str]:
+    """PARAPHRASES sentences for a description, the same ones every time: "seven", "not seven" or None; "thick" ..."""
+    random_ = random.Random(f"{digit} {grades}")
+    words = {name: own for attribute in ATTRIBUTES for name, own in attribute.words.items()}
+    names = [name for name in grades if name]
+    said = [words[name] for name in names if not name.startswith("not ")]
+    denied = [words[name.removeprefix("not ")] for name in names if name.startswith("not ")]
+    writers = [english] * (PARAPHRASES - CHINESE) + [chinese] * CHINESE
+    return [write(digit, said, denied, random_) for write in writers]
+
+
+def english(digit: str | None, said: list[tuple], denied: list[tuple], random_: random.Random) -> str:
+    """A sentence: what is said and what is denied, as (adjectives, phrases, ...) each."""
+    choose, not_digit, names = random_.choice, [], {}
+    if digit:
+        word = digit.removeprefix("not ")
+        names = {"word": word, "numeral": DIGIT_WORDS.index(word)}
+        not_digit = [choose(NOT_DIGIT).format(**names)] if digit != word else []
+    is_named = digit in DIGIT_WORDS
+    clauses = [f"not {choose((*adjectives, *phrases))}" for adjectives, phrases, _ in denied]
+    if not_digit and not said and not clauses and random_.random() < 0.5:  # this is not a seven
+        return with_article(choose(NOT_FRAMES).format(*not_digit))
+    if random_.random() < 0.4:  # the number 7, upright, in fine strokes
+        parts = [choose(phrases) for _, phrases, _ in said]
+        random_.shuffle(parts)
+        text = ", ".join([choose(HEADS if is_named else ANY_HEADS).format(**names), *parts])
+    else:  # a bold seven leaning to the right
+        before, behind = [], []
+        for adjectives, phrases, _ in said:
+            is_adjective = random_.random() < 0.5
+            (before if is_adjective else behind).append(choose(adjectives if is_adjective else phrases))
+        random_.shuffle(before)
+        random_.shuffle(behind)
+        noun = choose(NOUNS if is_named else ANY_NOUNS).format(**names)
+        text = " ".join(" ".join(["a", ", ".join(before), noun, " and ".join(behind)]).split())
+        text = choose(FRAMES).format(text)
+        if not_digit and random_.random() < 0.5:  # a bold digit that is not a seven
+            text = f"{text} that is {not_digit.pop()}"
+    return with_article(", ".join(join_clauses(text, not_digit + clauses, random_)))
+
+
+def chinese(digit: str | None, said: list[tuple], denied: list[tuple], random_: random.Random) -> str:
+    """The same in Chinese. 一个向左倾斜的七，粗体"""
+    choose, not_digit, names = random_.choice, [], {}
+    if digit:
+        place = DIGIT_WORDS.index(digit.removeprefix("not "))
+        names = {"word": HAN_DIGITS[place], "numeral": place}
+        not_digit = [choose(HAN_NOT_DIGIT).format(**names)] if digit.startswith("not ") else []
+    clauses = [f"不是{choose(phrases)}的" for _, _, phrases in denied]
+    if not_digit and not said and not clauses and random_.random() < 0.5:  # 这不是七
+        return choose(("{}", "这{}")).format(*not_digit)
+    phrases = [choose(phrases) for _, _, phrases in said]
+    random_.shuffle(phrases)
+    n_before = random_.randint(0, len(phrases))
+    noun = choose(HAN_NOUNS if digit in DIGIT_WORDS else HAN_ANY_NOUNS).format(**names)
+    text = "".join(f"{phrase}的" for phrase in phrases[:n_before]) + noun
+    text = "，".join([choose(HAN_FRAMES).format(text), *phrases[n_before:]])
+    return "，".join(join_clauses(text, not_digit + clauses, random_))
+
+
+def join_clauses(text: str, denied: list[str], random_: random.Random) -> list[str]:
+    """The clauses of a sentence: what it denies stands behind the rest, or in front."""
+    random_.shuffle(denied)
+    return [*denied, text] if random_.random() < 0.3 else [text, *denied]
 
 
 def sample_descriptions(digits: Tensor, values: Tensor) -> Tensor:
     """Digits [B] and attribute values [B, A] -> for each image a description that is true of it, int64 [B].
 
-    Each part is said with probability P_MENTION; an attribute close to an edge is left out.
+    Each part is said with probability P_MENTION; an attribute close to an edge is left out. Of those that are said,
+    P_NOT are negated, but for NEVER_NEGATED: any other digit, or any other bin.
     """
-    names = [digits]
+    names = [negate_some(digits, DIGIT_WORDS, digits)]
     for attribute, column in zip(ATTRIBUTES, values.T, strict=True):
         grade = attribute.grade(column)
         is_extreme = (grade == 0) | (grade == GRADES - 1)
         says_extreme = is_extreme & (attribute.distance_to_edges(column, extremes=True) >= attribute.margin)
         says_extreme &= torch.rand(column.shape, device=column.device) < P_EXTREME
-        name = torch.where(says_extreme, grade, attribute.bin(column) + GRADE_OF_BIN[0])
+        own = attribute.bin(column)
+        name = torch.where(says_extreme, grade, own + GRADE_OF_BIN[0])
+        name = negate_some(name, attribute.bins, own, first=GRADES)
         names.append(torch.where(attribute.distance_to_edges(column) >= attribute.margin, name, UNSAID))
     is_said = torch.rand(len(names), len(digits), device=digits.device) < P_MENTION
     digit, *grades = (torch.where(said, name, UNSAID) for said, name in zip(is_said, names, strict=True))
     return description_id(digit, grades)
+
+
+def negate_some(said: Tensor, names: Sequence[str], own: Tensor, first: int = 10) -> Tensor:
+    """What captions say of a part [B] -> the same, with P_NOT of them negated.
+
+    `names` are what can be negated, and what is true of each image is `own` [B], a place in it. `first` is the number
+    that stands for "not" the first name.
+    """
+    can_deny = torch.tensor([name not in NEVER_NEGATED for name in names], device=said.device)
+    chance = torch.rand(len(said), len(names), device=said.device) * can_deny  # [B, names]
+    denied = chance.scatter(1, own[:, None], 0).argmax(dim=1)  # one that is not true
+    return torch.where(torch.rand(said.shape, device=said.device) < P_NOT, first + denied, said)

@@ -1,4 +1,4 @@
-"""Text towers over a table of word vectors: their sum, which is a bag of words; and two in which their order counts."""
+"""Text towers over a table of word vectors: a bag of words that reads "not"; and two in which order counts, too."""
 
 import difflib
 from collections.abc import Sequence
@@ -6,14 +6,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from captions import words_of
+from captions import negated_words, words_of
 from my_utils import InputError, quote
 
 
 class WordEncoder(nn.Module):
     """What the three have in common: `tokenize` makes rows of texts, int64 [B, L], of the numbers of their words.
 
-    The vocabulary is the words of `sentences`, or a given one.
+    A negated word has a negative number. The vocabulary is the words of `sentences`, or a given one.
     """
 
     frozen_hash = ""  # it has no weights outside its state_dict
@@ -26,23 +26,28 @@ class WordEncoder(nn.Module):
         self.vocabulary = {word: i for i, word in enumerate(words, start=1)}  # 0 is padding
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """B strings -> int64 [B, L], each text's words. Raises InputError for a text with no word or an unknown one."""
+        """B strings -> int64 [B, L], each text's words, then zeros.
+
+        Raises InputError for a text with no word or an unknown one.
+        """
         rows = []
         for text in texts:
-            words = words_of(text)
+            words = negated_words(text)
             if not words:
                 raise InputError(f"the text {quote(text)} has no word: name a digit, such as 'seven'")
             if self.max_words and len(words) > self.max_words:
                 raise InputError(
                     f"the text {quote(text)} has {len(words)} words, more than {self.max_words}: shorten it"
                 )
-            for word in words:
+            for word, _ in words:
                 if word not in self.vocabulary:
                     raise InputError(
                         f"the word {quote(word)} in {quote(text)} is not in the vocabulary: {self.hint(word)}"
                     )
-            rows.append(torch.tensor([self.vocabulary[word] for word in words]))
-        return nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.table.weight.device)
+            rows.append([-self.vocabulary[word] if is_negated else self.vocabulary[word] for word, is_negated in words])
+        longest_row = max(map(len, rows))
+        rows = [row + [0] * (longest_row - len(row)) for row in rows]
+        return torch.tensor(rows, device=self.table.weight.device)
 
     def hint(self, word: str) -> str:
         """What to do about an unknown word."""
@@ -53,15 +58,21 @@ class WordEncoder(nn.Module):
 
 
 class TextEncoder(WordEncoder):
-    """Bag of words: rows [B, L] -> features [B, embed_dim], not normalised. The order of words does not count."""
+    """Bag of words: rows [B, L] -> features [B, embed_dim], not normalised. The order of words does not count.
+
+    A negated word enters with its vector times `negation`, at first -1: what "not" does to one word it does to all.
+    """
 
     def __init__(self, embed_dim: int, sentences: Sequence[str], vocabulary: Sequence[str] | None = None):
         super().__init__(sentences, vocabulary)
-        self.table = nn.EmbeddingBag(len(self.vocabulary) + 1, embed_dim, mode="sum", padding_idx=0)
-        self.mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
+        self.table = nn.Embedding(len(self.vocabulary) + 1, embed_dim, padding_idx=0)
+        self.negation = nn.Parameter(-torch.ones(embed_dim))
+        self.linear = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, rows: Tensor) -> Tensor:
-        return self.mlp(self.table(rows))  # [B, embed_dim]
+        words = self.table(rows.abs())  # [B, L, embed_dim]
+        words = torch.where(rows[..., None] < 0, words * self.negation, words)
+        return self.linear(words.sum(dim=1))  # [B, embed_dim]
 
 
 class OrderTextEncoder(WordEncoder):
@@ -75,7 +86,7 @@ class OrderTextEncoder(WordEncoder):
         self.mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
 
     def forward(self, rows: Tensor) -> Tensor:
-        words = self.table(rows) * self.places.weight[: rows.shape[1]]  # [B, L, embed_dim]
+        words = self.table(rows.abs()) * self.places.weight[: rows.shape[1]]  # [B, L, embed_dim]
         return self.mlp(words.sum(dim=1))  # [B, embed_dim]
 
 
@@ -101,7 +112,7 @@ class TransformerTextEncoder(WordEncoder):
 
     def forward(self, rows: Tensor) -> Tensor:
         is_word = rows != 0  # [B, L]
-        words = self.table(rows) + self.places.weight[: rows.shape[1]]  # [B, L, width]
+        words = self.table(rows.abs()) + self.places.weight[: rows.shape[1]]  # [B, L, width]
         words = self.attention(words, src_key_padding_mask=~is_word) * is_word[..., None]
         return self.projection(words.sum(dim=1) / is_word.sum(dim=1, keepdim=True))  # [B, embed_dim]
 

@@ -193,13 +193,13 @@ def settings_of(flags: list[str]) -> Settings:
 
 
 class Training:
-    """What train.py builds from `flags`: each call samples a batch and takes a training step.
+    """What train.py builds from `flags`, or from settings: each call samples a batch and takes a training step.
 
     `bf16`: whether the towers compute in it; None: as --precision says.
     """
 
-    def __init__(self, flags: list[str], device: torch.device, bf16: bool | None = None):
-        self.settings = settings = settings_of(flags)
+    def __init__(self, flags: list[str] | Settings, device: torch.device, bf16: bool | None = None):
+        self.settings = settings = flags if isinstance(flags, Settings) else settings_of(flags)
         torch.manual_seed(settings.seed)
         self.pairs = pairs = train.build_pairs(settings, device)
         pairs.augment = settings.augment

@@ -1,26 +1,44 @@
 """From a sentence back to its claims, and from a description to a short caption: for pictures, scripts and the page."""
 
 import functools
+import re
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from attributes import ATTRIBUTES, COMBINATIONS, GRADE_OF_BIN
-from captions import DIGIT_WORDS, LABEL_ID, LABELS, NO_DIGIT, OUTLIERS, UNSAID, multi_hot, with_article, words_of
+from captions import (
+    CLAUSE_END,
+    DIGIT_WORDS,
+    HAN_DIGITS,
+    LABEL_ID,
+    LABELS,
+    NEGATORS,
+    NO_DIGIT,
+    OUTLIERS,
+    UNSAID,
+    multi_hot,
+    with_article,
+    words_of,
+)
 from my_dataset import Batch
 
-NEGATIONS = {"not", "cannot", "no", "non", "never", "neither", "nor", "without", "except", "but", "nothing", "none"}
-NEGATIONS |= {"other", "rather", "instead", "hardly", "unlike", "excluding", "isnt"}
+# What our captions do not say, so that a sentence with it is not understood.
+OTHER_NEGATIONS = {"cannot", "non", "never", "neither", "nor", "without", "except", "nothing", "none", "other"}
+OTHER_NEGATIONS |= {"rather", "instead", "hardly", "unlike", "excluding", "isnt", "非", "无", "没", "除"}
 
 
 @functools.cache
 def _phrases() -> list[tuple[str, str]]:
-    """Every phrase, as words with a space around, with the label that it claims; the longest first."""
-    phrases = [(word, word) for word in DIGIT_WORDS] + [(phrase, "no digit") for phrase in NO_DIGIT]
+    """Every phrase, as words with a space around, with the label that it claims ("": none); the longest first."""
+    phrases = [(word, word) for word in DIGIT_WORDS] + list(zip(HAN_DIGITS, DIGIT_WORDS, strict=True))
+    phrases += [("一个", ""), ("一张", "")]  # "a", and not the digit one
+    phrases += [(phrase, "no digit") for phrase in NO_DIGIT]
     phrases += [(phrase, kind) for kind, own in OUTLIERS.items() for phrase in own]
     for attribute in ATTRIBUTES:
-        phrases += [(phrase, grade) for grade, own in attribute.words.items() for phrase in (grade, *own[0], *own[1])]
+        for grade, (adjectives, behind, chinese) in attribute.words.items():
+            phrases += [(phrase, grade) for phrase in (grade, *adjectives, *behind, *chinese)]
     phrases = [(f" {' '.join(words_of(phrase))} ", label) for phrase, label in phrases]
     return sorted(phrases, key=lambda phrase: -len(phrase[0]))
 
@@ -28,16 +46,29 @@ def _phrases() -> list[tuple[str, str]]:
 def parse_claims(text: str) -> Tensor:
     """A sentence -> its claims bool [S], by the words and phrases of our captions.
 
-    None are set if it has none of them, negates, or names several digits: "not a seven" is not understood.
+    None are set if it has none of them, names several digits, or denies what captions do not: "not a thick seven" may
+    mean a thin one, or another digit.
     """
-    rest, claims = f" {' '.join(words_of(text))} ", multi_hot()
-    for phrase, label in _phrases():  # a long phrase hides the words in it: "as if with a thin pen"
-        if phrase in rest:
-            claims[LABEL_ID[label]] = True
-            rest = rest.replace(phrase, " | ")
-    is_negated = any(word in NEGATIONS or word.endswith("n't") for word in rest.split())
-    is_one_digit = claims[: len(DIGIT_WORDS)].sum() <= 1  # "seven or eight" is not understood either
-    return claims if is_one_digit and not is_negated else multi_hot()
+    claims = []
+    for clause in CLAUSE_END.split(text):
+        rest = f" {' '.join(words_of(clause))} "
+        for phrase, label in _phrases():  # a long phrase hides the words in it: "as if with a thin pen"
+            rest = rest.replace(phrase, f" |{label}| ")
+        said, *denied = re.split(rf" (?:{'|'.join(NEGATORS)}) ", rest)
+        claims += labels_in(said)
+        names = labels_in(" ".join(denied))
+        claims += [f"not {name}" for name in names]
+        words = set(re.sub(r"\|.*?\|", "", rest).split())
+        is_understood = len(names) == len(denied) <= 1 and not words & OTHER_NEGATIONS
+        if not is_understood or any(word.endswith("n't") for word in words) or not set(claims) <= LABEL_ID.keys():
+            return multi_hot()
+    is_one_digit = len(set(claims) & set(DIGIT_WORDS)) <= 1  # "seven or eight" is not understood either
+    return multi_hot(*claims) if is_one_digit else multi_hot()
+
+
+def labels_in(clause: str) -> list[str]:
+    """The labels that stand in a clause, each between bars."""
+    return [label for label in re.findall(r"\|(.*?)\|", clause) if label]
 
 
 def short_caption(digit: int, grades: Sequence[int]) -> str:
@@ -68,6 +99,9 @@ def format_labels(vector: Tensor) -> str:
     implied = {"a digit", "no digit"}
     for lowest, low, _, high, highest in (attribute.grades for attribute in ATTRIBUTES):
         implied |= {low for extreme, low in ((lowest, low), (highest, high)) if extreme in names}
+    for part in (DIGIT_WORDS, *(attribute.grades for attribute in ATTRIBUTES)):
+        if set(part) & set(names):
+            implied |= {f"not {name}" for name in part}
     return ", ".join([name for name in names if name not in implied] or names)
 
 

@@ -9,7 +9,18 @@ import torch
 import captions
 import my_dataset
 from attributes import ATTRIBUTES, measure, unseen_combinations
-from captions import DIGIT_WORDS, LABELS, OUTLIER_IDS, OUTLIERS, P_EXTREME, P_MENTION, UNSAID, attribute_captions
+from captions import (
+    DIGIT_WORDS,
+    LABELS,
+    NEVER_NEGATED,
+    OUTLIER_IDS,
+    OUTLIERS,
+    P_EXTREME,
+    P_MENTION,
+    P_NOT,
+    UNSAID,
+    attribute_captions,
+)
 from clip import captions_for
 from data.outliers import make_outliers
 from evaluation.claims import combination_caption, format_labels, parse_claims, short_caption
@@ -26,12 +37,27 @@ WORDS = {
     **dict.fromkeys(("medium", "ordinary"), "medium"),
     **dict.fromkeys(("thick", "bold", "heavy", "broad"), "thick"),
     **dict.fromkeys(("left", "left-leaning"), "leaning left"),
-    **dict.fromkeys(("upright", "straight", "slant"), "upright"),
+    **dict.fromkeys(("upright", "straight"), "upright"),
     **dict.fromkeys(("right", "right-leaning"), "leaning right"),
     **dict.fromkeys(("hairline", "hairlines", "spidery", "finest"), "very thin"),
     **dict.fromkeys(("fat", "massive", "brush", "marker"), "very thick"),
     **dict.fromkeys(("backhand", "backslanted", "backwards"), "leaning far left"),
     **dict.fromkeys(("italic", "italics", "oblique", "forwards"), "leaning far right"),
+}
+# The same of Chinese: the longest first, since one can be part of another.
+CHINESE = {
+    **dict.fromkeys(("一个", "一张"), ""),
+    **dict.fromkeys(("笔画极细", "极细", "细如发丝"), "very thin"),
+    **dict.fromkeys(("粗细中等", "粗细适中", "中等粗细"), "medium"),
+    **dict.fromkeys(("笔画极粗", "极粗", "粗如毛笔"), "very thick"),
+    **dict.fromkeys(("细体", "较细", "笔画偏细"), "thin"),
+    **dict.fromkeys(("粗体", "较粗", "笔画偏粗"), "thick"),
+    **dict.fromkeys(("极度左倾", "向左大幅倾斜"), "leaning far left"),
+    **dict.fromkeys(("极度右倾", "向右大幅倾斜"), "leaning far right"),
+    **dict.fromkeys(("向左倾斜", "左倾", "往左歪"), "leaning left"),
+    **dict.fromkeys(("向右倾斜", "右倾", "往右歪"), "leaning right"),
+    **dict.fromkeys(("直立", "竖直", "端正"), "upright"),
+    **dict(zip("零一二三四五六七八九", DIGIT_WORDS, strict=True)),
 }
 
 
@@ -40,12 +66,23 @@ def claims_of(sentence: str) -> set[str]:
     for kind, phrases in {"no digit": captions.NO_DIGIT, **OUTLIERS}.items():
         if sentence in phrases:
             return {kind}
-    words = re.findall(r"[\w-]+", sentence)
-    claims = {WORDS[word] for word in words if word in WORDS}
-    if not claims & set(DIGIT_WORDS):
-        assert {"digit", "number", "numeral"} & set(words), sentence
-        claims.add("a digit")
-    return claims
+    claims = set()
+    for clause in re.split("[,，]", sentence):
+        said, *denied = re.split(r"\b(?:not|no|but)\b|不是", clause)
+        assert len(denied) <= 1
+        claims |= labels_of(said)
+        claims |= {f"not {label}" for label in labels_of(" ".join(denied))}
+    return claims if claims & set(DIGIT_WORDS) else claims | {"a digit"}
+
+
+def labels_of(clause: str) -> set[str]:
+    labels = set()
+    for phrase, label in CHINESE.items():
+        if phrase in clause:
+            labels.add(label)
+            clause = clause.replace(phrase, "")
+    words = re.findall(r"[a-z-]+|\d", clause)
+    return (labels | {WORDS[word] for word in words if word in WORDS}) - {""}
 
 
 def facts_of(digit: int, values: list[float]) -> tuple[set[str], tuple[int, ...]]:
@@ -55,6 +92,8 @@ def facts_of(digit: int, values: list[float]) -> tuple[set[str], tuple[int, ...]
         grade = sum(value >= edge for edge in attribute.edges)
         facts |= {grades[grade], grades[min(max(grade, 1), 3)]}  # a very thin digit is thin too
         combination.append(min(max(grade, 1), 3) - 1)
+    facts |= {f"not {word}" for word in DIGIT_WORDS if word not in facts}
+    facts |= {f"not {grade}" for grades in GRADES for grade in grades[1:4] if grade not in facts}
     return facts, tuple(combination)
 
 
@@ -70,8 +109,21 @@ def test_a_digit_alone_is_its_word_and_punctuation_separates_words():
         "1, 2 and 10": "one two and 10",
         "07 7th 7.0 7,0 -7 +7 \u22127 7e3 1.000,5": "07 7th 7.0 7,0 -7 +7 -7 7e3 1.000,5",  # no digit among these
         "七 ³ \uff17 ?!": "七 ³ \uff17",
+        "一个粗体的7，不是八。": "一 个 粗 体 的 seven 不 是 八",
     }.items():
         assert captions.words_of(text) == words.split()
+
+
+def test_not_negates_the_words_up_to_the_next_comma():
+    for text, negated in {
+        "not a seven": "a seven",
+        "Not thick, a seven": "thick",
+        "a thick digit that is not a 7, leaning left": "a seven",
+        "anything but a seven; thick": "a seven",
+        "这不是七，粗体": "是 七",
+        "a seven": "",
+    }.items():
+        assert [word for word, is_negated in captions.negated_words(text) if is_negated] == negated.split()
 
 
 def test_an_eight_has_another_article_than_a_one():
@@ -81,19 +133,32 @@ def test_an_eight_has_another_article_than_a_one():
     assert captions.fill_templates(("{word}", "a {numeral}"))[14:18] == ("seven", "a 7", "eight", "an 8")
 
 
-def test_a_sentence_claims_what_its_words_say_and_nothing_if_it_negates():
+def test_a_sentence_claims_what_its_words_say_and_nothing_if_it_is_not_understood():
     for text, claims in {
         "A bold 7 leaning to the LEFT.": {"seven", "thick", "leaning left"},
         "3, as if with a thin pen": {"three", "thin"},
-        "an eight without a slant": {"eight", "upright"},
+        "an eight, standing upright": {"eight", "upright"},
         "one digit on top of another": {"overlap"},
-        "nothing but noise": {"noise"},
+        "only noise": {"noise"},
         "This is not a digit!": {"no digit"},
+        "Not a SEVEN": {"not seven"},
+        "anything but a 7, not thick": {"not seven", "not thick"},
+        "not thick, a seven": {"not thick", "seven"},
+        "一个向左倾斜的粗体七": {"seven", "thick", "leaning left"},
+        "粗体，不是一": {"thick", "not one"},
     }.items():
         assert names(parse_claims(text)) == claims
-    negated = ("not a seven", "this isn't a seven", "it isn\u2019t bold", "anything but a seven", "a seven, never bold")
-    for text in (*negated, "it cannot be a 7", "-7 or 7.0", "a dog running on a beach", ""):
-        assert not parse_claims(text).any()
+    unclear = ("this isn't a seven", "it isn\u2019t bold", "a seven, never bold", "not a thick seven")
+    for text in (
+        *unclear,
+        "not very thick",
+        "not seven or eight",
+        "it cannot be a 7",
+        "-7 or 7.0",
+        "a dog running on a beach",
+        "",
+    ):
+        assert not parse_claims(text).any(), text
 
 
 def test_labels_and_descriptions_in_few_words():
@@ -102,6 +167,7 @@ def test_labels_and_descriptions_in_few_words():
         (("four", "medium", "leaning far right", "leaning right"), "four, medium, leaning far right"),
         (("noise", "no digit"), "noise"),
         (("a digit",), "a digit"),
+        (("a digit", "not seven", "thick", "not thin"), "thick, not seven"),
     ):
         assert format_labels(captions.multi_hot(*labels)) == text
     assert short_caption(7, [3, 1]) == "a thick seven leaning left"
@@ -115,7 +181,7 @@ def test_labels_and_descriptions_in_few_words():
 def test_every_sentence_says_what_its_claims_say():
     texts = attribute_captions()
     assert len(texts.sentences) == len(texts.claims) * texts.paraphrases
-    for i, sentence in enumerate(texts.sentences):
+    for i, sentence in list(enumerate(texts.sentences))[::5]:  # 24 sentences for each, and 5 is no divisor
         claims = names(texts.claims[i // texts.paraphrases])
         assert claims_of(sentence) == claims, sentence
         assert names(parse_claims(sentence)) == claims - {"a digit"}, sentence
@@ -124,9 +190,11 @@ def test_every_sentence_says_what_its_claims_say():
 
 def test_each_description_has_its_place_and_many_paraphrases():
     texts, places = attribute_captions(), []
-    for digit, *grades in itertools.product(range(UNSAID, 10), range(UNSAID, 5), range(UNSAID, 5)):
-        expected = {own[grade] for own, grade in zip(GRADES, grades, strict=True) if grade != UNSAID}
-        expected.add("a digit" if digit == UNSAID else DIGIT_WORDS[digit])
+    choices = [[*grades, *(f"not {grade}" for grade in grades[1:4])] for grades in GRADES]
+    for digit, *grades in itertools.product(range(UNSAID, 20), range(UNSAID, 8), range(UNSAID, 8)):
+        expected = {own[grade] for own, grade in zip(choices, grades, strict=True) if grade != UNSAID}
+        expected |= {DIGIT_WORDS[digit]} if 0 <= digit < 10 else {"a digit"}
+        expected |= {f"not {DIGIT_WORDS[digit - 10]}"} if digit >= 10 else set()
         places.append(captions.description_id(digit, grades))
         assert names(texts.claims[places[-1]]) == expected
         assert len(set(texts.sentences[places[-1] * texts.paraphrases :][: texts.paraphrases])) >= 8
@@ -209,9 +277,12 @@ def shares(values: tuple[float, float], n: int = 20_000) -> dict[str, float]:
     return {label: share for label, share in zip(LABELS, claims.tolist(), strict=True) if share}
 
 
-def test_a_caption_mentions_each_part_at_random_and_the_extreme_in_half_of_the_cases():
-    expected = {"seven": P_MENTION, "a digit": 1 - P_MENTION, "upright": P_MENTION}
-    expected |= {"very thin": P_MENTION * P_EXTREME, "thin": P_MENTION * (1 - P_EXTREME)}
+def test_a_caption_mentions_each_part_at_random_some_negated_and_the_extreme_in_half_of_the_cases():
+    denied, said = P_MENTION * P_NOT, P_MENTION * (1 - P_NOT)
+    expected = {"seven": said, "a digit": 1 - said, "upright": said}
+    expected |= {"very thin": said * P_EXTREME, "thin": said * (1 - P_EXTREME)}
+    expected |= {f"not {word}": denied / 8 for word in DIGIT_WORDS if word not in NEVER_NEGATED}
+    expected |= dict.fromkeys(("not medium", "not thick", "not leaning left", "not leaning right"), denied / 2)
     assert shares((1.8, 0.1)) == pytest.approx(expected, abs=0.015)
 
 
@@ -287,8 +358,8 @@ def test_no_caption_is_false_and_no_pair_lies_in_an_unseen_combination(data_path
             expected = [is_digit and some and leads_to_unseen(some, combinations[i], unseen) for some in lacking]
             assert is_ignored == list(map(bool, expected))
     assert every_kind == {*OUTLIERS, None}
-    assert 880 < n_digits < 920, "eleven of twelve"
-    assert every_claim == set(LABELS), "each label was claimed"
+    assert 870 < n_digits < 930, "eleven of twelve"
+    assert every_claim == set(LABELS) - {f"not {name}" for name in NEVER_NEGATED}, "each label was claimed"
 
 
 def leads_to_unseen(lacking: set[str], combination: tuple[int, int, int], unseen: torch.Tensor) -> bool:

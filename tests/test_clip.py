@@ -104,14 +104,25 @@ def test_a_caption_is_the_sum_of_its_words():
     torch.manual_seed(0)
     encoder = TextEncoder(8, ["a bold seven leaning to the right", "two"])
     texts = ["bold 7", " Two\n", "a bold, bold SEVEN leaning right"]
+    encoder.negation.data.normal_()
     bold, seven, two, a, leaning, right = (
         encoder.table.weight[encoder.vocabulary[word]] for word in ("bold", "seven", "two", "a", "leaning", "right")
     )
     sums = torch.stack([bold + seven, two, a + bold + bold + seven + leaning + right])
     embeds = encoder(encoder.tokenize(texts))
-    torch.testing.assert_close(embeds, encoder.mlp(sums))
+    torch.testing.assert_close(embeds, encoder.linear(sums))
     embeds.sum().backward()
     assert encoder.table.weight.grad[0].eq(0).all(), "padding learns nothing"
+
+
+def test_not_multiplies_each_word_up_to_the_comma_by_one_vector():
+    torch.manual_seed(0)
+    encoder = TextEncoder(8, ["not a bold seven"])
+    encoder.negation.data.normal_()
+    not_, a, bold, seven = (encoder.table.weight[encoder.vocabulary[word]] for word in ("not", "a", "bold", "seven"))
+    sums = torch.stack([not_ + encoder.negation * (a + seven) + bold, a + seven + not_ + encoder.negation * bold])
+    embeds = encoder(encoder.tokenize(["Not a 7, bold", "a seven, not bold"]))
+    torch.testing.assert_close(embeds, encoder.linear(sums))
 
 
 def test_a_text_that_cannot_be_read_is_one_sentence_that_names_the_word(model):
@@ -120,7 +131,7 @@ def test_a_text_that_cannot_be_read_is_one_sentence_that_names_the_word(model):
         "7.0": "the word '7.0' in '7.0' is not in the vocabulary",
         "-7": "the word '-7'",
         "the 7th": "the word '7th' in 'the 7th'",
-        "一个七": "the word '一个七'",
+        "紫色的七": "the word '紫' in '紫色的七'",
         "x" * 9000: "the word 'xxxxx",
         "": "the text '' has no word: name a digit, such as 'seven'",
         "?!": r"the text '\?!' has no word",

@@ -88,7 +88,8 @@ def test_adjectives_belong_to_their_digit():
 def test_a_place_is_that_of_one_digit():
     for i, place in enumerate(scenes.PLACES, start=1):
         description = scenes.one_digit_id(i, 7)
-        assert f"{DIGIT_WORDS[7]} at the {place}" in scenes.scene_captions().sentences[description * scenes.PARAPHRASES]
+        captions = scenes.scene_captions()
+        assert f"{DIGIT_WORDS[7]} at the {place}" in captions.sentences[description * captions.paraphrases]
         right = {"left": (7, 3, False), "right": (3, 7, False), "top": (7, 3, True), "bottom": (3, 7, True)}
         assert [name for name, one in right.items() if is_true(scene(*one), description)] == [place]
 
@@ -98,6 +99,7 @@ def test_sentences_stand_at_their_descriptions():
     texts = captions.all_paraphrases(torch.tensor([scenes.two_digits_id(0, 8, UNSAID, 3, 1)])).strings()
     assert texts[0] == "an eight left of a " + texts[0].split()[-2] + " three"
     assert texts[2].endswith("right of an eight")
+    assert texts[8].replace("一个", "") == "八在粗体的三的左边", "a third of them are Chinese"
     assert len(set(captions.sentences)) > 10_000
 
 
@@ -206,7 +208,7 @@ def test_the_order_of_words_counts_and_padding_does_not():
         assert not torch.allclose(first, second, atol=1e-4)
         padded = model.encode_text([texts[0], "a thick seven left of a thin three"])[0]
         assert torch.allclose(first, padded, atol=1e-6)
-        with pytest.raises(InputError, match="40 words, more than 10"):
+        with pytest.raises(InputError, match="40 words, more than 16"):
             model.encode_text("a seven " * 20)
 
 
