@@ -138,12 +138,15 @@ def attribute_swap(model: CLIP, scenes: Scenes, features: Tensor) -> tuple[Tenso
     """
     grades = nameable_grades(scenes.thickness)  # [N, 2]
     chosen = ((grades != UNSAID).all(dim=1) & (grades[:, 0] != grades[:, 1])).nonzero()[:, 0]
-    texts = []
-    for (grade, other), (a, b), vertical in zip(
-        grades[chosen].tolist(), scenes.digits[chosen].tolist(), scenes.is_vertical[chosen].tolist(), strict=True
-    ):
-        for first, second in ((grade, other), (other, grade)):  # the true one comes first
-            phrase = f"a {NAMED_GRADES[first]} {DIGIT_WORDS[a]} {FORMS[vertical][0]}"
-            texts.append(with_article(f"{phrase} a {NAMED_GRADES[second]} {DIGIT_WORDS[b]}"))
+    texts = [text for i in chosen.tolist() for text in grade_texts(scenes, i, grades[i].tolist())]
     embeds = model.prompt_ensemble(texts, paraphrases=1).cpu().view(len(chosen), 2, -1)  # [M, 2, embed_dim]
     return chosen, is_nearest(torch.einsum("md,mtd->mt", features[chosen], embeds))
+
+
+def grade_texts(scenes: Scenes, i: int, grades: list[int]) -> list[str]:
+    """Two captions of scene i that exchange the grades of its digits: the true one comes first."""
+    (a, b), relation = scenes.digits[i].tolist(), FORMS[scenes.is_vertical[i]][0]
+    return [
+        with_article(f"a {NAMED_GRADES[x]} {DIGIT_WORDS[a]} {relation} a {NAMED_GRADES[y]} {DIGIT_WORDS[b]}")
+        for x, y in (grades, grades[::-1])
+    ]
