@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
         if said.any():
             print(f"{report}: {sum(is_right)} of {count} are {format_labels(said)}")
         elif row.caption:
-            print(f"{report}: not judged: it negates, or names no digit or attribute in the words of captions.py")
+            print(f"{report}: not judged: it says nothing of one digit or an attribute in the words of captions.py")
     path = Path(args.pictures) / f"generated_{name}.png"
     save_figure(ranked_images(sheet, "generated images"), path)
     print(f"{len(images)} images in {path} (digits as the CLIP itself reads them, attributes as measured)")

@@ -17,7 +17,7 @@ from benchmarks.common import RESULTS, ROOT
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error
 
 DETAILS, CHINESE = "benchmarks/README.md", "README.zh-CN.md"
-DOCUMENTS = ("README.md", CHINESE, DETAILS, "docs/word-order.md")
+DOCUMENTS = ("README.md", CHINESE, DETAILS, "docs/word-order.md", "docs/negation.md")
 MARKER = re.compile(r"(<!-- ([\w +-]+): begin -->\n).*?(<!-- \2: end -->)", re.DOTALL)
 # Each result, and what makes it: `python -m benchmarks.` and this. With a GPU the names end in "-cuda".
 COMMANDS = {
@@ -29,6 +29,8 @@ COMMANDS = {
     "generation": "generation",
     "order": "order --only order",
     "order-share": "order --only order-share",
+    "negation": "negation",
+    "languages": "languages",
     "strokes": "modalities --only strokes",
     "speech": "modalities --only speech",
     "sentences": "sentences",
