@@ -8,12 +8,15 @@ import io
 import itertools
 import tempfile
 import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
 from torch import Tensor
 
 from attributes import ATTRIBUTES, GRADES, combination_ids, measure
@@ -38,6 +41,10 @@ from evaluation.similarity import OTHERS, RIGHT, WRONG, similarity_matrix
 from my_dataset import Split
 from my_utils import InputError, atomic_write
 
+# Chinese texts need a font that has their characters: the first of these that is installed.
+HAN_FONTS = ("Noto Sans CJK SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei")
+rcParams["font.family"] = ["DejaVu Sans", *[name for name in HAN_FONTS if name in get_font_names()][:1]]
+
 NEVER = "never trained"
 COLUMNS = 10  # of a grid of predictions
 
@@ -45,7 +52,11 @@ COLUMNS = 10  # of a grid of predictions
 def save_figure(figure: Figure, path: str | Path) -> Figure:
     """Write a PNG, whole or not at all; returns the figure. Raises InputError if it cannot be written."""
     content = io.BytesIO()
-    figure.savefig(content, dpi=110, format="png")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.filterwarnings("always", "Glyph .* missing")
+        figure.savefig(content, dpi=110, format="png")
+    if any("Glyph" in str(one.message) for one in caught):
+        print("note: no font here has Chinese characters, so boxes stand for them: install one, such as Noto Sans CJK")
     figure.set_layout_engine("none")  # a notebook that shows it need not lay it out again
     atomic_write(path, content.getvalue())
     return figure
@@ -134,19 +145,22 @@ def described_images(model: CLIP, split: Split, features: Tensor, count: int = 1
 
 
 def attribute_search(model: CLIP, split: Split, features: Tensor) -> Figure:
-    """The images closest to both extremes of each attribute, and to the two most frequent unseen combinations."""
+    """The images closest to both extremes of each attribute, an unseen combination, a negation and a Chinese text."""
     require_attributes(model)
     places, extremes = range(len(ATTRIBUTES)), (0, GRADES - 1)
     grades = [[extreme if j == i else UNSAID for j in places] for i in places for extreme in extremes]
     names = [short_caption(UNSAID, one) for one in grades]
     values, unseen = measure(split.images), model.unseen.flatten()
-    frequent = (combination_ids(split.labels, values).bincount(minlength=len(unseen)) * unseen).topk(2).indices
+    frequent = (combination_ids(split.labels, values).bincount(minlength=len(unseen)) * unseen).topk(1).indices
     names += [f"{combination_caption(one)} ({NEVER})" for one in frequent.tolist()]
-    ids = torch.cat([description_id(UNSAID, torch.tensor(grades).T), combination_description_ids()[frequent]])  # [Q]
+    ids = torch.cat([description_id(UNSAID, torch.tensor(grades).T), combination_description_ids()[frequent]])
+    texts = ["not a seven", "向左倾斜的粗体七"]  # (the first is never trained either)
+    ids = torch.cat([ids, torch.tensor([description_id(10 + 7), description_id(7, [3, 1])])])  # [Q]
     facts = image_facts(split.labels, values)
     is_true, _ = match(facts, model.captions.claims[ids], torch.zeros_like(facts))  # [N, Q]
-    similarity = model.embed_descriptions(ids).cpu() @ features.T  # [Q, N]
-    names = [textwrap.fill(name, 18) for name in names]
+    queries = torch.cat([model.embed_descriptions(ids[: len(names)]), model.encode_text(texts)]).cpu()
+    similarity = queries @ features.T  # [Q, N]
+    names = [*(textwrap.fill(name, 18) for name in names), f"{texts[0]}\n({NEVER})", texts[1]]
     notes = [format_values(one).replace(", ", "\n") for one in values]
     title = "the test images closest to each description, with their measured attributes"
     return closest_images(similarity, names, split.images, is_true.T, title, notes=notes)

@@ -1,6 +1,7 @@
 """What generate.py is asked for, as rows of its sheet: texts, a recording, test images, paths between embeddings."""
 
 import argparse
+import re
 import textwrap
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attributes import combination_ids, measure
-from captions import DIGIT_WORDS
+from captions import DIGIT_WORDS, HAN
 from clip import CLIP
 from evaluation.claims import combination_caption
 from modalities import speech
@@ -40,7 +41,7 @@ class Row(NamedTuple):
 
 
 def text_row(clip: CLIP, caption: str, count: int) -> Row:
-    title = textwrap.fill(textwrap.shorten(caption, 100), 18)
+    title = textwrap.fill(textwrap.shorten(caption, 100), 9 if re.search(HAN, caption) else 18)  # Han is twice as wide
     return Row(title, None, caption, clip.encode_text([caption]).expand(count, -1))
 
 
