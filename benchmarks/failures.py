@@ -9,6 +9,7 @@ results/failures.json and docs/pictures/failures.png; docs/when-training-fails.m
 """
 
 import functools
+import itertools
 import math
 import statistics
 import sys
@@ -36,6 +37,7 @@ from training.optim import warmup_cosine
 BASE = ["--preset", "speed", "--muon-lr", "0"]  # AdamW alone, as most people train
 STEPS, QUICK_STEPS = 143, 20  # an epoch of batches of 384
 LAST = 10  # steps, over which the final loss is a mean
+RANGE_BATCHES = 20  # over which the loss at chance and its minimum are
 WRONG_SHARE = 0.4  # of the labels, where captions lie
 
 
@@ -103,25 +105,29 @@ FAILURES = {
 
 
 class Outcome(NamedTuple):
-    """A run's loss at each step, and at chance, its minimum, the mean loss of the last steps, accuracy."""
+    """A run's loss at each step; at chance, its minimum, at the first step, mean of the last ones; and what it gave."""
 
     losses: list[float]
     chance: float
     minimum: float
+    first: float
     final: float
+    temperature: float  # after training
     accuracy: float
 
 
 def train_once(flags: Sequence[str], before: Callable, after: Callable, seed: int, device: str, steps: int) -> Outcome:
     training = Training([*BASE, *flags, "--seed", str(seed), "--device", device], torch.device(device))
     before(training)
-    size = training.settings.batch_size
-    chance, minimum = training.step.loss_range(next(training.pairs.epoch(size, seed)))
+    batches = itertools.islice(training.pairs.epoch(training.settings.batch_size, seed), RANGE_BATCHES)
+    ranges = [training.step.loss_range(batch) for batch in batches]
+    chance, minimum = (statistics.mean(values) for values in zip(*ranges, strict=True))
     factors = [warmup_cosine(step, steps) for step in range(steps)]
     losses = [training.step(next(training.batches), factor)["loss"].item() for factor in factors]
+    temperature = 1 / training.model.logit_scale.exp().item()
     after(training.model)
     accuracy = evaluate(training.model, load_mnist("val", common.DATA, device))["digit_accuracy"]
-    return Outcome(losses, chance, minimum, statistics.mean(losses[-LAST:]), accuracy)
+    return Outcome(losses, chance, minimum, losses[0], statistics.mean(losses[-LAST:]), temperature, accuracy)
 
 
 def main(argv: list[str]) -> None:
@@ -132,13 +138,14 @@ def main(argv: list[str]) -> None:
     for failure in tqdm([FAILURES[name] for name in args.only], desc="failures"):
         failed = [train(failure.flags, failure.before, failure.after, seed) for seed in seeds]
         cured = [train(failure.cure, Failure("").before, Failure("").after, seed) for seed in seeds]
-        runs[failure.title] = failed[0], cured[0]
-        figures = [("chance", ""), ("minimum", ""), ("final", ""), ("accuracy", "%")]
-        cells = [cell([getattr(run, name) for run in failed], unit) for name, unit in figures]
-        cells += [cell([getattr(run, name) for run in cured], unit) for name, unit in figures[2:]]
-        rows.append([failure.title, *cells])
-    columns = ["failure", "loss at chance", "minimum", "final loss", "validation accuracy"]
-    columns += ["cured: final loss", "cured: validation accuracy"]
+        accuracies = [cell([run.accuracy for run in own]) for own in (failed, cured)]
+        losses = [cell([getattr(run, name) for run in failed], "") for name in ("chance", "minimum", "first", "final")]
+        temperature = f"{statistics.mean(run.temperature for run in failed):.2g}"
+        final = cell([run.final for run in cured], "")
+        rows.append([failure.title, *losses, temperature, accuracies[0], final, accuracies[1]])
+        runs[f"{failure.title}\naccuracy {accuracies[0]}, cured {accuracies[1]}"] = failed[0], cured[0]
+    columns = ["failure", "loss at chance", "minimum", "first loss", "final loss", "temperature at the end"]
+    columns += ["validation accuracy", "cured: final loss", "cured: validation accuracy"]
     if set(args.only) != FAILURES.keys():
         print(*([f"{name}: {text}" for name, text in zip(columns, row, strict=True)] for row in rows), sep="\n")
         return
@@ -154,18 +161,18 @@ def main(argv: list[str]) -> None:
 def draw(runs: dict[str, tuple[Outcome, Outcome]]) -> Figure:
     """Small multiples: the loss of each failure and of its cure, over the steps."""
     figure = Figure(figsize=(9, 10), layout="constrained")
-    *places, legend = figure.subplots(math.ceil((len(runs) + 1) / 3), 3, sharex=True).flat
+    places = figure.subplots(math.ceil((len(runs) + 1) / 3), 3, sharex=True).flatten()
     for axes, (title, (failed, cured)) in zip(places, runs.items(), strict=False):
         draw_curves(axes, failed, cured)
-        axes.set_title(title, fontsize=10)
-    for axes in (*places[len(runs) :], legend):
+        axes.set_title(title, fontsize=9)
+    for axes in places[len(runs) :]:
         axes.axis("off")
     for axes in places[len(runs) - 3 : len(runs)]:
         axes.set_xlabel("step")
         axes.tick_params(labelbottom=True)
     for axes in places[: len(runs) : 3]:
         axes.set_ylabel("loss (nats)")
-    legend.legend(*places[0].get_legend_handles_labels(), loc="center", fontsize=10)
+    places[len(runs)].legend(*places[0].get_legend_handles_labels(), loc="center", fontsize=10)
     return figure
 
 
