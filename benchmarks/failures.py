@@ -138,12 +138,12 @@ def main(argv: list[str]) -> None:
     for failure in tqdm([FAILURES[name] for name in args.only], desc="failures"):
         failed = [train(failure.flags, failure.before, failure.after, seed) for seed in seeds]
         cured = [train(failure.cure, Failure("").before, Failure("").after, seed) for seed in seeds]
-        accuracies = [cell([run.accuracy for run in own]) for own in (failed, cured)]
-        losses = [cell([getattr(run, name) for run in failed], "") for name in ("chance", "minimum", "first", "final")]
-        temperature = f"{statistics.mean(run.temperature for run in failed):.2g}"
-        final = cell([run.final for run in cured], "")
-        rows.append([failure.title, *losses, temperature, accuracies[0], final, accuracies[1]])
-        runs[f"{failure.title}\naccuracy {accuracies[0]}, cured {accuracies[1]}"] = failed[0], cured[0]
+        accuracies = [[run.accuracy for run in own] for own in (failed, cured)]
+        cells = [cell([getattr(run, name) for run in failed], "") for name in ("chance", "minimum", "first", "final")]
+        cells += [f"{statistics.mean(run.temperature for run in failed):.2g}", cell(accuracies[0])]
+        rows.append([failure.title, *cells, cell([run.final for run in cured], ""), cell(accuracies[1])])
+        shown = "accuracy {:.1%}, cured {:.1%}".format(*map(statistics.mean, accuracies))
+        runs[f"{failure.title}\n{shown}"] = failed[0], cured[0]
     columns = ["failure", "loss at chance", "minimum", "first loss", "final loss", "temperature at the end"]
     columns += ["validation accuracy", "cured: final loss", "cured: validation accuracy"]
     if set(args.only) != FAILURES.keys():
