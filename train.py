@@ -69,6 +69,8 @@ def train(run: Run, settings: Settings) -> None:
     if run.is_main:
         size = sum(parameter.numel() for parameter in model.parameters())
         print(f"{run.folder}: CLIP of {size:,} parameters, {settings.loss} on {world_size} x {device_name(device)}")
+        chance, minimum = train_step.loss_range(next(pairs.epoch(settings.batch_size, settings.seed)))
+        print(f"loss of a first batch: {chance:.3f} at chance, {minimum:.3f} at its minimum")
 
     # ---- training ----
     for epoch in run.epochs():

@@ -17,7 +17,8 @@ from benchmarks.common import RESULTS, ROOT
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error
 
 DETAILS, CHINESE = "benchmarks/README.md", "README.zh-CN.md"
-DOCUMENTS = ("README.md", CHINESE, DETAILS, "docs/word-order.md", "docs/negation.md")
+DOCS = ("word-order", "negation", "when-training-fails")
+DOCUMENTS = ("README.md", CHINESE, DETAILS, *(f"docs/{name}.md" for name in DOCS))
 MARKER = re.compile(r"(<!-- ([\w +-]+): begin -->\n).*?(<!-- \2: end -->)", re.DOTALL)
 # Each result, and what makes it: `python -m benchmarks.` and this. With a GPU the names end in "-cuda".
 COMMANDS = {
@@ -36,6 +37,7 @@ COMMANDS = {
     "sentences": "sentences",
     "losses": "losses --only losses",
     "gap": "losses --only gap",
+    "failures": "failures",
     "speed": "speed",
     "speed-slow": "speed --slow",
     **{f"cost-{name}": f"cost --only {name}" for name in ("steps", "sizes", "inference")},

@@ -10,7 +10,7 @@ import torch
 
 import train
 from attributes import ATTRIBUTES, combination_ids, measure, unseen_combinations
-from benchmarks import combinations, common, generation, losses, tables
+from benchmarks import combinations, common, failures, generation, losses, tables
 from benchmarks.common import Training, cell
 from benchmarks.recipes import OpenClip, plain_classifier, pytorch_example, toy_clip
 from captions import DIGIT_WORDS, LABEL_ID, OUTLIERS, Labels, image_facts, multi_hot
@@ -151,6 +151,15 @@ def test_a_baseline_trains_in_the_loop_of_train_py_and_is_then_read(kind, small_
     assert accuracy == pytest.approx(record["val_seen_accuracy"])
     monkeypatch.setattr(combinations, "build_baseline", lambda *_: pytest.fail("it is trained again"))
     combinations.trained_baseline(args, kind, 0)
+
+
+def test_the_failures_run_and_their_table_has_a_row_for_each(small_mnist, tmp_path, monkeypatch):
+    monkeypatch.setattr(failures, "QUICK_STEPS", 6)
+    failures.main(["--quick", "--device", "cpu", "--results", str(tmp_path)])
+    result = json.loads((tmp_path / "failures.json").read_text())
+    assert [row[0] for row in result["rows"]] == [failure.title for failure in failures.FAILURES.values()]
+    rows = {name: row[1:] for name, row in zip(failures.FAILURES, result["rows"], strict=True)}
+    assert rows["diagonal"][:4] == rows["pixels"][:4], "equal captions have equal logits"
 
 
 @pytest.mark.parametrize("recipe", [plain_classifier, pytorch_example, toy_clip])

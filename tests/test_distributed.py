@@ -1,4 +1,5 @@
 import copy
+import math
 import os
 import re
 import signal
@@ -258,3 +259,22 @@ def test_the_step_learns_and_returns_its_metrics(chunk_size, loss):
     torch.testing.assert_close(last["loss"] - last["kl"], least)
     assert (least > 0) == (loss == "multi_positive")
     assert 0 < last["grad_norm"] < float("inf")
+
+
+@pytest.mark.parametrize("captions", ["digit", "attributes"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_range_of_the_loss_is_that_of_a_step_whose_cosines_are_all_zero(loss, captions):
+    model, batch = noise(60, loss, captions)
+    step = TrainingStep(model, [], part_weight=0.75)
+    chance, minimum = step.loss_range(batch)
+    for parameter in model.towers.parameters():
+        parameter.data.zero_()
+    value, kl = step.forward_backward(batch)
+    assert chance == pytest.approx(value.item(), rel=1e-5)
+    assert 0 <= minimum < chance
+    if loss != "infonce":
+        assert minimum == pytest.approx((value - kl).item(), abs=1e-5)
+    elif captions == "digit":
+        assert chance == pytest.approx(math.log(60))
+        counts = batch.labels.facts.sum(dim=0).tolist()  # images of each digit, whose captions are one text
+        assert minimum == pytest.approx(sum(n * math.log(n) for n in counts if n) / 60)

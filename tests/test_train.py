@@ -1,4 +1,6 @@
 import json
+import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +22,24 @@ def test_a_short_run_learns_mnist(trained):
     assert trained.metrics["val_digit_accuracy"] > 0.97
     assert trained.metrics["test_text_to_image_precision"] > 0.97
     assert f"{trained.metrics['test_digit_accuracy']:.2%}" in trained.output
+
+
+def test_a_run_prints_the_loss_at_chance_and_its_minimum(trained):
+    line = r"loss of a first batch: (\S+) at chance, (\S+) at its minimum\n"
+    chance, minimum = map(float, re.search(line, trained.output).groups())
+    assert chance == pytest.approx(math.log(256), abs=1e-3)
+    assert minimum == pytest.approx(math.log(256 / 10), abs=0.05)
+
+
+def test_the_printed_range_of_the_loss_leaves_the_random_numbers_of_a_run_alone(tmp_path, small_mnist, monkeypatch):
+    flags = [*TINY, "--captions", "attributes", "--epochs", 1, "--augment", "none", "--runs-dir", tmp_path]
+    monkeypatch.setattr("train.evaluate", lambda model, split: {"seen_accuracy": 0.5})
+    assert train_here(*flags, "--run-name", "printed").returncode == 0
+    monkeypatch.setattr(TrainingStep, "loss_range", lambda step, batch: (0.0, 0.0))
+    monkeypatch.setattr("train.next", lambda batches: None, raising=False)
+    assert train_here(*flags, "--run-name", "silent").returncode == 0
+    printed, silent = (torch.load(tmp_path / name / "last.pth")["parts"] for name in ("printed", "silent"))
+    assert all(map(torch.equal, tensors(printed), tensors(silent)))
 
 
 def test_metrics_and_config_say_what_was_run(trained):

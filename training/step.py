@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captions import Labels, Part
 from clip import CLIP
-from losses import contrastive_loss, min_loss, multi_positive
+from losses import contrastive_loss, infonce, min_loss, multi_positive
 from my_dataset import Batch
 from training import distributed
 from training.ema import Ema
@@ -23,8 +23,7 @@ GRAD_CLIP = 5.0  # largest norm of the gradient
 class TrainingStep:
     """`step(batch, lr_factor)` trains `model` by one batch and returns its metrics, scalars on the device.
 
-    They are loss, kl (the loss minus its minimum; equal to the loss unless that is multi_positive), grad_norm and
-    temperature.
+    They are loss, kl (loss minus minimum; of other losses than multi_positive the loss), grad_norm and temperature.
     `optimizers` have a "peak_lr" in each group, which `lr_factor` scales. `bf16` runs the towers in it.
     `chunk_size` images go through the CNN at a time; None: the whole batch. `ema` follows the weights. `part_weight`
     is the share of `part_loss` in the loss; the rest is the contrastive loss.
@@ -137,6 +136,23 @@ class TrainingStep:
             embeds.backward(gradient)
         text_embeds.backward(all_texts.grad)
         return loss, loss - minimum
+
+    @torch.no_grad()
+    def loss_range(self, batch: Batch) -> tuple[float, float]:
+        """The loss of a whole batch if all cosines are 0, and its minimum. By 256 rows, for all of them may not fit."""
+        labels, texts, loss = batch.labels, batch.texts.index, self.model.loss_function
+        rows = torch.arange(len(texts), device=texts.device)[:256]
+        sides = labels.match(images=rows), [matrix.T for matrix in labels.match(texts=rows)]  # [R, B] each
+        zeros = torch.zeros(len(texts), self.model.arch["embed_dim"], device=texts.device)
+        logits = self.model.compare(zeros[rows], zeros).logits_per_image  # [R, B]
+        chance = sum(loss(logits, *side, rows).mean() for side in sides) / 2
+        if loss is infonce:  # it cannot tell apart the images of n equal texts, which costs ln n
+            loss, sides = multi_positive, [[texts[rows, None] == texts]]
+        minimum = sum(min_loss(loss, side[0]).mean() for side in sides) / len(sides)
+        if self.part_weight:
+            part_loss = self.part_loss(zeros[rows], self.embed_parts(), Labels(*(x[rows] for x in labels))).mean()
+            chance, minimum = torch.lerp(chance, part_loss, self.part_weight), (1 - self.part_weight) * minimum
+        return chance.item(), minimum.item()
 
 
 def update(optimizers: list[torch.optim.Optimizer], lr_factor: float, max_norm: float) -> Tensor:
