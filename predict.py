@@ -24,7 +24,7 @@ from data.photo import SUFFIXES, photo_to_mnist, read_picture
 from evaluation.claims import combination_caption
 from evaluation.metrics import embed_images
 from evaluation.ood import is_digit
-from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error, pick_device, read_file, text
+from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error, pick_device, read_file, short, text
 
 NEAREST = 3  # captions of each list in a CSV file, and of the user's own
 
@@ -93,6 +93,8 @@ def read(path: Path) -> Tensor | InputError:
         return photo_to_mnist(read_picture(path))
     except InputError as error:
         return error
+    except Exception as error:  # what a file says of its picture, such as EXIF, can be anything
+        return InputError(f"{path} cannot be read: {short(error)}")
 
 
 def predict(model: CLIP, images: dict[str, Tensor], captions: dict, count: int) -> dict[str, list[str]]:

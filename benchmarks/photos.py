@@ -11,7 +11,6 @@ import math
 import statistics
 import sys
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.filters import threshold_otsu
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torchvision.transforms.functional import resize
 
 from benchmarks.common import DATA, cell, make_parser, origin, parse, trained_clip, write_result
 from benchmarks.sentences import OTHER_SENTENCES
@@ -28,7 +28,7 @@ from clip import CLIP
 from data.outliers import make_outliers
 from data.photo import photo_to_mnist, to_mnist_form
 from evaluation.metrics import caption_accuracy, embed_images
-from evaluation.ood import FONTS, is_digit, ood_sets, uci_digits
+from evaluation.ood import FONTS, is_digit, ood_score, ood_sets, uci_digits
 from my_dataset import epoch_generator, load_mnist
 from my_utils import exit_on_error
 
@@ -37,7 +37,7 @@ COLOURS = ((20, 40, 160), (170, 30, 40), (20, 110, 60), (90, 90, 90))  # pens in
 P_COLOUR = 0.3
 FRAME, SHARE, DEGREES = (160, 640), (0.2, 0.9), 10  # side in pixels; the digit's share of it; rotated by up to this
 DIMMED, SHADOW, NOISE = 0.5, 0.4, 8  # light lost in a corner at most, and in a shadow; noise in levels
-PHOTOS = {"photographs": False, "coloured ink, shadow": True}
+PHOTOS = ("photographs", "coloured ink, shadow")
 MODELS = {"attributes": ("default", ()), "digit": ("digit", ("--captions", "digit"))}
 OTHERS = 500  # pictures of each kind that show no digit; five times as many digits
 
@@ -74,17 +74,20 @@ def printed(seed: int, sentences: list[str]) -> Tensor:
     return torch.from_numpy(np.array(page))
 
 
-def grey(photo: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(photo.convert("L")))  # uint8 [H, W]
-
-
-WAYS = {  # photograph -> uint8 [28, 28]
-    "grey and resize": lambda photo: grey(photo.resize((28, 28))),
-    "inverted": lambda photo: 255 - grey(photo.resize((28, 28))),
-    "inverted, in MNIST's form": lambda photo: to_mnist_form(255.0 - grey(photo)),
-    "Otsu's threshold, in MNIST's form": lambda x: to_mnist_form(grey(x) < threshold_otsu(grey(x).numpy())),
-    "`photo_to_mnist`": photo_to_mnist,
+WAYS = {  # grey levels uint8 [H, W] of a photograph -> uint8 [28, 28]
+    "grey and resize": lambda grey: resize(grey[None], [28, 28])[0],
+    "inverted": lambda grey: 255 - resize(grey[None], [28, 28])[0],
+    "inverted, in MNIST's form": lambda grey: to_mnist_form(255.0 - grey),
+    "Otsu's threshold, in MNIST's form": lambda grey: to_mnist_form((grey < threshold_otsu(grey.numpy())).float()),
 }
+OURS = "`photo_to_mnist`"
+
+
+def read(ink: Tensor, seed: int, is_hard: bool = False) -> dict[str, Tensor]:
+    """The image that each way makes of a photograph of this ink."""
+    photo = photograph(ink, seed, is_hard)
+    grey = torch.from_numpy(np.array(photo.convert("L")))
+    return {name: way(grey) for name, way in WAYS.items()} | {OURS: photo_to_mnist(photo)}
 
 
 def main(argv: list[str]) -> None:
@@ -99,25 +102,22 @@ def main(argv: list[str]) -> None:
     inks["printed sentences"] = [printed(seed, OTHER_SENTENCES[is_test::2]) for seed in range(count)]
     inks["empty paper"] = torch.zeros(count, 28, 28, dtype=torch.uint8)
 
-    # ---- pictures -> uint8 [N, 28, 28] ----
-    def read(inks, ways=(photo_to_mnist,), is_hard: bool = False) -> list[Tensor]:
-        """For each way the images of the inks' photographs."""
-        seeds = range(is_test * 10**6, is_test * 10**6 + len(inks))  # validation has other photographs
-
-        def photograph_and_read(ink: Tensor, seed: int) -> list[Tensor]:
-            photo = photograph(ink, seed, is_hard)
-            return [way(photo) for way in ways]
-
-        with ThreadPoolExecutor() as pool:
-            return list(map(torch.stack, zip(*pool.map(photograph_and_read, inks, seeds), strict=True)))
-
-    photos = {title: read(digits, WAYS.values(), is_hard) for title, is_hard in PHOTOS.items()}
-    others = {name: read(list(images)[:count])[0] for name, images in inks.items()}
+    # ---- photographs -> uint8 [N, 28, 28] ----
+    first = is_test * 10**6  # seed of the photographs: validation has others
+    images = defaultdict(list)
+    for ink, seed in zip(digits, itertools.count(first)):
+        for is_hard, title in enumerate(PHOTOS):
+            for way, image in read(ink, seed, bool(is_hard)).items():
+                images[way, title].append(image)
+    others = {
+        name: torch.stack([photo_to_mnist(photograph(ink, first + i)) for i, ink in enumerate(some[:count])])
+        for name, some in inks.items()
+    }
     small = [photo_to_mnist(Image.fromarray((15 * pixels).astype(np.uint8))) for pixels in load_digits().images]
-    sets = {"as MNIST has them": uci.images, "`photo_to_mnist`": torch.stack(small)}
+    uci_sets = {"in MNIST's form": uci.images, OURS: torch.stack(small)}
 
     # ---- what the models say: a figure per seed in each cell ----
-    accuracy, passed, on_uci = (defaultdict(list) for _ in range(3))
+    accuracy, passed, on_uci, lowest = (defaultdict(list) for _ in range(4))
     for kind, seed in itertools.product(MODELS, args.seeds):
         model = CLIP.load(trained_clip(args, seed, *MODELS[kind]), args.device)
         classifier = model.zero_shot_classifier().T
@@ -125,16 +125,18 @@ def main(argv: list[str]) -> None:
         def score(images: Tensor, labels: Tensor, model=model, classifier=classifier) -> float:
             return caption_accuracy((embed_images(model, images) @ classifier).cpu(), labels)
 
-        for title, ways in photos.items():
-            for way, images in zip(WAYS, ways, strict=True):
-                accuracy[way, f"{title}, {kind}"].append(score(images, labels))
-        for title, images in ({"digits": photos["photographs"][-1]} | others).items():
-            passed[title, f"--captions {kind}"].append(statistics.mean(is_digit(model, embed_images(model, images))))
-        for title, images in sets.items():
-            on_uci[f"{title}, {kind}"].append(score(images, uci.labels))
+        for (way, title), some in images.items():
+            accuracy[way, f"{title}, {kind}"].append(score(torch.stack(some), labels))
+        for title, some in ({"digits": torch.stack(images[OURS, PHOTOS[0]])} | others).items():
+            passed[title, f"--captions {kind}"].append(statistics.mean(is_digit(model, embed_images(model, some))))
+        ours = embed_images(model, torch.stack(images[OURS, PHOTOS[0]]))
+        lowest[kind].append(ood_score(model, ours.cpu()).quantile(0.025).item())
+        for title, some in uci_sets.items():
+            on_uci[f"{title}, {kind}"].append(score(some, uci.labels))
     notes = [f"{len(labels):,} {args.split} digits. UCI digits: "]
     notes[0] += "; ".join(f"{title} {cell(values)}" for title, values in on_uci.items()) + "."
-    notes.append(f"{count} pictures of each kind but digits.")
+    scores = "; ".join(f"{kind} {cell(values, '')}" for kind, values in lowest.items())
+    notes.append(f"{count} pictures of each kind but digits. 2.5% of the digits have a score below: {scores}.")
     for name, table, note in zip(("photos", "photos-digit"), (accuracy, passed), notes, strict=True):
         columns = list(dict.fromkeys(column for _, column in table))
         rows = [[row, *(cell(table[row, x]) for x in columns)] for row in dict.fromkeys(row for row, _ in table)]
