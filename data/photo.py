@@ -22,7 +22,7 @@ WINDOW, SMOOTH = 81, 3  # sides of the boxes whose mean is the paper's colour, a
 INK = 0.3  # of the strongest ink: what has more belongs to a stroke
 MIN_CONTRAST = 20.0  # levels of 255 between ink and paper; with less, nothing is written
 NEAR = 0.15  # of the longer side of the main stroke: strokes within this distance belong to the digit
-WHITE = 0.5  # quantile of the digit's ink: this and all above becomes white
+WHITE = 0.9  # quantile of the digit's ink: this and all above becomes white
 MIN_PART = 0.03  # of the main stroke's ink: a stroke with less is dirt
 MIN_INK = 0.1  # of the brightest pixel: what is brighter lies within the crop
 
@@ -32,7 +32,7 @@ def read_picture(path: str | Path) -> Image.Image:
     content = read_file(path, "a picture", MAX_BYTES)
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
-        image.draft("RGB", (2 * SIDE, 2 * SIDE))
+        image.draft("RGB", (SIDE, SIDE))
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"{Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
