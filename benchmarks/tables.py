@@ -38,6 +38,8 @@ COMMANDS = {
     "losses": "losses --only losses",
     "gap": "losses --only gap",
     "failures": "failures",
+    "photos": "photos",
+    "photos-digit": "photos",
     "speed": "speed",
     "speed-slow": "speed --slow",
     **{f"cost-{name}": f"cost --only {name}" for name in ("steps", "sizes", "inference")},

@@ -9,7 +9,6 @@ import io
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -17,10 +16,10 @@ from torch import Tensor
 from attributes import ATTRIBUTES, COMBINATIONS
 from captions import DIGIT_WORDS, OUTLIER_IDS, OUTLIERS, combination_claims
 from clip import CLIP
+from data.photo import photo_to_mnist
 from evaluation.claims import combination_caption, parse_claims
 from evaluation.combinations import expected_grades
 from evaluation.metrics import embed_images
-from evaluation.ood import to_mnist_form
 from generation.model import Generator
 from my_dataset import Split
 from my_utils import InputError
@@ -98,7 +97,6 @@ def decode_drawing(url: str) -> Tensor:
         raise InputError("the canvas is empty: draw a digit with the mouse, a pen or a finger")
     try:
         content = base64.b64decode(url.removeprefix(PNG), validate=True)
-        grey = np.array(Image.open(io.BytesIO(content), formats=["PNG"]).convert("L"))  # [H, W]
+        return photo_to_mnist(Image.open(io.BytesIO(content), formats=["PNG"]))
     except Exception:  # arbitrary bytes lead the reader to any error
         raise InputError("the drawing cannot be read: clear the canvas and draw again") from None
-    return to_mnist_form(torch.from_numpy(255 - grey).float())
