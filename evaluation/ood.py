@@ -22,7 +22,7 @@ from my_utils import InputError, short
 
 # Above it a picture is said to show a digit; chosen on photographs of validation digits and outliers
 # (benchmarks/photos.py).
-MIN_SCORE = {"attributes": 0.35, "digit": 0.8}
+MIN_SCORE = {"attributes": 0.25, "digit": 0.8}
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSerif", "DejaVuSerif-Italic")
 # Without those that some handwriting or font makes look like a digit: BCDGIJLOQSTYZ and abcegijlopqstyz.
 LETTERS = "AEFHKMNPRUVWXdfhkmnruvwx"
