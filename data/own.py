@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms.functional import resize
 
 from captions import words_of
-from clip import fit
+from clip import CLIP, fit
 from my_dataset import SPLIT_SEED, OwnSplit, Split, load_mnist, stratified_indices
 from my_utils import InputError, quote, read_file, short
 
@@ -36,6 +36,11 @@ def load_split(name: str, settings, device: torch.device) -> Split | OwnSplit:
     if settings.data is None:
         return load_mnist(name, settings.data_path, device)
     return read_folder(settings.data, settings.image_size, settings.channels)[name].to(device)
+
+
+def read_test(model: CLIP, folder: str | None = None) -> OwnSplit:
+    """The test split of the folder that a model of own data was trained on, or of another one."""
+    return read_folder(folder or model.config["data"], model.side, model.channels)["test"].to(model.logit_scale.device)
 
 
 @functools.cache  # each picture is read once
@@ -110,7 +115,11 @@ def list_rows(folder: Path, part: str) -> pd.DataFrame:
     content = io.BytesIO(read_file(table, what="a table of pictures and texts"))
     try:
         is_csv = table.suffix == ".csv"
-        rows = pd.read_csv(content, dtype=str) if is_csv else pd.read_json(content, dtype=str, lines=True)
+        rows = (
+            pd.read_csv(content, dtype=str, keep_default_na=False)
+            if is_csv
+            else pd.read_json(content, dtype=str, lines=True)
+        )
         rows = rows.fillna("").astype(str)
         paths, texts = [folder / name for name in rows["file_name"]], rows["text"].str.strip()
     except (ValueError, KeyError) as error:

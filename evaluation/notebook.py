@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from IPython.display import display
 from matplotlib.figure import Figure
 
 from clip import CLIP
+from data.own import read_test
+from evaluation.own import search
 from evaluation.pictures import save_figure
 from my_utils import InputError, pick_device
 
@@ -18,9 +21,14 @@ class StopNotebook(Exception):
 
 
 def load_model(path: str) -> CLIP:
-    """The model of a checkpoint, whose results are printed. Stops the notebook if there is none."""
+    """The model of a checkpoint, whose results are printed. Stops the notebook if there is none of digits.
+
+    Of a model of own data it shows the search before that.
+    """
     try:
         model = CLIP.load(path, pick_device("auto"))
+        if model.captions.kind == "own":
+            display(show("search", lambda: search(model, read_test(model))))
         model.require_digits()
     except InputError as error:
         raise StopNotebook(f"{error}. Then run this notebook again.") from None

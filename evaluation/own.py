@@ -20,9 +20,10 @@ ROWS = 500  # texts that are read, or queries that are compared with all candida
 def embed_texts(model: CLIP, texts: tuple[str, ...]) -> Tensor:
     """Texts -> unit vectors [T, embed_dim]. One that the model cannot read is a zero vector: its recall is chance."""
     embeds = torch.zeros(len(texts), model.arch["embed_dim"], device=model.logit_scale.device)
-    places = torch.tensor([i for i, text in enumerate(texts) if can_read(model, text)], dtype=torch.long)
-    for part in places.to(embeds.device).split(ROWS):
-        embeds[part] = model.prompt_ensemble([texts[i] for i in part.tolist()], paraphrases=1)
+    known = [i for i, text in enumerate(texts) if can_read(model, text)]
+    for first in range(0, len(known), ROWS):
+        part = known[first : first + ROWS]
+        embeds[part] = model.prompt_ensemble([texts[i] for i in part], paraphrases=1)
     return embeds
 
 
