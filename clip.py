@@ -253,16 +253,12 @@ class CLIP(nn.Module):
         (0..255) or floats (0..1). Pillow images are resized if the model is of own data; C and H are then `channels`
         and `side`. Raises InputError for other shapes, types and ranges.
         """
-        side, channels, is_own = self.side, self.channels, self.captions.kind == "own"
-        images = pixels(images, (channels, side) if is_own else None)
+        side, channels, kind = self.side, self.channels, self.captions.kind
+        images = pixels(images, (channels, side) if kind == "own" else None)
         shape = tuple(images.shape)
-        if (
-            shape[-2:] != (side, side)
-            or len(shape) > 4
-            or (len(shape) == 4 and shape[1] != channels)
-            or (channels == 3 and (len(shape) < 3 or shape[-3] != 3))
-        ):
-            what = {"scenes": "scenes of two digits", "own": "own pictures"}.get(self.captions.kind, "single digits")
+        n_channels = shape[-3] if len(shape) == 4 or (len(shape) == 3 and channels == 3) else 1
+        if shape[-2:] != (side, side) or len(shape) > 4 or n_channels != channels:
+            what = {"scenes": "scenes of two digits", "own": "own pictures"}.get(kind, "single digits")
             either = f"[B, {side}, {side}] or " if channels == 1 else ""
             raise InputError(
                 f"images must be {either}[B, {channels}, {side}, {side}], not {list(shape)}: resize them; this"
@@ -281,7 +277,7 @@ class CLIP(nn.Module):
             if not is_bytes and not (low >= 0 and high <= 1):
                 raise InputError("float images must lie in [0, 1]: divide by 255, or pass uint8")
         images = images.to(self.logit_scale.dtype) / 255 if is_bytes else images.to(self.logit_scale.dtype)
-        if not self.training and not is_own and ((images > 0.5).float().mean(dim=(1, 2, 3)) > 0.5).any():
+        if not self.training and kind != "own" and ((images > 0.5).float().mean(dim=(1, 2, 3)) > 0.5).any():
             warnings.warn(
                 "most of an image is bright, but digits are bright on black here: pass 1 - image, or 255 - bytes",
                 stacklevel=3,
@@ -291,19 +287,14 @@ class CLIP(nn.Module):
     # ---- files ----
 
     def start_from(self, path: str | Path) -> str:
-        """Take the weights of another model that fit, those of the text tower's table word by word; says which do not.
+        """Take the weights of another model that fit, and say which do not. Table rows belong to a vocabulary.
 
         Raises InputError for a file that is no CLIP, or if nothing fits.
         """
-        other, own, table = CLIP.load(path), self.state_dict(), "towers.text.table.weight"
-        saved, words = other.state_dict(), getattr(self.towers["text"], "vocabulary", {})
-        if table in saved and table in own and saved[table].shape[1] == own[table].shape[1]:
-            rows = own[table].clone()
-            for word, row in other.towers["text"].vocabulary.items():
-                if word in words:
-                    rows[words[word]] = saved[table][row]
-            saved[table] = rows
-        left = [name for name, value in own.items() if name not in saved or saved[name].shape != value.shape]
+        other, own = CLIP.load(path), self.state_dict()
+        saved, options = other.state_dict(), [model.arch["text_options"].get("vocabulary") for model in (self, other)]
+        left = [name for name in own if name not in saved or saved[name].shape != own[name].shape]
+        left += ["towers.text.table.weight"] * (options[0] != options[1] and "towers.text.table.weight" not in left)
         if len(left) == len(own):
             raise InputError(f"nothing in {path} fits this model: train one with the same flags, or leave out --init")
         self.load_state_dict({name: own[name] if name in left else saved[name] for name in own})

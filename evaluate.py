@@ -19,7 +19,7 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from clip import CLIP
-from data.own import read_test
+from data.own import read_folder
 from evaluation import pictures, sections
 from evaluation.combinations import evaluate_attributes
 from evaluation.corruptions import evaluate_robustness
@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
 
 def measure_own(model: CLIP, folder: str) -> tuple[dict, dict]:
     """Results and figures of a model of own data."""
-    test = read_test(model, folder)
+    test = read_folder(folder, model.side, model.channels)["test"]
     return {"own": evaluate_own(model, test)}, {"search": search(model, test)}
 
 

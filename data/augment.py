@@ -23,47 +23,37 @@ def augment(images: Tensor, kind: str) -> Tensor:
     """Change the images in one of KINDS."""
     if kind not in KINDS:
         raise ValueError(f"there is no augmentation {kind!r}: choose {', '.join(KINDS)}")
-    images = images if images.ndim == 4 else images[:, None]
     if kind == "none":
-        return images.float() / 255
-    if kind in ("shift", "flip"):
-        return random_shift(images, flip=kind == "flip")
-    return random_warp(images, elastic=kind == "elastic")
+        return as_float(images)
+    return random_warp(images, kind)
 
 
-def random_shift(images: Tensor, flip: bool = False) -> Tensor:
-    """uint8 [B, C, H, H] -> float of this shape, each shifted by whole pixels; the border goes on outside.
+def as_float(images: Tensor) -> Tensor:
+    return (images if images.ndim == 4 else images[:, None]).float() / 255
 
-    `flip` also mirrors every other one, left to right.
+
+def random_warp(images: Tensor, kind: str = "affine") -> Tensor:
+    """As `augment`: each image rotated, sheared, scaled and shifted, sampled once.
+
+    "elastic" adds elastic distortion (Simard et al., 2003, ICDAR). "shift" only shifts, the border goes on outside;
+    "flip" also mirrors half of the images, left to right.
     """
-    side, reach = images.shape[-1], round(SHIFT * images.shape[-1] / 28)
-    moved = torch.randint(-reach, reach + 1, (2, len(images), 1), device=images.device)  # down, right
-    rows, columns = (torch.arange(side, device=images.device) + moved).clamp(0, side - 1)  # [B, H] each
-    if flip:
-        is_flipped = torch.rand(len(images), 1, device=images.device) < 0.5
-        columns = torch.where(is_flipped, columns.flip(1), columns)
-    batch = torch.arange(len(images), device=images.device)[:, None, None]
-    return images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None]].permute(0, 3, 1, 2).float() / 255
-
-
-def random_warp(images: Tensor, elastic: bool = False) -> Tensor:
-    """uint8 [B, C, H, H] -> float of this shape, each rotated, sheared, scaled and shifted, sampled once.
-
-    `elastic` adds elastic distortion (Simard et al., 2003, ICDAR).
-    """
-    x = images.float() / 255
+    x, only_shift = as_float(images), kind in ("shift", "flip")
     rotate, shear, scale_x, scale_y, shift_x, shift_y = torch.rand(6, len(x), device=x.device) * 2 - 1
     cos, sin = torch.cos(rotate * math.radians(ROTATE)), torch.sin(rotate * math.radians(ROTATE))
     scale_x, scale_y = torch.exp(scale_x * SCALE), torch.exp(scale_y * SCALE)
-    shear = shear * SHEAR
-    half = 14  # pixels of 28: affine_grid counts from -1 to 1
+    shear, half = shear * SHEAR, 14  # pixels of 28: affine_grid counts from -1 to 1
+    if only_shift:
+        cos, sin, shear, scale_x, scale_y = (torch.full_like(cos, value) for value in (1, 0, 0, 1, 1))
+    if kind == "flip":
+        scale_x = torch.where(torch.rand_like(cos) < 0.5, -1.0, 1.0)
     # Rotation after shear after scaling, from the target's coordinates to the source's.
     rows = [
         torch.stack([cos * scale_x, (cos * shear - sin) * scale_y, shift_x * SHIFT / half], dim=1),
         torch.stack([sin * scale_x, (sin * shear + cos) * scale_y, shift_y * SHIFT / half], dim=1),
     ]
     grid = F.affine_grid(torch.stack(rows, dim=1), x.shape, align_corners=False)  # [B, H, H, 2]
-    if elastic:
+    if kind == "elastic":
         field = torch.randn(len(x), 2, ELASTIC_GRID, ELASTIC_GRID, device=x.device) * (ELASTIC_STD / half)
         grid = grid + F.interpolate(field, x.shape[-2:], mode="bicubic", align_corners=False).permute(0, 2, 3, 1)
-    return F.grid_sample(x, grid, align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="border" if only_shift else "zeros", align_corners=False)

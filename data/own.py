@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms.functional import resize
 
 from captions import words_of
-from clip import CLIP, fit
+from clip import fit
 from my_dataset import SPLIT_SEED, OwnSplit, Split, load_mnist, stratified_indices
 from my_utils import InputError, quote, read_file, short
 
@@ -38,11 +38,6 @@ def load_split(name: str, settings, device: torch.device) -> Split | OwnSplit:
     return read_folder(settings.data, settings.image_size, settings.channels)[name].to(device)
 
 
-def read_test(model: CLIP, folder: str | None = None) -> OwnSplit:
-    """The test split of the folder that a model of own data was trained on, or of another one."""
-    return read_folder(folder or model.config["data"], model.side, model.channels)["test"].to(model.logit_scale.device)
-
-
 @functools.cache  # each picture is read once
 def read_folder(folder: str, side: int = 28, channels: int | None = None) -> dict[str, OwnSplit]:
     """The splits of a folder, by name. `channels` None: 3, of IDX files 1.
@@ -50,8 +45,6 @@ def read_folder(folder: str, side: int = 28, channels: int | None = None) -> dic
     Raises InputError, with the row, for what cannot be read, and for texts that cannot be trained on.
     """
     root = Path(folder)
-    if not root.is_dir():
-        raise InputError(f"there is no folder {root.absolute()}: name one with pictures and texts")
     is_idx = any(root.glob("train-images-idx3-ubyte*"))
     images, rows, classes = read_idx(root, side, channels or 1) if is_idx else read_rows(root, side, channels or 3)
     if len({tuple(words_of(name)) for name in classes}) < len(classes):
@@ -74,22 +67,19 @@ def read_folder(folder: str, side: int = 28, channels: int | None = None) -> dic
     return splits
 
 
-# ---- pictures with metadata, or in class folders ----
-
-
 def read_rows(root: Path, side: int, channels: int) -> tuple[Tensor, pd.DataFrame, tuple[str, ...]]:
     """The pictures, uint8 [N, channels, side, side]; of each row its image's place, text and part; and the classes."""
     folders = [root / name for name in PARTS if name and (root / name).is_dir()]
     if find_table(root) or root / "train" not in folders:
         folders = [root]
     rows = pd.concat([list_rows(one, "" if one == root else one.name) for one in folders])
+    if rows.empty:
+        raise InputError(f"no pictures in {root.absolute()}: it needs metadata.csv, a folder a class, or IDX files")
     for row in rows.itertuples():
         if not words_of(row.text):
             raise InputError(f"{row.place} has no text: write one, or remove it")
         if row.part not in PARTS:
             raise InputError(f"{row.place} has the split {quote(row.part)}: write train, val or test")
-    if rows.empty:
-        raise InputError(f"{root} has no pictures: it needs metadata.csv, a folder for each class, or IDX files")
     rows["part"], rows["image"] = rows["part"].map(PARTS), pd.factorize(rows["path"])[0]
     classes = () if any(map(find_table, folders)) else tuple(rows["text"].unique())
     pictures = rows.drop_duplicates("image")
@@ -106,27 +96,21 @@ def read_rows(root: Path, side: int, channels: int) -> tuple[Tensor, pd.DataFram
 
 
 def list_rows(folder: Path, part: str) -> pd.DataFrame:
-    """Each row's place in words, path, text and part, of metadata or of the pictures in class folders."""
-    columns = ["place", "path", "text", "part"]
-    if (table := find_table(folder)) is None:
+    """Where each row stands, in words, with its path, text and part: of metadata, or of pictures in class folders."""
+    table = find_table(folder)
+    if table is None:
         paths = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
-        rows = [(str(path), path, path.parent.name.replace("_", " "), part) for path in paths]
-        return pd.DataFrame(rows, columns=columns)
-    content = io.BytesIO(read_file(table, what="a table of pictures and texts"))
+        places, texts = list(map(str, paths)), [path.parent.name.replace("_", " ") for path in paths]
+        return pd.DataFrame({"place": places, "path": paths, "text": texts, "part": part})
+    content, is_csv = io.BytesIO(read_file(table, what="a table of pictures and texts")), table.suffix == ".csv"
     try:
-        is_csv = table.suffix == ".csv"
-        rows = (
-            pd.read_csv(content, dtype=str, keep_default_na=False)
-            if is_csv
-            else pd.read_json(content, dtype=str, lines=True)
-        )
-        rows = rows.fillna("").astype(str)
+        read, options = (pd.read_csv, {"keep_default_na": False}) if is_csv else (pd.read_json, {"lines": True})
+        rows = read(content, dtype=str, **options).fillna("").astype(str)
         paths, texts = [folder / name for name in rows["file_name"]], rows["text"].str.strip()
     except (ValueError, KeyError) as error:
         raise InputError(f"{table} needs the columns file_name and text, in UTF-8 ({short(error)})") from None
     places = [f"row {number} of {table}" for number in range(1 + is_csv, len(rows) + 1 + is_csv)]
-    parts = rows["split"] if "split" in rows else [part] * len(rows)
-    return pd.DataFrame(dict(zip(columns, (places, paths, texts, parts), strict=True)))
+    return pd.DataFrame({"place": places, "path": paths, "text": texts, "part": rows.get("split", part)})
 
 
 def find_table(folder: Path) -> Path | None:
@@ -141,15 +125,10 @@ def check_memory(count: int, side: int, channels: int) -> None:
         raise InputError(f"{count:,} pictures of {side} pixels take {sizes}: lower --image-size")
 
 
-# ---- IDX files ----
-
-
 def read_idx(root: Path, side: int, channels: int) -> tuple[Tensor, pd.DataFrame, tuple[str, ...]]:
     """As `read_rows`; the t10k files are the test split."""
-    names = (
-        read_file(root / "classes.txt", what="the classes, a name in each line").decode(errors="replace").split("\n")
-    )
-    names = tuple(name.strip() for name in names if name.strip())
+    lines = read_file(root / "classes.txt", what="the classes, a name in each line").decode(errors="replace")
+    names = tuple(line.strip() for line in lines.splitlines() if line.strip())
     images, rows = [], []
     for prefix, part in (("train", "train"), ("t10k", "test")):
         pixels, labels = (read_array(root, f"{prefix}-{end}") for end in ("images-idx3-ubyte", "labels-idx1-ubyte"))

@@ -7,7 +7,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 
 from clip import CLIP
-from data.own import read_test
+from data.own import read_folder
 from evaluation.own import search
 from evaluation.pictures import save_figure
 from my_utils import InputError, pick_device
@@ -28,7 +28,8 @@ def load_model(path: str) -> CLIP:
     try:
         model = CLIP.load(path, pick_device("auto"))
         if model.captions.kind == "own":
-            display(show("search", lambda: search(model, read_test(model))))
+            test = read_folder(model.config["data"], model.side, model.channels)["test"]
+            display(show("search", lambda: search(model, test)))
         model.require_digits()
     except InputError as error:
         raise StopNotebook(f"{error}. Then run this notebook again.") from None

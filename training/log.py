@@ -7,7 +7,6 @@ import torch
 from captions import DIGIT_WORDS
 from clip import CLIP
 from evaluation.metrics import embed_images
-from evaluation.own import search
 from evaluation.scene_pictures import five_captions
 from evaluation.similarity import similarity_matrix
 from my_dataset import Split
@@ -16,18 +15,18 @@ from training.settings import NOT_RECORDED
 
 PICTURE_EVERY = 5  # epochs between two similarity pictures
 RESULTS = [f"{split}_{name}_accuracy" for name in ("digit", "seen", "unseen") for split in ("val", "test")]
-RESULTS += [f"{split}_image_to_text_recall_at_1" for split in ("val", "test")]
 
 
 def log_similarity(run: Run, model: CLIP, split: Split) -> None:
-    """Every few epochs, the first image of each digit against the ten captions; scenes, or a search, in its place."""
-    if not run.is_main or (run.epoch % PICTURE_EVERY and run.epoch < run.settings.epochs):
+    """Every few epochs, the first image of each digit against the ten captions, or scenes against five each."""
+    if (
+        not run.is_main
+        or model.captions.kind == "own"
+        or (run.epoch % PICTURE_EVERY and run.epoch < run.settings.epochs)
+    ):
         return
     if model.captions.kind == "scenes":
         run.writer.add_figure("captions", five_captions(model, split), run.step - 1)
-        return
-    if model.captions.kind == "own":
-        run.writer.add_figure("search", search(model, split), run.step - 1)
         return
     index = torch.stack([(split.labels == digit).nonzero()[0, 0] for digit in range(10)])
     similarity = embed_images(model, split.images[index]) @ model.zero_shot_classifier().T

@@ -98,19 +98,18 @@ class Settings(RunSettings):
             )
         if self.captions != "attributes" and "part_weight" in overrides:
             raise InputError("--part-weight is for --captions attributes: leave it out")
-        if (self.captions == "own") != (self.data is not None):
-            raise InputError("--data FOLDER and --captions own go together: give the folder, and leave out --captions")
-        if self.data is None and overrides.keys() & {"image_size", "channels"}:
-            raise InputError("--image-size and --channels are for own pictures: add --data FOLDER")
+        needs_data = self.captions == "own" or overrides.keys() & {"image_size", "channels"}
+        if (needs_data and not self.data) or (self.data and self.captions != "own"):
+            raise InputError("--image-size and --channels go with --data FOLDER, and --captions does not: change them")
         if self.channels == 2:
             raise InputError("--channels 2 is neither grey (1) nor RGB (3): choose one of them")
         if self.captions in ("digit", "own") and "unseen_seed" in overrides:
             raise InputError("--unseen-seed is for --captions attributes or scenes: leave it out")
-        has_places = self.captions in ("scenes", "own")
-        if self.image_encoder == ("fast" if has_places else "scene"):
+        wrong, right = ("fast", "scene") if self.captions in ("scenes", "own") else ("scene", "fast")
+        if self.image_encoder == wrong:
             raise InputError(
-                f"--image-encoder {self.image_encoder} does not read the images of --captions {self.captions}: choose"
-                f" residual, or {'scene' if has_places else 'fast'}"
+                f"--image-encoder {wrong} does not read the images of --captions {self.captions}: choose residual, or"
+                f" {right}"
             )
         if self.init_temperature < MIN_TEMPERATURE[self.captions]:
             raise InputError(
