@@ -63,7 +63,7 @@ class Settings(RunSettings):
         low=0,
         high=2**31,
     )
-    data: str | None = option(None, "folder of your own pictures with texts, see docs/own-data.md", type=str)
+    data: str | None = option(None, "folder of your own pictures with texts; MNIST without it", type=str)
     image_size: int = option(28, "data: pixels to which pictures are resized, in width and height", low=28, high=128)
     channels: int | None = option(None, "data: 1 is grey, 3 RGB; None: RGB, of IDX files grey", type=int, low=1, high=3)
     init: str | None = option(None, "a checkpoint whose weights the run starts from, as far as they fit", type=str)
