@@ -249,7 +249,7 @@ class Captions:
     def __init__(self, kind: str, sentences: Sequence[str], claims: Tensor, parts: Sequence[Part], digit_ids: Tensor):
         self.kind, self.sentences, self.claims, self.parts = kind, tuple(sentences), claims, tuple(parts)
         self.digit_ids = digit_ids
-        self.paraphrases = len(self.sentences) // len(claims)
+        self.paraphrases = len(self.sentences) // max(1, len(claims))
 
     def sample(self, ids: Tensor) -> Texts:
         """Descriptions [B] -> a paraphrase of each at random."""
@@ -268,6 +268,12 @@ def digit_captions(templates: tuple[str, ...]) -> Captions:
     digits = torch.arange(10)
     parts = [Part(digits, digit_facts(digits))]
     return Captions("digit", fill_templates(templates), digit_facts(digits), parts, digits)
+
+
+def own_captions(classes: Sequence[str]) -> Captions:
+    """Description k is the name of class k; what else the texts of own data say is not kept."""
+    no_labels = torch.zeros(len(classes), 0, dtype=torch.bool)
+    return Captions("own", classes, no_labels, parts=(), digit_ids=torch.arange(len(classes)))
 
 
 @functools.cache

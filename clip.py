@@ -15,11 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from attributes import unseen_combinations
-from captions import TRAIN_TEMPLATES, Captions, Texts, attribute_captions, digit_captions
+from captions import TRAIN_TEMPLATES, Captions, Texts, attribute_captions, digit_captions, own_captions
 from image_encoder import IMAGE_ENCODERS
 from losses import LOSSES, contrastive_loss
 from my_utils import InputError, load_checkpoint, pick_device, quote, save_checkpoint, short
@@ -28,7 +28,7 @@ from text_encoder import TEXT_ENCODERS
 
 # Training clamps the temperature to this minimum: 0.01 as in the paper. Captions of attributes keep a higher one, so
 # that similarities stay graded: of two thick digits the thicker one is closer to "thick". Scenes stay far above theirs.
-MIN_TEMPERATURE = {"digit": 0.01, "attributes": 0.1, "scenes": 0.02}
+MIN_TEMPERATURE = {"digit": 0.01, "attributes": 0.1, "scenes": 0.02, "own": 0.02}
 
 # Of a caption's parts (`log_probs`). It is lower than the logits' own, so that the edges between grades are sharp.
 PART_TEMPERATURE = 1 / 20
@@ -39,10 +39,12 @@ MODALITIES = ("speech", "strokes")
 TOWERS: dict[str, type[nn.Module]] = {}
 
 
-def captions_for(kind: str, text_encoder: str) -> Captions:
+def captions_for(kind: str, text_encoder: str, classes: Sequence[str] = ()) -> Captions:
     """The captions of --captions `kind`; a language model reads whole sentences, a table single words."""
     if kind == "digit":
         return digit_captions(TRAIN_TEMPLATES if text_encoder == "plus" else ("{word}",))
+    if kind == "own":
+        return own_captions(classes)
     return {"attributes": attribute_captions, "scenes": scene_captions}[kind]()
 
 
@@ -68,6 +70,8 @@ class CLIP(nn.Module):
     TEXT_ENCODERS, with `text_options` for its constructor. `captions`, "digit", "attributes" or "scenes", are what the
     model is trained on (captions.py, scenes.py), but for the combinations or pairs of `unseen_seed`. `loss` is a name
     in LOSSES. `init_logit_bias` adds a learned bias to the logits, for the sigmoid loss. `modalities` are more towers.
+    With captions "own" images have `channels` and are `side` pixels wide, `classes` are the names of classes if there
+    are any, and `sentences` the training texts, of which only the vocabulary is kept.
     Raises InputError if a language model is not available.
     """
 
@@ -84,19 +88,27 @@ class CLIP(nn.Module):
         init_temperature: float = 0.1,
         init_logit_bias: float | None = None,
         modalities: Sequence[str] = (),
+        side: int | None = None,
+        channels: int = 1,
+        classes: Sequence[str] = (),
+        sentences: Sequence[str] = (),
     ):
         super().__init__()
-        self.captions, self.unseen = captions_for(captions, text_encoder), unseen_for(captions, unseen_seed)
+        self.captions, self.unseen = captions_for(captions, text_encoder, classes), unseen_for(captions, unseen_seed)
         self.loss_function = LOSSES[loss]
-        text_tower = TEXT_ENCODERS[text_encoder](embed_dim, self.captions.sentences, **text_options or {})
+        self.side, self.channels = side or (CANVAS if captions == "scenes" else 28), channels
+        text_tower = TEXT_ENCODERS[text_encoder](embed_dim, sentences or self.captions.sentences, **text_options or {})
+        image_tower = IMAGE_ENCODERS[image_encoder](embed_dim, width, self.channels, self.side)
         # All that rebuilds the model; a text encoder adds what it needs of its own, such as its vocabulary.
         self.arch = {"embed_dim": embed_dim, "image_encoder": image_encoder, "width": width, "captions": captions}
         self.arch |= {"unseen_seed": unseen_seed, "text_encoder": text_encoder, "text_options": text_tower.options}
         self.arch |= {"loss": loss, "init_temperature": init_temperature, "init_logit_bias": init_logit_bias}
+        if captions == "own":
+            self.arch |= {"side": self.side, "channels": channels, "classes": list(classes)}
         self.config: dict = {}  # how it was trained
         self.metrics: dict = {}  # what it reached
 
-        self.towers = nn.ModuleDict({"image": IMAGE_ENCODERS[image_encoder](embed_dim, width), "text": text_tower})
+        self.towers = nn.ModuleDict({"image": image_tower, "text": text_tower})
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / init_temperature)))
         self.logit_bias = None if init_logit_bias is None else nn.Parameter(torch.tensor(float(init_logit_bias)))
         for name in modalities:
@@ -207,9 +219,10 @@ class CLIP(nn.Module):
         return self.towers[modality]
 
     def require_digits(self) -> None:
-        """Raises InputError for a model of scenes, where single digits are needed."""
-        if self.captions.kind == "scenes":
-            raise InputError("this CLIP reads scenes of two digits: name one of --captions attributes or digit")
+        """Raises InputError for a model of scenes or of own data, where single digits are needed."""
+        if self.captions.kind in ("scenes", "own"):
+            what = "scenes of two digits" if self.captions.kind == "scenes" else "the pictures of its own data"
+            raise InputError(f"this CLIP reads {what}: name one of --captions attributes or digit")
 
     def fingerprint(self) -> str:
         """16 hexadecimal digits by which a generator or another tower knows the image and text tower it belongs to."""
@@ -234,22 +247,26 @@ class CLIP(nn.Module):
         return self.towers["text"].tokenize(texts)
 
     def preprocess(self, images) -> Tensor:
-        """Images -> float [B, 1, H, H] in [0, 1]. Digits are bright on black; H is 28, of scenes 48.
+        """Images -> float [B, C, H, H] in [0, 1]. Digits are bright on black; H is 28, of scenes 48, and C is 1.
 
-        Takes a Pillow image or a list of them, or an array or tensor [H, H], [B, H, H] or [B, 1, H, H] of uint8
-        (0..255) or floats (0..1). Raises InputError for other shapes, types and ranges.
+        Takes a Pillow image or a list of them, or an array or tensor [H, H], [B, H, H] or [B, C, H, H] of uint8
+        (0..255) or floats (0..1). Pillow images are resized if the model is of own data; C and H are then `channels`
+        and `side`. Raises InputError for other shapes, types and ranges.
         """
-        images, side = pixels(images), CANVAS if self.captions.kind == "scenes" else 28
+        side, channels, kind = self.side, self.channels, self.captions.kind
+        images = pixels(images, (channels, side) if kind == "own" else None)
         shape = tuple(images.shape)
-        if shape[-2:] != (side, side) or len(shape) > 4 or (len(shape) == 4 and shape[1] != 1):
-            what = "scenes of two digits" if self.captions.kind == "scenes" else "single digits"
+        n_channels = shape[-3] if len(shape) == 4 or (len(shape) == 3 and channels == 3) else 1
+        if shape[-2:] != (side, side) or len(shape) > 4 or n_channels != channels:
+            what = {"scenes": "scenes of two digits", "own": "own pictures"}.get(kind, "single digits")
+            either = f"[B, {side}, {side}] or " if channels == 1 else ""
             raise InputError(
-                f"images must be [B, {side}, {side}] or [B, 1, {side}, {side}], not {list(shape)}: resize them; this"
-                f" model reads {what}, in grey"
+                f"images must be {either}[B, {channels}, {side}, {side}], not {list(shape)}: resize them; this"
+                f" model reads {what}, in {'grey' if channels == 1 else 'RGB'}"
             )
         if images.dtype != torch.uint8 and not images.is_floating_point():
             raise InputError(f"images must be uint8 (0..255) or float (0..1), not {images.dtype}: convert them")
-        images = images.reshape(-1, 1, side, side).to(self.logit_scale.device, non_blocking=True)
+        images = images.reshape(-1, channels, side, side).to(self.logit_scale.device, non_blocking=True)
         is_bytes = images.dtype == torch.uint8
         if self.training and images.is_cuda:  # looking at the values would wait for the GPU
             return images.float() / 255 if is_bytes else images
@@ -260,7 +277,7 @@ class CLIP(nn.Module):
             if not is_bytes and not (low >= 0 and high <= 1):
                 raise InputError("float images must lie in [0, 1]: divide by 255, or pass uint8")
         images = images.to(self.logit_scale.dtype) / 255 if is_bytes else images.to(self.logit_scale.dtype)
-        if not self.training and ((images > 0.5).float().mean(dim=(1, 2, 3)) > 0.5).any():
+        if not self.training and kind != "own" and ((images > 0.5).float().mean(dim=(1, 2, 3)) > 0.5).any():
             warnings.warn(
                 "most of an image is bright, but digits are bright on black here: pass 1 - image, or 255 - bytes",
                 stacklevel=3,
@@ -268,6 +285,20 @@ class CLIP(nn.Module):
         return images
 
     # ---- files ----
+
+    def start_from(self, path: str | Path) -> str:
+        """Take the weights of another model that fit, and say which do not. Table rows belong to a vocabulary.
+
+        Raises InputError for a file that is no CLIP, or if nothing fits.
+        """
+        other, own = CLIP.load(path), self.state_dict()
+        saved, options = other.state_dict(), [model.arch["text_options"].get("vocabulary") for model in (self, other)]
+        left = [name for name in own if name not in saved or saved[name].shape != own[name].shape]
+        left += ["towers.text.table.weight"] * (options[0] != options[1] and "towers.text.table.weight" not in left)
+        if len(left) == len(own):
+            raise InputError(f"nothing in {path} fits this model: train one with the same flags, or leave out --init")
+        self.load_state_dict({name: own[name] if name in left else saved[name] for name in own})
+        return f"{len(own) - len(left)} of {len(own)} tensors; new are {', '.join(left) or 'none'}"
 
     def save(self, path: str | Path) -> None:
         """Write weights, architecture, config and metrics to one file, all that `CLIP.load` needs.
@@ -309,8 +340,10 @@ class CLIP(nn.Module):
         return model.to(device).eval()
 
 
-def pixels(images) -> Tensor:
+def pixels(images, size: tuple[int, int] | None = None) -> Tensor:
     """Pillow images, arrays and tensors, or a list of them -> a tensor of the same pixels.
+
+    Pillow images become grey; or [C, H, H] with `size` (C, H).
 
     Raises InputError for anything else.
     """
@@ -318,7 +351,9 @@ def pixels(images) -> Tensor:
         return images
     try:
         if isinstance(images, list | tuple):
-            return torch.stack([pixels(one) for one in images])
+            return torch.stack([pixels(one, size) for one in images])
+        if isinstance(images, Image.Image) and size:
+            return fit(images, *size)
         array = np.array(grey(images) if isinstance(images, Image.Image) else images)
         return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # big-endian numbers too
     except InputError:
@@ -327,8 +362,18 @@ def pixels(images) -> Tensor:
         raise InputError("images must be one array of uint8 or float pixels, all of one size") from None
 
 
-def grey(image: Image.Image) -> Image.Image:
-    """A Pillow image of any mode with 8 bits a channel -> its grey levels, mode L. Palettes are looked up.
+def fit(image: Image.Image, channels: int, side: int) -> Tensor:
+    """A Pillow image, turned as its camera says, on white if transparent -> a square, uint8 [channels, side, side]."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    image = grey(image, "L" if channels == 1 else "RGB").resize((side, side))
+    return torch.from_numpy(np.array(image)).view(side, side, channels).permute(2, 0, 1)
+
+
+def grey(image: Image.Image, mode: str = "L") -> Image.Image:
+    """A Pillow image of any mode with 8 bits a channel -> its grey levels, or its colours with `mode` RGB.
 
     Raises InputError for transparency (its background is unknown) and for modes with more bits.
     """
@@ -338,4 +383,4 @@ def grey(image: Image.Image) -> Image.Image:
         raise InputError(
             f"images of Pillow's mode {image.mode} have more than 8 bits: pass floats, such as np.array(image) / 65535"
         )
-    return (image.convert("RGB") if image.mode in ("P", "LAB", "HSV") else image).convert("L")
+    return (image.convert("RGB") if image.mode in ("P", "LAB", "HSV") else image).convert(mode)

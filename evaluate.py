@@ -19,11 +19,13 @@ import torch
 from sklearn.metrics import confusion_matrix
 
 from clip import CLIP
+from data.own import read_folder
 from evaluation import pictures, sections
 from evaluation.combinations import evaluate_attributes
 from evaluation.corruptions import evaluate_robustness
 from evaluation.metrics import embed_images
 from evaluation.ood import evaluate_ood, ood_sets, uci_digits
+from evaluation.own import evaluate_own
 from evaluation.scene_pictures import five_captions
 from evaluation.scenes import evaluate_scenes
 from evaluation.table import print_table
@@ -37,9 +39,7 @@ OOD_IMAGES = 1_000  # of each OOD set that is made
 def main(argv: list[str]) -> None:
     parser, started = ArgumentParser(prog="evaluate.py", description=__doc__.split("\n")[0]), time.perf_counter()
     parser.add_argument("checkpoint", nargs="?", type=text, default="runs/best_model.pth", help="the model's file")
-    parser.add_argument(
-        "--data-path", type=text, default=DATA_PATH, help="folder of MNIST; downloaded if it is not there"
-    )
+    parser.add_argument("--data-path", type=text, help=f"folder of the data; None: {DATA_PATH}, or that of --data")
     parser.add_argument("--text-model", type=text, help="the language model's folder, if it has moved")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--pictures", type=text, default="inference_test", metavar="DIR", help="folder of the pictures")
@@ -62,13 +62,19 @@ def main(argv: list[str]) -> None:
         "trained_at_commit": model.metrics.get("commit"),
         "date": f"{date.today()}",
     }
-    measure = measure_scenes if model.captions.kind == "scenes" else measure_digits
-    results, figures = measure(model, args.data_path)
+    measure = {"scenes": measure_scenes, "own": measure_own}.get(model.captions.kind, measure_digits)
+    results, figures = measure(model, args.data_path or model.config.get("data") or DATA_PATH)
     for name, figure in figures.items():
         pictures.save_figure(figure, folder / f"evaluation_{name}.png")
     atomic_write(json_path, (json.dumps({"about": about} | results, indent=2) + "\n").encode())
     print_table(results)
     print(f"\n{time.perf_counter() - started:.0f} s; written: {json_path} and {folder}/evaluation_*.png")
+
+
+def measure_own(model: CLIP, folder: str) -> tuple[dict, dict]:
+    """Results and figures of a model of own data."""
+    test = read_folder(folder, model.side, model.channels)["test"]
+    return {"own": evaluate_own(model, test)}, {"search": pictures.own_search(model, test)}
 
 
 def measure_scenes(model: CLIP, data_path: str) -> tuple[dict, dict]:

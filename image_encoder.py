@@ -1,4 +1,6 @@
-"""Image tower: small CNNs on grey images, digits of 28x28 pixels or scenes of 48x48, at the size they have."""
+"""Image tower: small CNNs on digits of 28x28 pixels, scenes of 48x48, or own pictures, at the size they have."""
+
+import math
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,16 +31,16 @@ def downsample(channels: int, out: int, kernel: int = 3) -> list[nn.Module]:
 
 
 class ImageEncoder(nn.Module):
-    """Float images [B, 1, 28, 28], or of another size, in [0, 1] -> features [B, embed_dim], not normalised.
+    """Float images [B, channels, side, side] in [0, 1] -> features [B, embed_dim], not normalised.
 
     Three stages, each of half the resolution and twice the channels of the one before, with a residual block each;
     the first has `width` channels. The mean over the last map forgets where in the image something is.
     """
 
-    def __init__(self, embed_dim: int, width: int):
+    def __init__(self, embed_dim: int, width: int, channels: int = 1, side: int = 28):
         super().__init__()
         self.stages = nn.Sequential(
-            *downsample(1, width, kernel=5),
+            *downsample(channels, width, kernel=5),
             ResidualBlock(width),
             *downsample(width, 2 * width),
             ResidualBlock(2 * width),
@@ -53,14 +55,14 @@ class ImageEncoder(nn.Module):
 
 
 class SceneEncoder(ImageEncoder):
-    """Scenes, float [B, 1, 48, 48] -> features [B, embed_dim]: the same stages, then the whole map: it keeps places."""
+    """The same stages, then the whole map: it keeps places."""
 
-    def __init__(self, embed_dim: int, width: int):
-        super().__init__(embed_dim, width)
-        self.projection = nn.Linear(4 * width * 6 * 6, embed_dim)
+    def __init__(self, embed_dim: int, width: int, channels: int = 1, side: int = 48):
+        super().__init__(embed_dim, width, channels, side)
+        self.projection = nn.Linear(4 * width * math.ceil(side / 8) ** 2, embed_dim)
 
-    def forward(self, scenes: Tensor) -> Tensor:
-        x = self.stages((scenes - PIXEL_MEAN) / PIXEL_STD)  # [B, 4 * width, 6, 6], by way of 24x24 and 12x12
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stages((images - PIXEL_MEAN) / PIXEL_STD)  # [B, 4 * width, side / 8, side / 8]
         return self.projection(x.flatten(1))  # [B, embed_dim]
 
 
@@ -68,10 +70,10 @@ class FastImageEncoder(nn.Module):
     """The same contract for seconds of training: one convolution, and one hidden layer on its whole map.
 
     Four border pixels on each side are cut off, because MNIST's ink lies in the middle. The map is pooled before its
-    norm, which then has a quarter of the work.
+    norm, which then has a quarter of the work. It reads nothing but 28x28 grey pixels.
     """
 
-    def __init__(self, embed_dim: int, width: int):
+    def __init__(self, embed_dim: int, width: int, channels: int = 1, side: int = 28):
         super().__init__()
         hidden = 5 * width
         self.map = nn.Sequential(

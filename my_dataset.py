@@ -44,6 +44,28 @@ class Split(NamedTuple):
     labels: Tensor
 
 
+class OwnSplit(NamedTuple):
+    """One split of own data on one device: pictures, and which texts were given to them.
+
+    images uint8 [N, C, H, H]; `texts` are T different ones; pairs int64 [P, 2] are places of a picture and of a text,
+    in ascending order; `classes` names the classes if the texts are that.
+    """
+
+    images: Tensor
+    texts: tuple[str, ...]
+    pairs: Tensor
+    classes: tuple[str, ...]
+
+    def to(self, device: str | torch.device) -> "OwnSplit":
+        return self._replace(images=self.images.to(device), pairs=self.pairs.to(device))
+
+    def belongs(self, images: Tensor, texts: Tensor) -> Tensor:
+        """Places of pictures [A] and of texts [B] -> whether the text was given to the picture, bool [A, B]."""
+        given = self.pairs[:, 0] * len(self.texts) + self.pairs[:, 1]  # [P], ascending
+        asked = images[:, None] * len(self.texts) + texts  # [A, B]
+        return given[torch.searchsorted(given, asked).clamp(max=len(given) - 1)] == asked
+
+
 def load_mnist(split: str, data_path: str | Path = DATA_PATH, device: str | torch.device = "cpu") -> Split:
     """Load "train" (55,000), "val" (5,000, stratified out of the training set) or "test" (10,000).
 
@@ -74,6 +96,15 @@ def stratified_indices(labels: Tensor, size: int, seed: int) -> Tensor:
     return by_class[steps.long()].sort().values
 
 
+def load_split(name: str, settings, device: str | torch.device = "cpu") -> Split | OwnSplit:
+    """A split, "train", "val" or "test", of the data of a run's settings: of --data, else of MNIST."""
+    if settings.data is None:
+        return load_mnist(name, settings.data_path, device)
+    from data.own import read_folder  # pandas takes half a second to import
+
+    return read_folder(settings.data, settings.image_size, settings.channels)[name].to(device)
+
+
 def epoch_generator(seed: int, epoch: int, device: str | torch.device = "cpu") -> torch.Generator:
     """Random numbers that depend on (seed, epoch) alone, so that a resumed run has the same."""
     return torch.Generator(device).manual_seed(seed * 100_003 + epoch)
@@ -93,7 +124,7 @@ def batch_indices(size: int, batch_size: int, seed: int, epoch: int, device: str
 class Batch(NamedTuple):
     """B pairs: image b and text b go together, and `labels` say which others do."""
 
-    images: Tensor  # float [B, 1, H, H] in [0, 1]; H is 28, of scenes 48
+    images: Tensor  # float [B, C, H, H] in [0, 1]; C is 1 and H is 28, of scenes 48, but for own data
     texts: Texts
     labels: Labels
 
@@ -247,3 +278,31 @@ class ScenePairs:
         index = torch.where(is_second[:, None], index.flip(1), index)
         tiles = augment(self.images.index_select(0, index.flatten()), self.augment).view(-1, 2, *self.images.shape[1:])
         return scenes.make_scenes(tiles, self.labels[index], is_vertical)
+
+
+class OwnPairs:
+    """A split of own data as pairs (set `augment` before each epoch). A text is true of each picture that has it."""
+
+    def __init__(self, split: OwnSplit, augment: str = "none"):
+        self.split, self.images, self.augment = split, split.images, augment
+
+    def __len__(self) -> int:
+        return len(self.split.pairs)
+
+    def arch(self) -> dict:
+        """What a CLIP of these pairs needs to know of them."""
+        _, channels, side, _ = self.images.shape
+        return {"side": side, "channels": channels, "classes": self.split.classes, "sentences": self.split.texts}
+
+    def epoch(
+        self, batch_size: int, seed: int = 0, epoch: int = 0, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """As `MNISTPairs.epoch`: each text of each picture once. The labels are the texts of the batch."""
+        share = slice(rank * batch_size // world_size, (rank + 1) * batch_size // world_size)
+        is_own = torch.eye(batch_size, dtype=torch.bool, device=self.images.device)
+        for index in batch_indices(len(self), batch_size, seed, epoch, self.images.device):
+            places, texts = self.split.pairs[index].T  # [B] each
+            facts = self.split.belongs(places[share], texts)
+            images = augment(self.images.index_select(0, places[share]), self.augment)
+            labels = Labels(facts, is_own[share], torch.zeros_like(facts))
+            yield Batch(images, Texts(self.split.texts, texts[share]), labels)

@@ -78,9 +78,9 @@ class TextEncoder(WordEncoder):
 class OrderTextEncoder(WordEncoder):
     """The least that is no bag of words: each word's vector times a vector of its place, summed; then the same MLP."""
 
-    def __init__(self, embed_dim: int, sentences: Sequence[str], vocabulary: Sequence[str] | None = None):
+    def __init__(self, embed_dim: int, sentences: Sequence[str], vocabulary=None, max_words: int | None = None):
         super().__init__(sentences, vocabulary)
-        self.max_words = longest(sentences)
+        self.options["max_words"] = self.max_words = max_words or longest(sentences)
         self.table = nn.Embedding(len(self.vocabulary) + 1, embed_dim, padding_idx=0)
         self.places = nn.Embedding(self.max_words, embed_dim)
         self.mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
@@ -95,9 +95,9 @@ class TransformerTextEncoder(WordEncoder):
 
     width, heads, layers = 64, 4, 2
 
-    def __init__(self, embed_dim: int, sentences: Sequence[str], vocabulary: Sequence[str] | None = None):
+    def __init__(self, embed_dim: int, sentences: Sequence[str], vocabulary=None, max_words: int | None = None):
         super().__init__(sentences, vocabulary)
-        self.max_words = longest(sentences)
+        self.options["max_words"] = self.max_words = max_words or longest(sentences)
         self.table = nn.Embedding(len(self.vocabulary) + 1, self.width, padding_idx=0)
         self.places = nn.Embedding(self.max_words, self.width)
         options = {"dropout": 0.0, "batch_first": True, "norm_first": True}

@@ -4,6 +4,7 @@
     python train.py --preset speed                   99 % in seconds; --preset accuracy takes many minutes
     python train.py --captions scenes                two digits on a canvas, captions with word order; into runs/scenes/
     python train.py --resume                         resume the latest unfinished run; scenes: add --captions scenes
+    python train.py --data FOLDER                    your own pictures and texts (docs/own-data.md); into runs/own/
     torchrun --nproc-per-node 2 train.py             data parallel, one process per GPU; they share --batch-size
 
 Writes runs/<run>/ (TensorBoard events, config.json, last.pth, best_model.pth, metrics.json) and, when the
@@ -19,10 +20,11 @@ import torch
 from clip import CLIP, captions_for, unseen_for
 from data.mnist import download
 from evaluation.metrics import evaluate
+from evaluation.own import RECALLS, evaluate_own
 from evaluation.scenes import evaluate_scenes
 from losses import SIGMOID_BIAS
-from my_dataset import MNISTPairs, ScenePairs, load_mnist
-from my_utils import InputError, device_name, exit_on_error, pick_device, use_bf16
+from my_dataset import MNISTPairs, OwnPairs, ScenePairs, load_split
+from my_utils import device_name, exit_on_error, pick_device, use_bf16
 from training import distributed
 from training.ema import Ema
 from training.log import log_end, log_similarity
@@ -33,8 +35,10 @@ from training.step import TrainingStep
 
 # Validation metric for model selection. Held-out combinations do not influence it.
 SCORES = {"digit": "val_digit_accuracy", "attributes": "val_seen_accuracy", "scenes": "val_seen_accuracy"}
+SCORES["own"] = "val_image_to_text_recall_at_1"
 # Of the metrics, those that a run prints in the end.
 PRINTED = ("digit_accuracy", "text_to_image_precision", "seen_accuracy", "unseen_accuracy", "seen_swap", "unseen_swap")
+PRINTED += ("class_accuracy", *RECALLS, "unread_texts")
 
 
 def main(argv: list[str]) -> None:
@@ -50,20 +54,22 @@ def train(run: Run, settings: Settings) -> None:
     rank, world_size = distributed.rank(), distributed.world_size()
     if settings.image_encoder == "fast":  # its work is too small for more threads
         torch.set_num_threads(min(2, torch.get_num_threads()))
-    if run.is_main:
+    if run.is_main and not settings.data:
         download(settings.data_path)  # the first process downloads for all
     distributed.broadcast(None)
-    pairs, val = build_pairs(settings, device), load_mnist("val", settings.data_path, device)
-    check_batch(settings, pairs, world_size)
+    pairs, val = build_pairs(settings, device), load_split("val", settings, device)
+    settings.check_batch(len(pairs), world_size)
     steps = len(pairs) // settings.batch_size  # per epoch
-    measure = evaluate_scenes if settings.captions == "scenes" else evaluate
+    measure = {"scenes": evaluate_scenes, "own": evaluate_own}.get(settings.captions, evaluate)
 
     # ---- model, optimizers, the step ----
-    model = build_model(settings).to(device, memory_format=torch.channels_last)
+    model = build_model(settings, pairs).to(device, memory_format=torch.channels_last)
     optimizers = make_optimizers(model, settings.lr, settings.muon_lr)
     ema = Ema(model, settings.ema_decay) if settings.ema_decay else None
     evaluated = ema.model if ema else model  # the model we evaluate and save
     train_step = build_step(settings, model, optimizers, ema, use_bf16(settings.precision, device))
+    if settings.init and run.saved is None:
+        print(f"started from {settings.init}: {model.start_from(settings.init)}")
     language_model = model.towers["text"].frozen_hash
     run.restore(belongs_to=language_model, model=model, **optimizers, **({"ema": ema} if ema else {}))
     if run.is_main:
@@ -88,7 +94,7 @@ def train(run: Run, settings: Settings) -> None:
         return
     text_model = settings.text_model if settings.text_encoder == "plus" else None
     best = CLIP.load(run.folder / "best_model.pth", device, text_model).to(memory_format=torch.channels_last)
-    test = measure(best, load_mnist("test", settings.data_path, device))
+    test = measure(best, load_split("test", settings, device))
     best.metrics |= {f"test_{name}": value for name, value in test.items()} | run.origin(device)
     best.save(run.folder / "best_model.pth")
     log_end(run, best)
@@ -100,8 +106,10 @@ def train(run: Run, settings: Settings) -> None:
 # ---- helpers ----
 
 
-def build_pairs(settings: Settings, device: torch.device) -> MNISTPairs | ScenePairs:
+def build_pairs(settings: Settings, device: torch.device) -> MNISTPairs | ScenePairs | OwnPairs:
     """The training pairs of these settings."""
+    if settings.data:
+        return OwnPairs(load_split("train", settings, device))
     unseen = unseen_for(settings.captions, settings.unseen_seed)
     if settings.captions == "scenes":
         return ScenePairs("train", settings.data_path, device, unseen)
@@ -109,8 +117,8 @@ def build_pairs(settings: Settings, device: torch.device) -> MNISTPairs | SceneP
     return MNISTPairs("train", settings.data_path, device, captions, unseen)
 
 
-def build_model(settings: Settings) -> CLIP:
-    """The model of these settings."""
+def build_model(settings: Settings, pairs: OwnPairs | None = None) -> CLIP:
+    """The model of these settings; of own data it knows the words of these pairs."""
     names = ("embed_dim", "image_encoder", "width", "captions", "unseen_seed", "text_encoder", "loss")
     arch = {name: getattr(settings, name) for name in (*names, "init_temperature")}
     if settings.text_encoder == "plus":
@@ -118,6 +126,8 @@ def build_model(settings: Settings) -> CLIP:
         arch["text_options"] = {name: getattr(settings, name) for name in names} | {"download": True}
     if settings.loss == "sigmoid":
         arch["init_logit_bias"] = SIGMOID_BIAS
+    if settings.data:
+        arch |= pairs.arch()
     model = CLIP(**arch)
     model.config = vars(settings).copy()
     return model
@@ -135,19 +145,6 @@ def build_step(settings: Settings, model: CLIP, optimizers: dict, ema: Ema | Non
     )
 
 
-def check_batch(settings: Settings, pairs: MNISTPairs, world_size: int) -> None:
-    """Raises InputError for a batch that does not fit the data or the processes."""
-    batch = settings.batch_size
-    if batch > len(pairs):
-        raise InputError(f"--batch-size {batch} is larger than the {len(pairs):,} pairs of an epoch: make it smaller")
-    if world_size > 1 and settings.chunk_size:
-        raise InputError("several processes go without --chunk-size: leave it out, or train with one process")
-    if batch % world_size or batch // world_size < 2:
-        raise InputError(
-            f"--batch-size {batch} does not give each of {world_size} processes the same two or more pairs"
-        )
-
-
 def print_results(run: Run, metrics: dict, note: str) -> None:
     print(f"\n{'':28}{'validation':>12}{'test':>12}")
     for name in (name for name in PRINTED if f"val_{name}" in metrics):
@@ -156,7 +153,7 @@ def print_results(run: Run, metrics: dict, note: str) -> None:
     print(f"saved to {run.folder} and {run.published}" + (f"\nnote: {note}" if note else ""))
     logdir = shlex.quote(f"--logdir {shlex.quote(str(run.folder.parent))}")
     print(f"\nthe curves:    make tensorboard ARGS={logdir}")
-    if run.settings.captions == "scenes":
+    if run.settings.captions in ("scenes", "own"):
         print(f"the pictures:  make evaluate ARGS={shlex.quote(shlex.quote(str(run.published)))}")
     else:
         print(f"the pictures:  make notebook, with MODEL = {str(run.published)!r} in its first cell")

@@ -17,7 +17,7 @@ from benchmarks.common import RESULTS, ROOT
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error
 
 DETAILS, CHINESE = "benchmarks/README.md", "README.zh-CN.md"
-DOCS = ("word-order", "negation", "when-training-fails")
+DOCS = ("word-order", "negation", "when-training-fails", "own-data")
 DOCUMENTS = ("README.md", CHINESE, DETAILS, *(f"docs/{name}.md" for name in DOCS))
 MARKER = re.compile(r"(<!-- ([\w +-]+): begin -->\n).*?(<!-- \2: end -->)", re.DOTALL)
 # Each result, and what makes it: `python -m benchmarks.` and this. With a GPU the names end in "-cuda".
@@ -35,6 +35,7 @@ COMMANDS = {
     "strokes": "modalities --only strokes",
     "speech": "modalities --only speech",
     "sentences": "sentences",
+    "own": "own",
     "losses": "losses --only losses",
     "gap": "losses --only gap",
     "failures": "failures",

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from IPython.display import display
 from matplotlib.figure import Figure
 
 from clip import CLIP
-from evaluation.pictures import save_figure
+from data.own import read_folder
+from evaluation.pictures import own_search, save_figure
 from my_utils import InputError, pick_device
 
 
@@ -18,9 +20,15 @@ class StopNotebook(Exception):
 
 
 def load_model(path: str) -> CLIP:
-    """The model of a checkpoint, whose results are printed. Stops the notebook if there is none."""
+    """The model of a checkpoint, whose results are printed. Stops the notebook if there is none of digits.
+
+    Of a model of own data it shows the search before that.
+    """
     try:
         model = CLIP.load(path, pick_device("auto"))
+        if model.captions.kind == "own":
+            test = read_folder(model.config["data"], model.side, model.channels)["test"]
+            display(show("search", lambda: own_search(model, test)))
         model.require_digits()
     except InputError as error:
         raise StopNotebook(f"{error}. Then run this notebook again.") from None

@@ -37,8 +37,9 @@ from evaluation.claims import combination_caption, format_values, short_caption
 from evaluation.combinations import is_unambiguous
 from evaluation.metrics import embed_images
 from evaluation.ood import inverted_noise, letters, ood_score
+from evaluation.own import embed_texts
 from evaluation.similarity import OTHERS, RIGHT, WRONG, similarity_matrix
-from my_dataset import Split
+from my_dataset import OwnSplit, Split
 from my_utils import InputError, atomic_write
 
 # Chinese texts need a font that has their characters: the first of these that is installed.
@@ -280,3 +281,23 @@ def ood_histograms(model: CLIP, features: dict[str, Tensor]) -> Figure:
     axes.set_title("digits, and images of no digit")
     axes.legend(fontsize=9)
     return figure
+
+
+def own_search(model: CLIP, split: OwnSplit, count: int = 8) -> Figure:
+    """For some texts of a split the pictures closest to them; in the last row pictures under the closest text."""
+    split, images, texts = split.to("cpu"), embed_images(model, split.images).cpu(), embed_texts(model, split.texts)
+    pixels = split.images.permute(0, 2, 3, 1).squeeze(-1)  # [N, H, H, 3], of grey pictures [N, H, H]
+    similarity, rows = images @ texts.T, []  # [N, T]
+    shown, asked = (torch.arange(0, len(x), -(-len(x) // count)) for x in (images, texts))
+    for text in asked:
+        cosines, best = similarity[:, text].topk(min(count, len(images)))
+        notes, is_right = (
+            [f"{cosine:.2f}" for cosine in cosines.tolist()],
+            split.belongs(best, text[None])[:, 0].tolist(),
+        )
+        rows.append((textwrap.fill(split.texts[text], 18), None, pixels[best], notes, is_right))
+    nearest = similarity[shown].argmax(dim=1)
+    names = [textwrap.fill(split.texts[text], 14) for text in nearest]
+    is_right = split.belongs(shown, nearest).diagonal().tolist()
+    rows.append(("the closest\ntext", None, pixels[shown], names, is_right))
+    return ranked_images(rows, "the pictures closest to each text; and the text closest to some pictures")

@@ -6,6 +6,7 @@ TITLES = {
     "classification": "Classification by the nearest of ten captions, test split",
     "attributes": "Digit and attributes: the most probable of the captions of all combinations, test split",
     "scenes": "Scenes of two digits: pairs seen and never shown together in training, test split",
+    "own": "Own data: recall among all pictures and texts, test split",
     "retrieval": "Text to image, every image of the digit is relevant",
     "linear_probe": "A linear classifier of frozen image embeddings",
     "calibration": "Calibration, softmax over the ten captions",

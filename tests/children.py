@@ -53,6 +53,7 @@ def train(flags: list, moment: str = "", number: int = signal.SIGKILL, to_parent
     import my_dataset
     import my_utils
     import train
+    from data import own
     from training.step import TrainingStep
 
     def small(split, *where):
@@ -70,7 +71,7 @@ def train(flags: list, moment: str = "", number: int = signal.SIGKILL, to_parent
         return signalled
 
     load, names = my_dataset.load_mnist, []
-    my_dataset.load_mnist = train.load_mnist = small
+    my_dataset.load_mnist = own.load_mnist = small
     if os.environ.get("RANK", "0") == "0":
         TrainingStep.__call__ = with_signal(TrainingStep.__call__, lambda *_: "step")
         my_utils.atomic_write = with_signal(my_utils.atomic_write, lambda path, _: path.name)

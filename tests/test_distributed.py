@@ -16,7 +16,6 @@ from conftest import ROOT, TINY, freeze_statistics, gradients, metrics_of, tenso
 from losses import LOSSES, min_loss
 from my_dataset import Batch
 from my_utils import InputError
-from train import check_batch
 from training import distributed
 from training.optim import make_optimizers
 from training.settings import Settings
@@ -130,7 +129,7 @@ def test_a_batch_that_fits_neither_the_data_nor_the_processes_is_refused():
         (Settings(batch_size=2), 2, "--batch-size 2 does not give each of 2 processes the same two or more pairs"),
     ):
         with pytest.raises(InputError, match=message):
-            check_batch(settings, range(55_000), processes)
+            settings.check_batch(55_000, processes)
 
 
 def test_each_process_takes_a_gpu_of_its_own(monkeypatch):

@@ -61,8 +61,8 @@ def test_the_results_are_those_that_training_reported(evaluated):
         assert f"{found[name]['accuracy']:.2%} (95%: {low:.2%} to {high:.2%})" in evaluated.output
     assert results["about"]["trained_at_commit"] == evaluated.metrics["commit"]
     assert results["about"]["command"].startswith("python evaluate.py ")
-    assert results.keys() == {"about", "confusion", *TITLES} - {"scenes"}
-    for name in TITLES.keys() - {"scenes"}:
+    assert results.keys() == {"about", "confusion", *TITLES} - {"scenes", "own"}
+    for name in TITLES.keys() - {"scenes", "own"}:
         assert f"\n{TITLES[name]}\n" in evaluated.output
     assert all(len(line) <= 120 for line in evaluated.output.splitlines() if "written" not in line)
 
@@ -90,7 +90,7 @@ def test_a_model_of_digit_captions_is_evaluated_without_attributes(trained, data
     evaluate.main([checkpoint, "--data-path", str(data_path), "--pictures", str(tmp_path)])
     assert "unseen" not in capsys.readouterr().out
     results = json.loads((tmp_path / "evaluation.json").read_text())
-    assert results.keys() == {"about", "confusion", *TITLES} - {"attributes", "scenes"}
+    assert results.keys() == {"about", "confusion", *TITLES} - {"attributes", "scenes", "own"}
 
 
 # ---- bad input: one sentence, before the long work, and nothing written ----

@@ -139,7 +139,7 @@ def test_a_name_that_is_taken_is_refused_with_advice_that_fits(whole, unfinished
         return str(error.value)
 
     assert advice(unfinished).endswith(f" train.py --resume {unfinished}")
-    own = tmp_path / "own"
+    own = tmp_path / "taken"
     own.mkdir()
     (own / "best_model.pth").write_bytes(b"the user's")
     assert not any("resume" in advice(folder) for folder in (whole, own))

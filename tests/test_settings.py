@@ -51,6 +51,9 @@ WRONG = {
         "--preset speed --unseen-seed 0",
     ),
     "does not read the images of": ("--captions scenes --image-encoder fast", "--image-encoder scene"),
+    "go with --data FOLDER": ("--captions own", "--preset own", "--image-size 32", "--data x --captions digit"),
+    "neither grey": ("--data x --channels 2",),
+    "--data has settings of its own": ("--data x --preset speed",),
     "add --text-encoder plus": ("--freeze-text", "--text-model bert"),
     "changes no image": ("--preset speed --augment elastic", "--epochs 2 --augment affine"),
     "larger than --batch-size 64": ("--batch-size 64 --chunk-size 65",),
@@ -94,11 +97,13 @@ def test_plain_run_names_are_taken(name):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_change_defaults(preset):
-    settings, overrides = parse(f"--preset {preset}")
-    assert settings == Settings(**PRESETS[preset])
-    assert overrides == {}, "only what the user gave"
+    data = {"data": "folder"} if preset == "own" else {}
+    given = "".join(f" --{name} {value}" for name, value in data.items())
+    settings, overrides = parse(f"--preset {preset}{given}")
+    assert settings == Settings(**PRESETS[preset] | data)
+    assert overrides == data, "only what the user gave"
     flags = " ".join(f"{flag(name)} {value}" for name, value in PRESETS[preset].items())
-    assert parse(flags)[0] == settings, "a preset is flags, within their bounds"
+    assert parse(flags + given)[0] == settings, "a preset is flags, within their bounds"
 
 
 def test_flags_win_over_presets():

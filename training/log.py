@@ -19,7 +19,11 @@ RESULTS = [f"{split}_{name}_accuracy" for name in ("digit", "seen", "unseen") fo
 
 def log_similarity(run: Run, model: CLIP, split: Split) -> None:
     """Every few epochs, the first image of each digit against the ten captions, or scenes against five each."""
-    if not run.is_main or (run.epoch % PICTURE_EVERY and run.epoch < run.settings.epochs):
+    if (
+        not run.is_main
+        or model.captions.kind == "own"
+        or (run.epoch % PICTURE_EVERY and run.epoch < run.settings.epochs)
+    ):
         return
     if model.captions.kind == "scenes":
         run.writer.add_figure("captions", five_captions(model, split), run.step - 1)

@@ -18,8 +18,9 @@ from training.optim import TEXT_LR
 
 PLAIN_EPOCHS = 2  # at the end of a run: images without augmentation
 # What else lies in a folder of runs, so that no run can have its name.
-RESERVED = ("best_model.pth", "evaluation.json", "generator", "strokes", "speech", "scenes", "benchmarks", "readme.md")
-LOCATION = ("device", "data_path", "clip", "text_model")  # what may differ when a run is resumed
+RESERVED = ("best_model.pth", "evaluation.json", "generator", "strokes", "speech", "scenes", "own", "benchmarks")
+RESERVED += ("readme.md",)
+LOCATION = ("device", "data_path", "data", "clip", "text_model")  # what may differ when a run is resumed
 NOT_RECORDED = ("device", "data_path", "runs_dir", "run_name", "resume")  # where a run happens, not what it is
 
 
@@ -62,6 +63,10 @@ class Settings(RunSettings):
         low=0,
         high=2**31,
     )
+    data: str | None = option(None, "folder of your own pictures with texts; MNIST without it", type=str)
+    image_size: int = option(28, "data: pixels to which pictures are resized, in width and height", low=28, high=128)
+    channels: int | None = option(None, "data: 1 is grey, 3 RGB; None: RGB, of IDX files grey", type=int, low=1, high=3)
+    init: str | None = option(None, "a checkpoint whose weights the run starts from, as far as they fit", type=str)
     text_encoder: str = option("table", "the text tower, see below", choices=tuple(TEXT_ENCODERS))
     text_model: str = option("albert-base-v2", "plus: the language model, a Hugging Face name or a folder")
     freeze_text: bool = option(False, "plus: keep the language model as it is")
@@ -93,12 +98,18 @@ class Settings(RunSettings):
             )
         if self.captions != "attributes" and "part_weight" in overrides:
             raise InputError("--part-weight is for --captions attributes: leave it out")
-        if self.captions == "digit" and "unseen_seed" in overrides:
+        needs_data = self.captions == "own" or overrides.keys() & {"image_size", "channels"}
+        if (needs_data and not self.data) or (self.data and self.captions != "own"):
+            raise InputError("--image-size and --channels go with --data FOLDER, and --captions does not: change them")
+        if self.channels == 2:
+            raise InputError("--channels 2 is neither grey (1) nor RGB (3): choose one of them")
+        if self.captions in ("digit", "own") and "unseen_seed" in overrides:
             raise InputError("--unseen-seed is for --captions attributes or scenes: leave it out")
-        if self.image_encoder == ("fast" if self.captions == "scenes" else "scene"):
+        wrong, right = ("fast", "scene") if self.captions in ("scenes", "own") else ("scene", "fast")
+        if self.image_encoder == wrong:
             raise InputError(
-                f"--image-encoder {self.image_encoder} does not read the images of --captions {self.captions}: choose"
-                f" residual, or {'scene' if self.captions == 'scenes' else 'fast'}"
+                f"--image-encoder {wrong} does not read the images of --captions {self.captions}: choose residual, or"
+                f" {right}"
             )
         if self.init_temperature < MIN_TEMPERATURE[self.captions]:
             raise InputError(
@@ -110,6 +121,18 @@ class Settings(RunSettings):
         if self.chunk_size and self.batch_size % self.chunk_size == 1:
             raise InputError("batch norm needs two images at a time: change --chunk-size, so that none is left alone")
 
+    def check_batch(self, n_pairs: int, world_size: int) -> None:
+        """Raises InputError for a batch that does not fit the data or the processes."""
+        batch = self.batch_size
+        if batch > n_pairs:
+            raise InputError(f"--batch-size {batch} is larger than the {n_pairs:,} pairs of an epoch: make it smaller")
+        if world_size > 1 and self.chunk_size:
+            raise InputError("several processes go without --chunk-size: leave it out, or train with one process")
+        if batch % world_size or batch // world_size < 2:
+            raise InputError(
+                f"--batch-size {batch} does not give each of {world_size} processes the same two or more pairs"
+            )
+
 
 @dataclass
 class OnClipSettings(RunSettings):
@@ -119,7 +142,7 @@ class OnClipSettings(RunSettings):
     text_model: str | None = option(None, "the folder of its language model, if it moved", type=str)
 
 
-# What --preset changes; flags that are given win over it. `--captions scenes` means `--preset scenes`.
+# What --preset changes; flags that are given win over it. `--captions scenes` means `--preset scenes`, `--data` "own".
 PRESETS = {
     "default": {},
     "scenes": dict(
@@ -129,6 +152,16 @@ PRESETS = {
         embed_dim=128,
         epochs=5,
         runs_dir="runs/scenes",
+    ),
+    "own": dict(
+        captions="own",
+        image_encoder="scene",
+        text_encoder="transformer",
+        embed_dim=128,
+        init_temperature=0.07,
+        epochs=20,
+        augment="shift",
+        runs_dir="runs/own",
     ),
     # A wider CNN for longer, on images that are bent too; the moving average evens out what the last steps saw.
     "accuracy": dict(captions="digit", init_temperature=0.07, epochs=30, width=24, augment="elastic", ema_decay=0.998),
@@ -150,9 +183,12 @@ PRESETS = {
 NOTES = f"""
 captions      digit: a text names the digit. attributes: any part of digit, thickness and slant, or that it is no digit.
               scenes: two digits on one canvas, one or both named, with places, relations and thickness
-image encoder residual: the mean over its last map. scene: the whole map, for scenes. fast: small, for single digits
+              own: the texts of the folder --data
+image encoder residual: the mean over its last map. scene: the whole map, for scenes and own pictures.
+              fast: small, for single digits
 text encoder  table: a bag of words. order, transformer: the order of words counts, too. plus: a language model
-augment       none; affine: rotated, sheared, scaled, shifted; elastic: bent too; in the last {PLAIN_EPOCHS} epochs none
+augment       none; shift; flip: shifted, and mirrored left to right; affine: rotated, sheared, scaled, shifted;
+              elastic: bent too; in the last {PLAIN_EPOCHS} epochs none
 precision     auto: bf16 on GPUs that compute in it, else fp32. fp32: on a GPU too, without TF32
 """
 
@@ -185,10 +221,11 @@ def parse_flags(kind: type, argv: list[str], prog: str, description: str, preset
     if overrides.keys() & {"preset", "run_name"} and "resume" in overrides:
         raise InputError("--resume takes the run's own settings and name: leave out --preset and --run-name")
     presets = presets or {"default": {}}
-    captions = overrides.get("captions")
+    captions = "own" if "data" in overrides else overrides.get("captions")
     preset = overrides.pop("preset", captions if captions in presets else "default")
     if captions in presets and preset != captions:
-        raise InputError(f"--captions {captions} has settings of its own: leave out --preset {preset}")
+        what = "--data" if captions == "own" else f"--captions {captions}"
+        raise InputError(f"{what} has settings of its own: leave out --preset {preset}")
     settings = kind(**presets[preset] | overrides)
     if settings.resume is None:
         settings.validate(overrides)
