@@ -13,9 +13,10 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks.common import RESULTS, ROOT
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error
 
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 DETAILS, CHINESE = "benchmarks/README.md", "README.zh-CN.md"
 DOCUMENTS = ("README.md", CHINESE, DETAILS, "docs/word-order.md")
 MARKER = re.compile(r"(<!-- ([\w +-]+): begin -->\n).*?(<!-- \2: end -->)", re.DOTALL)

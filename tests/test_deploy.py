@@ -1,0 +1,135 @@
+"""A model as a folder with a card, and as ONNX."""
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load, save_file
+
+from benchmarks.common import RESULTS
+from clip import CLIP
+from conftest import ROOT
+from deploy.export import export_onnx, main
+from deploy.pretrained import model_card
+from generation.model import Generator
+from my_dataset import load_mnist
+from my_utils import InputError
+from training.settings import Settings
+
+
+@pytest.fixture
+def model() -> CLIP:
+    torch.manual_seed(0)
+    model = CLIP(embed_dim=8, width=2, modalities=("speech", "strokes"), init_logit_bias=-1.0).eval()
+    model.config, model.metrics = {"lr": 0.1, "runs_dir": "/home/me"}, {"history": [{"loss": 1 / 3}]}
+    return model
+
+
+@pytest.fixture
+def folder(tmp_path, model):
+    model.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_folder_holds_the_same_bits_all_towers_and_a_generator(folder, model, monkeypatch):
+    again = CLIP.from_pretrained(folder)
+    assert again.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    assert (again.arch, again.metrics, again.training) == (model.arch, model.metrics, False)
+    assert again.config == {"lr": 0.1}, "the folders of this machine stay out"
+    Generator(8, model.fingerprint(), decoder_width=8, prior_width=8).save_pretrained(folder / "generator")
+    assert Generator.load(folder / "generator", again).arch["decoder_width"] == 8
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **_: {"me/digits": folder}[name])
+    assert CLIP.from_pretrained("me/digits").fingerprint() == model.fingerprint()
+
+
+def test_a_missing_damaged_or_older_folder_is_one_sentence(folder, tmp_path, monkeypatch):
+    def refuses(message: str, source=folder):
+        with pytest.raises(InputError, match=message) as error:
+            CLIP.from_pretrained(source)
+        assert "\n" not in str(error.value)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: 1 / 0)
+    refuses("there is no folder 'pretrainde': name a folder of save_pretrained, or", "pretrainde")
+    refuses(r"there is no folder 'me/digits', and no such repository can be downloaded \(division", "me/digits")
+    refuses("there is no file .*config.json: name a folder that save_pretrained wrote", tmp_path)
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    text, tensors = config.read_text(), load(weights.read_bytes())
+    for content, message in ((text[:-9], "is damaged"), ("[]", "is damaged"), ("{}", "by another version")):
+        config.write_text(content)
+        refuses(message)
+    config.write_text(text)
+    for name, value, message in (
+        ("towers.image.projection.bias", 1.0, "its weights were changed"),
+        ("more", 1.0, "another architecture"),
+        ("logit_scale", torch.inf, "numbers that are not finite"),
+    ):
+        save_file(tensors | {name: torch.full_like(tensors.get(name, torch.ones(1)), value)}, weights)
+        refuses(message)
+    weights.write_bytes(weights.read_bytes()[:-9])
+    refuses("is damaged")
+
+
+def test_a_folder_that_names_a_language_model_downloads_none(tiny_albert, tmp_path, monkeypatch):
+    options = {"text_model": str(tiny_albert), "freeze_text": True}
+    model = CLIP(8, width=2, captions="digit", text_encoder="plus", text_options=options).eval()
+    model.arch["text_options"]["text_model"] = "someone/model"
+    model.save_pretrained(tmp_path)
+    asked = []
+    monkeypatch.setattr("text_encoder_plus.snapshot_download", lambda *_, **flags: asked.append(flags) or 1 / 0)
+    with pytest.raises(InputError, match="the language model 'someone/model' is not on this machine"):
+        CLIP.from_pretrained(tmp_path)
+    assert [flags["local_files_only"] for flags in asked] == [True]
+    again = CLIP.from_pretrained(tmp_path, text_model=str(tiny_albert))
+    assert torch.equal(again.encode_text("a 7"), model.encode_text("a 7"))
+    with pytest.raises(InputError, match="a language model is not exported"):
+        export_onnx(model, tmp_path)
+
+
+@pytest.mark.parametrize("text_encoder", ["table", "order", "transformer"])
+def test_onnxruntime_computes_what_pytorch_does(data_path, tmp_path, text_encoder):
+    torch.manual_seed(0)
+    model = CLIP(8, width=2, text_encoder=text_encoder).eval()
+    export_onnx(model, tmp_path)
+    images, texts = load_mnist("test", data_path).images[:1_000], ["a thin 7, not leaning left", "eight"]
+    for name, read, embed, batches in (
+        ("image", model.preprocess, model.encode_image, (images, images[:1])),
+        ("text", model.tokenize, model.encode_text, (texts, texts[1:], model.captions.sentences[:500])),
+    ):
+        session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
+        for batch in batches:
+            (embeds,) = session.run(None, {"inputs": read(batch).numpy()})
+            np.testing.assert_allclose(embeds, embed(batch).detach(), atol=1e-5)
+
+
+def test_the_card_quotes_the_results_for_a_default_model_alone(model):
+    assert "Not measured." in model_card(model)
+    model.config, model.metrics = asdict(Settings(seed=3)), {"test_digit_accuracy": 0.25}
+    model.metrics |= dict.fromkeys(("seed", "device", "torch_version", "commit", "date"), "some")
+    card, result = model_card(model), json.loads((RESULTS / "combinations.json").read_text())
+    figure = result["rows"][0][result["columns"].index("unseen")]
+    assert "- test_digit_accuracy: 25.00%" in card
+    assert f"| {figure} | `{result['command']}` | {result['device']} |" in card
+    assert "over seeds" not in model_card(CLIP(8, width=2))
+    assert ("license: unknown" in card) is not (ROOT / "LICENSE").exists(), "deploy/card.md names the licence"
+
+
+@pytest.mark.skipif(not (ROOT / "pretrained").exists(), reason="no pretrained/ yet: `make pretrained` writes it")
+def test_the_folder_in_the_repository_is_the_measured_default_model_with_its_card():
+    model, measured = CLIP.from_pretrained(ROOT / "pretrained"), json.loads((RESULTS / "default.json").read_text())
+    assert (ROOT / "pretrained" / "README.md").read_text() == model_card(model)
+    assert model.metrics["seed"] == 0
+    assert model.metrics["test_digit_accuracy"] == pytest.approx(measured["test_digit_accuracy"][0], abs=1e-9)
+
+
+def test_the_command_writes_a_folder_and_training_imports_nothing_of_the_hub(model, tmp_path):
+    model.save(tmp_path / "model.pth")
+    main(["--clip", str(tmp_path / "model.pth"), "--folder", str(tmp_path / "out")])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    code = "import sys, train; sys.exit(bool({'huggingface_hub', 'safetensors'} & sys.modules.keys()))"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
