@@ -16,6 +16,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 FORMAT = 5  # of checkpoints; raised when an older file can no longer be read
@@ -222,21 +223,17 @@ def _checked(checkpoint: dict, path: str | Path, kind: str) -> dict:
 
 def save_folder(folder: str | Path, kind: str, content: dict) -> None:
     """Write a checkpoint as model.safetensors and config.json. Raises InputError if it cannot."""
-    from safetensors.torch import save  # training needs none of it
-
     config = _checked({"kind": kind, "format": FORMAT} | content, folder, kind)
     weights = {name: value.contiguous() for name, value in config.pop("state_dict").items()}
-    atomic_write(Path(folder) / "model.safetensors", save(weights, {"format": "pt"}))
+    atomic_write(Path(folder) / "model.safetensors", safetensors.torch.save(weights, {"format": "pt"}))
     atomic_write(Path(folder) / "config.json", json.dumps(config, indent=1, ensure_ascii=False).encode())
 
 
 def _read_folder(folder: Path) -> dict:
-    from safetensors.torch import load
-
     what = "a folder that save_pretrained wrote, or a .pth file"
     config, weights = (read_file(folder / name, what) for name in ("config.json", "model.safetensors"))
     try:
-        return json.loads(config) | {"state_dict": load(weights)}
+        return json.loads(config) | {"state_dict": safetensors.torch.load(weights)}
     except Exception as error:  # the files can hold anything
         raise InputError(f"{folder} is damaged ({short(error)}): write or download it again") from None
 

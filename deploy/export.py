@@ -1,30 +1,23 @@
-"""Write a trained CLIP for others: `--folder pretrained`, or `--onnx` with image.onnx and text.onnx.
+"""Write a trained CLIP for others: a folder for `CLIP.from_pretrained`, with --onnx also image.onnx and text.onnx.
 
-image.onnx: float [B, 1, H, H] in [0, 1] -> unit vectors [B, embed_dim]. text.onnx: int64 [T, L], as `model.tokenize`
-makes them -> unit vectors [T, embed_dim]. B, T and L are free.
+Images float [B, 1, H, H] in [0, 1] or rows int64 [T, L] of `model.tokenize` -> unit vectors; B, T and L are free.
 """
 
 import importlib.util
 import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.export import Dim
 
 from clip import CLIP
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error, text
 from scenes import CANVAS, TILE
 
 
-class UnitVectors(nn.Module):
-    def __init__(self, tower: nn.Module):
-        super().__init__()
-        self.tower = tower
-
+class UnitVectors(nn.Sequential):
     def forward(self, inputs: Tensor) -> Tensor:
-        return F.normalize(self.tower(inputs), dim=-1)
+        return F.normalize(super().forward(inputs), dim=-1)
 
 
 def main(argv: list[str]) -> None:
@@ -40,20 +33,21 @@ def main(argv: list[str]) -> None:
     print(f"written: {args.folder}, for CLIP.from_pretrained({args.folder!r})")
 
 
-def export_onnx(model: CLIP, folder: str | Path) -> None:
+def export_onnx(model: CLIP, folder: str) -> None:
     """Write both towers. Raises InputError for a language model, for a missing package, or if it cannot write."""
     if model.arch["text_encoder"] == "plus":
         raise InputError("a language model is not exported: name a CLIP without one with --clip")
     if missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]:
         raise InputError(f"ONNX needs {' and '.join(missing)}: pip install -r requirements-dev.txt")
     side = CANVAS if model.captions.kind == "scenes" else TILE
-    examples = {"image": torch.zeros(2, 1, side, side), "text": torch.ones(2, 2, dtype=torch.int64)}
-    free = {"image": {0: Dim("B")}, "text": {0: Dim("T"), 1: Dim("L", max=model.towers["text"].max_words)}}
-    for name, example in examples.items():
-        tower = UnitVectors(model.towers[name]).eval()
-        options = {"input_names": ["inputs"], "output_names": ["embeds"], "dynamo": True, "verbose": False}
-        program = torch.onnx.export(tower, (example,), dynamic_shapes=(free[name],), **options)
-        atomic_write(Path(folder) / f"{name}.onnx", program.model_proto.SerializeToString())
+    batch, words = torch.export.Dim("batch"), torch.export.Dim("words", max=model.towers["text"].max_words)
+    for name, example, free in (
+        ("image", torch.zeros(2, 1, side, side), {0: batch}),
+        ("text", torch.ones(2, 2, dtype=torch.int64), {0: batch, 1: words}),
+    ):
+        options = {"input_names": ["inputs"], "output_names": ["embeds"], "dynamic_shapes": (free,)}
+        program = torch.onnx.export(UnitVectors(model.towers[name]).eval(), (example,), dynamo=True, **options)
+        atomic_write(f"{folder}/{name}.onnx", program.model_proto.SerializeToString())
 
 
 if __name__ == "__main__":

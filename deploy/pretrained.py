@@ -8,8 +8,6 @@ from clip import CLIP
 from my_utils import InputError, atomic_write, quote, save_folder, short
 from training.settings import LOCATION, NOT_RECORDED, Settings
 
-ORIGIN = "`train.py`, settings in config.json, seed {seed}, {device}, torch {torch_version}, commit {commit}, {date}"
-
 
 def write(model: CLIP, folder: str | Path) -> None:
     """What `CLIP.save_pretrained` does. The config leaves out the folders of this machine."""
@@ -20,8 +18,10 @@ def write(model: CLIP, folder: str | Path) -> None:
 
 def model_card(model: CLIP, results: Path = RESULTS) -> str:
     """card.md with the model's own figures and, if its settings are the default's, those of the benchmarks."""
-    figures = [f"- {name}: {value:.2%}" for name, value in model.metrics.items() if name.startswith(("val_", "test_"))]
-    figures = [*figures, "", f"{ORIGIN.format(**model.metrics)}."] if "commit" in model.metrics else ["Not measured."]
+    figures, origin = ["Not measured."], "Seed {seed}, {device}, torch {torch_version}, commit {commit}, {date}."
+    if "commit" in model.metrics:  # the run has finished
+        figures = [f"- {key}: {value:.2%}" for key, value in model.metrics.items() if key.startswith(("val_", "test_"))]
+        figures += ["", f"`train.py` with the settings in config.json. {origin.format(**model.metrics)}"]
     default = {name: value for name, value in vars(Settings()).items() if name not in (*LOCATION, *NOT_RECORDED)}
     if default.items() <= (model.config | {"seed": default["seed"]}).items():
         figures += ["", "| models of these settings, over seeds | test | command | device |", "|---|---|---|---|"]

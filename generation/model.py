@@ -200,8 +200,7 @@ class Generator(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what `load` reads to a folder, model.safetensors and config.json: generator/ in that of its CLIP."""
-        content = {"arch": self.arch, "metrics": self.metrics, "state_dict": self.state_dict()}
-        save_folder(folder, "generator", content)
+        save_folder(folder, "generator", {"arch": self.arch, "metrics": self.metrics, "state_dict": self.state_dict()})
 
     @classmethod
     def load(cls, path: str | Path, clip: CLIP) -> "Generator":

@@ -131,5 +131,5 @@ def test_the_command_writes_a_folder_and_training_imports_nothing_of_the_hub(mod
     model.save(tmp_path / "model.pth")
     main(["--clip", str(tmp_path / "model.pth"), "--folder", str(tmp_path / "out")])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "config.json", "model.safetensors"}
-    code = "import sys, train; sys.exit(bool({'huggingface_hub', 'safetensors'} & sys.modules.keys()))"
+    code = "import sys, train; sys.exit('huggingface_hub' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
