@@ -1,7 +1,4 @@
-"""Write a trained CLIP for others: a folder for `CLIP.from_pretrained`, with --onnx also image.onnx and text.onnx.
-
-Images float [B, 1, H, H] in [0, 1] or rows int64 [T, L] of `model.tokenize` -> unit vectors; B, T and L are free.
-"""
+"""Write a trained CLIP for others: a folder for `CLIP.from_pretrained`, with --onnx also image.onnx and text.onnx."""
 
 import importlib.util
 import sys
@@ -34,17 +31,17 @@ def main(argv: list[str]) -> None:
 
 
 def export_onnx(model: CLIP, folder: str) -> None:
-    """Write both towers. Raises InputError for a language model, for a missing package, or if it cannot write."""
+    """Write both towers: images float [B, 1, H, H] in [0, 1], or rows int64 [T, L] of `tokenize` -> unit vectors.
+
+    B, T and L are free. Raises InputError for a language model, for a missing package, or if it cannot write."""
     if model.arch["text_encoder"] == "plus":
         raise InputError("a language model is not exported: name a CLIP without one with --clip")
     if missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]:
         raise InputError(f"ONNX needs {' and '.join(missing)}: pip install -r requirements-dev.txt")
     side = CANVAS if model.captions.kind == "scenes" else TILE
-    batch, words = torch.export.Dim("batch"), torch.export.Dim("words", max=model.towers["text"].max_words)
-    for name, example, free in (
-        ("image", torch.zeros(2, 1, side, side), {0: batch}),
-        ("text", torch.ones(2, 2, dtype=torch.int64), {0: batch, 1: words}),
-    ):
+    examples = {"image": torch.zeros(2, 1, side, side), "text": torch.ones(2, 2, dtype=torch.int64)}
+    for name, example in examples.items():
+        free = {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(example.shape) if size == 2}
         options = {"input_names": ["inputs"], "output_names": ["embeds"], "dynamic_shapes": (free,)}
         program = torch.onnx.export(UnitVectors(model.towers[name]).eval(), (example,), dynamo=True, **options)
         atomic_write(f"{folder}/{name}.onnx", program.model_proto.SerializeToString())

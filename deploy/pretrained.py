@@ -22,8 +22,8 @@ def model_card(model: CLIP, results: Path = RESULTS) -> str:
     if "commit" in model.metrics:  # the run has finished
         figures = [f"- {key}: {value:.2%}" for key, value in model.metrics.items() if key.startswith(("val_", "test_"))]
         figures += ["", f"`train.py` with the settings in config.json. {origin.format(**model.metrics)}"]
-    default = {name: value for name, value in vars(Settings()).items() if name not in (*LOCATION, *NOT_RECORDED)}
-    if default.items() <= (model.config | {"seed": default["seed"]}).items():
+    changed = {name for name, value in vars(Settings()).items() if model.config.get(name) != value}
+    if changed <= {*LOCATION, *NOT_RECORDED, "seed"}:
         figures += ["", "| models of these settings, over seeds | test | command | device |", "|---|---|---|---|"]
         for title, name, row, column in HEADLINE:
             if name in ("combinations", *model.towers) and (result := read_result(name, results)):
