@@ -31,9 +31,7 @@ def main(argv: list[str]) -> None:
 
 
 def export_onnx(model: CLIP, folder: str) -> None:
-    """Write both towers: images float [B, 1, H, H] in [0, 1], or rows int64 [T, L] of `tokenize` -> unit vectors.
-
-    B, T and L are free. Raises InputError for a language model, for a missing package, or if it cannot write."""
+    """Write both towers: float [B, 1, H, H] or int64 [T, L] -> unit vectors. Raises InputError for what it cannot."""
     if model.arch["text_encoder"] == "plus":
         raise InputError("a language model is not exported: name a CLIP without one with --clip")
     if missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]:
@@ -42,8 +40,8 @@ def export_onnx(model: CLIP, folder: str) -> None:
     examples = {"image": torch.zeros(2, 1, side, side), "text": torch.ones(2, 2, dtype=torch.int64)}
     for name, example in examples.items():
         free = {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(example.shape) if size == 2}
-        options = {"input_names": ["inputs"], "output_names": ["embeds"], "dynamic_shapes": (free,)}
-        program = torch.onnx.export(UnitVectors(model.towers[name]).eval(), (example,), dynamo=True, **options)
+        options = {"input_names": ["inputs"], "output_names": ["embeds"], "dynamic_shapes": (free,), "dynamo": True}
+        program = torch.onnx.export(UnitVectors(model.towers[name]).eval(), (example,), **options)
         atomic_write(f"{folder}/{name}.onnx", program.model_proto.SerializeToString())
 
 
