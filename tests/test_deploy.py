@@ -33,8 +33,7 @@ def model() -> CLIP:
 def test_a_folder_holds_the_same_bits_all_towers_and_a_generator(model, tmp_path, monkeypatch):
     model.save_pretrained(folder := tmp_path / "model")
     again = CLIP.from_pretrained(folder)
-    assert again.state_dict().keys() == model.state_dict().keys()
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert (again.arch, again.metrics, again.training) == (model.arch, model.metrics, False)
     assert again.config == {"lr": 0.1}, "the folders of this machine stay out"
     Generator(8, model.fingerprint(), decoder_width=8, prior_width=8).save_pretrained(folder / "generator")
@@ -43,39 +42,36 @@ def test_a_folder_holds_the_same_bits_all_towers_and_a_generator(model, tmp_path
     assert CLIP.from_pretrained("me/digits").fingerprint() == model.fingerprint()
 
 
+def refuses(source, message: str) -> None:
+    with pytest.raises(InputError, match=f"^.*{message}[^\n]*$"):
+        CLIP.from_pretrained(source)
+
+
 def test_a_missing_damaged_or_older_folder_is_one_sentence(model, tmp_path, monkeypatch):
-    folder = tmp_path / "model"
-
-    def refuses(message: str, source=folder):
-        with pytest.raises(InputError, match=f"^.*{message}[^\n]*$"):
-            CLIP.from_pretrained(source)
-
-    model.save_pretrained(folder)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: 1 / 0)
-    refuses("there is no folder 'pretrainde': name a folder of save_pretrained, or", "pretrainde")
-    refuses(r"there is no folder 'me/digits', and no such repository can be downloaded \(division", "me/digits")
-    refuses("there is no file .*config.json: name a folder that save_pretrained wrote", tmp_path)
-    config, weights = folder / "config.json", folder / "model.safetensors"
+    refuses("pretrainde", "there is no folder 'pretrainde': name a folder of save_pretrained, or")
+    refuses("me/digits", r"there is no folder 'me/digits', and no such repository can be downloaded \(division")
+    refuses(tmp_path, "there is no file .*config.json: name a folder that save_pretrained wrote")
+    model.save_pretrained(tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
     text, tensors = config.read_text(), load(weights.read_bytes())
-    for content in (text[:-9], "[]", "{}"):
+    for content, message in {text[:-9]: "is damaged", "[]": "is damaged", "{}": "by another version"}.items():
         config.write_text(content)
-        refuses("is damaged|by another version")
+        refuses(tmp_path, message)
     config.write_text(text)
-    changed = {"towers.image.projection.bias": torch.ones(8), "logit_scale": torch.tensor(torch.inf)}
-    for name, message in zip(changed, ("its weights were changed", "not finite"), strict=True):
-        save_file(tensors | {name: changed[name]}, weights)
-        refuses(message)
+    for bias, message in {1.0: "its weights were changed", torch.inf: "numbers that are not finite"}.items():
+        save_file(tensors | {"towers.image.projection.bias": torch.full([8], bias)}, weights)
+        refuses(tmp_path, message)
     weights.write_bytes(weights.read_bytes()[:-9])
-    refuses("is damaged")
+    refuses(tmp_path, "is damaged")
 
 
 def test_a_folder_that_names_a_language_model_downloads_none(tiny_albert, tmp_path, monkeypatch):
     model = CLIP(8, width=2, text_encoder="plus", text_options={"text_model": str(tiny_albert), "freeze_text": True})
     model.arch["text_options"]["text_model"] = "someone/model"
     model.save_pretrained(tmp_path)
-    monkeypatch.setattr("text_encoder_plus.snapshot_download", lambda *_, **flags: 1 / (1 - flags["local_files_only"]))
-    with pytest.raises(InputError, match="the language model 'someone/model' is not on this machine: "):
-        CLIP.from_pretrained(tmp_path)
+    monkeypatch.setattr("text_encoder_plus.snapshot_download", lambda *_, **__: 1 / 0)
+    refuses(tmp_path, "the language model 'someone/model' is not on this machine: ")
     CLIP.from_pretrained(tmp_path, text_model=str(tiny_albert))
     with pytest.raises(InputError, match="a language model is not exported"):
         export_onnx(model, tmp_path)
@@ -86,14 +82,13 @@ def test_onnxruntime_computes_what_pytorch_does(data_path, tmp_path, text_encode
     torch.manual_seed(0)
     model = CLIP(8, width=2, text_encoder=text_encoder).eval()
     export_onnx(model, tmp_path)
-    images = load_mnist("test", data_path).images[:1_000]
-    texts = [*model.captions.sentences[:500], "a thin 7, not leaning left"]
-    image, text = (onnxruntime.InferenceSession(tmp_path / f"{name}.onnx") for name in ("image", "text"))
-    for count in (1, 1_000):
-        (embeds,) = image.run(None, {"inputs": model.preprocess(images[:count]).numpy()})
-        np.testing.assert_allclose(embeds, model.encode_image(images[:count]).detach(), atol=1e-5)
-        (embeds,) = text.run(None, {"inputs": model.tokenize(texts[-count:]).numpy()})
-        np.testing.assert_allclose(embeds, model.encode_text(texts[-count:]).detach(), atol=1e-5)
+    images, texts = load_mnist("test", data_path).images[:1_000], list(model.captions.sentences[:500])
+    inputs = {"image": (model.preprocess, images), "text": (model.tokenize, [*texts, "a thin 7, not leaning left"])}
+    for name, (read, batch) in inputs.items():
+        session = onnxruntime.InferenceSession(tmp_path / f"{name}.onnx")
+        for some in (batch, batch[-1:]):
+            (embeds,) = session.run(None, {"inputs": read(some).numpy()})
+            np.testing.assert_allclose(embeds, model.encode(name, some).detach(), atol=1e-5)
 
 
 def test_the_card_quotes_the_results_for_a_default_model_alone(model):
