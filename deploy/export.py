@@ -40,7 +40,8 @@ def export_onnx(model: CLIP, folder: str) -> None:
     examples = {"image": torch.zeros(2, 1, side, side), "text": torch.ones(2, 2, dtype=torch.int64)}
     for name, example in examples.items():
         free = {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(example.shape) if size == 2}
-        options = {"input_names": ["inputs"], "output_names": ["embeds"], "dynamic_shapes": (free,), "dynamo": True}
+        options = {"dynamic_shapes": (free,), "dynamo": True, "verbose": False}
+        options |= {"input_names": ["inputs"], "output_names": ["embeds"]}
         program = torch.onnx.export(UnitVectors(model.towers[name]).eval(), (example,), **options)
         atomic_write(f"{folder}/{name}.onnx", program.model_proto.SerializeToString())
 
