@@ -51,7 +51,6 @@ def test_a_missing_damaged_or_older_folder_is_one_sentence(model, tmp_path, monk
     refuses("me/digits", r"there is no folder 'me/digits', and no such repository can be downloaded \(division")
     weights, bias = model.state_dict(), "towers.image.projection.bias"
     for name, content, message in (
-        ("config.json", b"[]", "is damaged"),
         ("config.json", b"{}", "was saved by another version of this program"),
         ("model.safetensors", b"short", "is damaged"),
         ("model.safetensors", save(weights | {bias: torch.ones(8)}), "its weights were changed"),
@@ -74,7 +73,6 @@ def test_a_folder_that_names_a_language_model_downloads_none(tiny_albert, tmp_pa
 
 @pytest.mark.parametrize("text_encoder", ["table", "transformer"])
 def test_onnxruntime_computes_what_pytorch_does(data_path, tmp_path, text_encoder):
-    torch.manual_seed(0)
     model = CLIP(8, width=2, text_encoder=text_encoder).eval()
     export_onnx(model, tmp_path)
     images, texts = load_mnist("test", data_path).images[:1_000], list(model.captions.sentences[:500])
