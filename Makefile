@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train generator strokes speech demo evaluate test lint format tensorboard notebook pictures benchmark gpu clean
+.PHONY: train generator strokes speech demo evaluate test lint format tensorboard notebook pictures export pretrained benchmark gpu clean
 
 train: .venv/use
 	$(BIN)/python train.py $(ARGS)
@@ -47,6 +47,13 @@ notebook: .venv/use
 # The pictures of the documents, from runs/best_model.pth; and the notebook with its outputs.
 pictures: .venv/dev
 	$(BIN)/python -m benchmarks.pictures $(ARGS)
+
+# runs/best_model.pth for others: as ONNX in runs/export/; as the folder of CLIP.from_pretrained("pretrained").
+export: .venv/dev
+	$(BIN)/python -m deploy.export --onnx $(ARGS)
+
+pretrained: .venv/use
+	$(BIN)/python -m deploy.export --folder pretrained $(ARGS)
 
 benchmark: .venv/dev
 	$(BIN)/python -m benchmarks.speed $(ARGS)

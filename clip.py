@@ -305,12 +305,29 @@ class CLIP(nn.Module):
 
         The file appears whole or not at all. Raises InputError if the folder cannot be written.
         """
+        save_checkpoint(path, "CLIP", self.content())
+
+    def content(self) -> dict:
+        """What a file holds of the model: plain values and tensors."""
         content = {"arch": self.arch, "config": self.config, "metrics": self.metrics, "state_dict": self.state_dict()}
-        save_checkpoint(path, "CLIP", content | {"fingerprint": self.fingerprint()})
+        return content | {"fingerprint": self.fingerprint()}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write model.safetensors, config.json and a model card, README.md. Raises InputError if it cannot."""
+        from deploy.pretrained import write  # training needs none of it
+
+        write(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options) -> "CLIP":
+        """As `load`, with its options, from such a folder or a repository OWNER/NAME on the Hugging Face hub."""
+        from deploy.pretrained import find_folder
+
+        return cls.load(find_folder(source), **options)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu", text_model: str | None = None) -> "CLIP":
-        """Rebuild the model from its file, in eval mode.
+        """Rebuild the model from its file, or from a folder that `save_pretrained` wrote, in eval mode.
 
         `text_model`: the new path of the language model, if it moved. Language models other than albert-base-v2 are
         downloaded only if passed here. Raises InputError for a file that is no CLIP, or if its language model is not

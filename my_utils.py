@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import io
+import json
 import math
 import os
 import platform
@@ -15,6 +16,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import safetensors.torch
 import torch
 
 FORMAT = 5  # of checkpoints; raised when an older file can no longer be read
@@ -190,10 +192,12 @@ def save_checkpoint(path: str | Path, kind: str, content: dict) -> None:
 
 
 def load_checkpoint(path: str | Path, kind: str) -> dict:
-    """Read such a file onto the CPU; never runs code from it.
+    """Read such a file, or a folder of `save_folder`, onto the CPU; never runs code from it.
 
     Raises InputError if it is missing, damaged, of another kind or version, or holds numbers that are not finite.
     """
+    if os.path.isdir(path):
+        return _checked(_read_folder(Path(path)), path, kind)
     command = "make generator" if kind == "generator" else "make train"
     content = read_file(path, largest=2**40, what=f"the checkpoint of a {kind}; `{command}` makes one")
     try:
@@ -204,6 +208,10 @@ def load_checkpoint(path: str | Path, kind: str) -> dict:
         checkpoint = None
     if not isinstance(checkpoint, dict):
         raise InputError(f"{path} is not a checkpoint, or is damaged: train again with `{command}`, or name another")
+    return _checked(checkpoint, path, kind)
+
+
+def _checked(checkpoint: dict, path: str | Path, kind: str) -> dict:
     if checkpoint.get("format") != FORMAT:
         raise InputError(f"{path} was saved by another version of this program, or by another program: train again")
     if checkpoint.get("kind") != kind:
@@ -211,6 +219,23 @@ def load_checkpoint(path: str | Path, kind: str) -> dict:
     if not _is_finite(checkpoint):
         raise InputError(f"{path} holds numbers that are not finite: train again")
     return checkpoint
+
+
+def save_folder(folder: str | Path, kind: str, content: dict) -> None:
+    """Write a checkpoint as model.safetensors and config.json. Raises InputError if it cannot."""
+    config = _checked({"kind": kind, "format": FORMAT} | content, folder, kind)
+    weights = {name: value.contiguous() for name, value in config.pop("state_dict").items()}
+    atomic_write(Path(folder) / "model.safetensors", safetensors.torch.save(weights, {"format": "pt"}))
+    atomic_write(Path(folder) / "config.json", json.dumps(config, indent=1, ensure_ascii=False).encode())
+
+
+def _read_folder(folder: Path) -> dict:
+    what = "a folder that save_pretrained wrote, or a .pth file"
+    config, weights = (read_file(folder / name, what) for name in ("config.json", "model.safetensors"))
+    try:
+        return json.loads(config) | {"state_dict": safetensors.torch.load(weights)}
+    except Exception as error:  # the files can hold anything
+        raise InputError(f"{folder} is damaged ({short(error)}): write or download it again") from None
 
 
 def _is_finite(value) -> bool:

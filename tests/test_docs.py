@@ -53,7 +53,7 @@ def test_every_file_module_and_make_target_that_a_document_names_exists(document
         assert ((ROOT / document).parent / target).exists(), target
     for name in re.findall(r"`(\w+\.(?:py|ipynb))`", text):
         assert any((folder / name).exists() for folder in (ROOT, (ROOT / document).parent)), name
-    for module in re.findall(r"python -m ((?:benchmarks|demo|generation|modalities)\.\w+)", text):
+    for module in re.findall(r"python -m ((?:benchmarks|demo|deploy|generation|modalities)\.\w+)", text):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
     targets = re.search(r"\.PHONY: (.*)", read("Makefile"))[1].split()
     for target in re.findall(r"^make (\w+)|`make (\w+)`", text, re.MULTILINE):

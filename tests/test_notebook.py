@@ -35,8 +35,7 @@ def execute(folder: Path, model: str | Path, **options) -> str:
     """All that the notebook prints when it runs in this folder with this MODEL."""
     notebook = nbformat.read(ROOT / "inference.ipynb", as_version=4)
     notebook.metadata.kernelspec.name = "python3"
-    first = next(cell for cell in notebook.cells if cell.cell_type == "code")
-    assert 'MODEL = "runs/best_model.pth"' in first.source
+    first = next(cell for cell in notebook.cells if 'MODEL = "runs/best_model.pth"' in cell.source)
     first.source = first.source.replace("runs/best_model.pth", str(model))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}, **options).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
