@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from clip import CLIP
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error, text
-from scenes import CANVAS, TILE
 
 
 class UnitVectors(nn.Sequential):
@@ -31,13 +30,15 @@ def main(argv: list[str]) -> None:
 
 
 def export_onnx(model: CLIP, folder: str) -> None:
-    """Write both towers: float [B, 1, H, H] or int64 [T, L] -> unit vectors. Raises InputError for what it cannot."""
+    """Write both towers: float [B, C, H, H] or int64 [T, L] -> unit vectors. Raises InputError for what it cannot."""
     if model.arch["text_encoder"] == "plus":
         raise InputError("a language model is not exported: name a CLIP without one with --clip")
     if missing := [name for name in ("onnx", "onnxscript") if not importlib.util.find_spec(name)]:
         raise InputError(f"ONNX needs {' and '.join(missing)}: pip install -r requirements-dev.txt")
-    side = CANVAS if model.captions.kind == "scenes" else TILE
-    examples = {"image": torch.zeros(2, 1, side, side), "text": torch.ones(2, 2, dtype=torch.int64)}
+    examples = {
+        "image": torch.zeros(2, model.channels, model.side, model.side),
+        "text": torch.ones(2, 2, dtype=torch.int64),
+    }
     for name, example in examples.items():
         free = {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(example.shape) if size == 2}
         options = {"dynamic_shapes": (free,), "dynamo": True, "verbose": False}

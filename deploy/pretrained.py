@@ -8,6 +8,9 @@ from clip import CLIP
 from my_utils import InputError, atomic_write, quote, save_folder, short
 from training.settings import LOCATION, NOT_RECORDED, Settings
 
+MNIST = """Images and texts: MNIST (LeCun, Cortes and Burges), CC BY-SA 3.0 as Keras's documentation says. Rules write
+  the captions, from the labels and from measurements of the images."""
+
 
 def write(model: CLIP, folder: str | Path) -> None:
     """What `CLIP.save_pretrained` does. The config leaves out the folders of this machine."""
@@ -29,8 +32,9 @@ def model_card(model: CLIP, results: Path = RESULTS) -> str:
             if name in ("combinations", *model.towers) and (result := read_result(name, results)):
                 figure = next(values for values in result["rows"] if values[0] == row)[result["columns"].index(column)]
                 figures.append(f"| {title} | {figure} | `{result['command']}` | {result['device']} |")
+    data = MNIST if model.captions.kind != "own" else "Images and texts: of the person who trained it."
     template = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
-    return template.format(model=model, towers=", ".join(model.towers), figures="\n".join(figures))
+    return template.format(model=model, data=data, towers=", ".join(model.towers), figures="\n".join(figures))
 
 
 def find_folder(source: str | Path) -> Path:
