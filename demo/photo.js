@@ -1,0 +1,190 @@
+// From a picture to MNIST's form: the same steps as data/photo.py, which says why. Images are [height, width].
+"use strict";
+
+// RGBA bytes [height * width * 4] of a picture of a digit -> pixels [28 * 28] in 0..255, bright on black; black if
+// nothing is written.
+function photo_to_mnist({ photo }, rgba, width, height) {
+  const { data, width: W, height: H } = reduced_rgb(photo, rgba, width, height); // [H, W, 3]
+  let paper = new Float32Array(H * W).fill(1); // 0 where there is ink
+  let ink, smooth, is_ink;
+  for (let round = 0; round < 2; round++) {
+    const count = box_sum(paper, W, H, photo.window);
+    const inks = [new Float32Array(H * W), new Float32Array(H * W)]; // dark on light, light on dark
+    for (let channel = 0; channel < 3; channel++) {
+      const colour = Float32Array.from(paper, (_, i) => data[3 * i + channel]);
+      const total = box_sum(colour.map((value, i) => value * paper[i]), W, H, photo.window);
+      for (let i = 0; i < H * W; i++) {
+        const difference = count[i] > 0.5 ? total[i] / count[i] - colour[i] : 0;
+        inks[0][i] = channel ? Math.max(inks[0][i], difference) : difference;
+        inks[1][i] = channel ? Math.max(inks[1][i], -difference) : -difference;
+      }
+    }
+    const [dark, light] = inks.map((values) => smoothed(values, W, H));
+    [ink, smooth] = largest(dark) >= largest(light) ? [inks[0], dark] : [inks[1], light];
+    const least = Math.max(photo.ink * largest(smooth), photo.min_contrast);
+    is_ink = smooth.map((value) => value > least);
+    paper = is_ink.map((value) => 1 - value);
+  }
+  if (!is_ink.some(Boolean)) return new Uint8Array(28 * 28);
+  const digit = find_digit(photo, smooth, is_ink, W, H);
+  const inside = ink.filter((_, i) => digit[i]).sort();
+  const middle = (inside[(inside.length - 1) >> 1] + inside[inside.length >> 1]) / 2; // the median
+  const near = box_sum(digit, W, H, 3); // a rim of one pixel
+  const white = ink.map((value, i) => (near[i] > 0.5 ? Math.min(1, Math.max(0, value / middle)) : 0));
+  return to_mnist_form(photo, white, W, H);
+}
+
+const largest = (values) => values.reduce((most, value) => Math.max(most, value), -Infinity);
+
+// As Python rounds: to the even one of two equally near.
+function round(value) {
+  const near = Math.round(value);
+  return near - value === 0.5 && near % 2 ? near - 1 : near;
+}
+
+// Step 1: the longer side resized to `side`, transparency replaced -> [H, W, 3].
+function reduced_rgb({ side }, rgba, width, height) {
+  const [W, H] = [width, height].map((length) => Math.max(1, round((length * side) / Math.max(width, height))));
+  const is_opaque = rgba.every((value, i) => i % 4 < 3 || value === 255);
+  const channels = is_opaque ? 3 : 4;
+  const pixels = new Float32Array(width * height * channels); // colours times alpha, alpha
+  for (let i = 0; i < width * height; i++) {
+    const alpha = rgba[4 * i + 3];
+    for (let c = 0; c < 3; c++) pixels[i * channels + c] = round((rgba[4 * i + c] * alpha) / 255);
+    if (!is_opaque) pixels[4 * i + 3] = alpha;
+  }
+  const small = resize(pixels, width, height, channels, W, H, round);
+  if (is_opaque) return { data: small, width: W, height: H };
+  const colour = (i, c) => Math.min(255, Math.floor((255 * small[4 * i + c]) / small[4 * i + 3])); // of what is visible
+  let darkest = 256;
+  for (let i = 0; i < W * H; i++) {
+    if (small[4 * i + 3] > 127) darkest = Math.min(darkest, colour(i, 0), colour(i, 1), colour(i, 2));
+  }
+  const background = darkest > 127 && darkest < 256 ? 0 : 255;
+  const data = new Float32Array(W * H * 3);
+  for (let i = 0; i < W * H * 3; i++) {
+    const [pixel, c] = [Math.floor(i / 3), i % 3];
+    const alpha = small[4 * pixel + 3] / 255;
+    data[i] = round((alpha ? colour(pixel, c) * alpha : 0) + background * (1 - alpha));
+  }
+  return { data, width: W, height: H };
+}
+
+// Bilinear, with a wider triangle where pixels get fewer, as Pillow and torchvision do it: each side in turn.
+// [height, width, channels] -> [H, W, channels]. `finish` is applied after each turn.
+function resize(data, width, height, channels, W, H, finish = (value) => value) {
+  const along = (source, length, wanted, place, others) => {
+    if (length === wanted) return source;
+    const result = new Float32Array(others * wanted);
+    const scale = length / wanted;
+    const support = Math.max(scale, 1);
+    for (let to = 0; to < wanted; to++) {
+      const center = (to + 0.5) * scale;
+      const low = Math.max(0, Math.trunc(center - support + 0.5));
+      const high = Math.min(length, Math.trunc(center + support + 0.5));
+      const weights = [];
+      for (let i = low; i < high; i++) weights.push(Math.max(0, 1 - Math.abs((i + 0.5 - center) / support)));
+      const sum = weights.reduce((total, weight) => total + weight, 0);
+      for (let other = 0; other < others; other++) {
+        let value = 0;
+        weights.forEach((weight, i) => (value += weight * source[place(other, low + i, length)]));
+        result[place(other, to, wanted)] = finish(value / sum);
+      }
+    }
+    return result;
+  };
+  const in_row = (other, i, length) => (Math.floor(other / channels) * length + i) * channels + (other % channels);
+  const in_column = (other, i) => i * W * channels + other;
+  const narrow = along(data, width, W, in_row, height * channels); // [height, W, channels]
+  return along(narrow, height, H, in_column, W * channels);
+}
+
+// [H, W] -> the sums of the boxes of size x size around each pixel, cut off at the edge.
+function box_sum(values, W, H, size) {
+  const radius = size >> 1;
+  const total = new Float64Array((H + 1) * (W + 1)); // of all above and to the left
+  for (let i = 0; i < H * W; i++) {
+    const [row, column] = [Math.floor(i / W) + 1, (i % W) + 1];
+    const above = total[(row - 1) * (W + 1) + column] - total[(row - 1) * (W + 1) + column - 1];
+    total[row * (W + 1) + column] = values[i] + total[row * (W + 1) + column - 1] + above;
+  }
+  return Float32Array.from(values, (_, i) => {
+    const [top, left] = [Math.floor(i / W) - radius, (i % W) - radius].map((place) => Math.max(0, place));
+    const [bottom, right] = [Math.min(H, Math.floor(i / W) + radius + 1), Math.min(W, (i % W) + radius + 1)];
+    const corner = (row, column) => total[row * (W + 1) + column];
+    return corner(bottom, right) - corner(top, right) - corner(bottom, left) + corner(top, left);
+  });
+}
+
+// [H, W] -> the means of boxes of 3 x 3; at the edge its pixels count twice.
+function smoothed(values, W, H) {
+  return values.map((_, i) => {
+    const [row, column] = [Math.floor(i / W), i % W];
+    let sum = 0;
+    for (let y = row - 1; y <= row + 1; y++) {
+      const start = Math.min(H - 1, Math.max(0, y)) * W;
+      sum += values[start + Math.max(0, column - 1)] + values[start + column] + values[start + Math.min(W - 1, column + 1)];
+    }
+    return sum / 9;
+  });
+}
+
+// Step 3: ink and where it is ink [H, W] -> where it is the digit, 0 or 1 [H, W].
+function find_digit({ near, min_part }, ink, is_ink, W, H) {
+  const strokes = new Int32Array(H * W); // 0, or the number of a stroke; corners connect
+  const parts = []; // of each stroke: its mass, its box
+  for (let first = 0; first < H * W; first++) {
+    if (!is_ink[first] || strokes[first]) continue;
+    const part = { mass: 0, start: [H, W], stop: [0, 0] };
+    const open = [first];
+    strokes[first] = parts.push(part);
+    while (open.length) {
+      const i = open.pop();
+      const place = [Math.floor(i / W), i % W];
+      part.mass += ink[i];
+      part.start = part.start.map((side, axis) => Math.min(side, place[axis]));
+      part.stop = part.stop.map((side, axis) => Math.max(side, place[axis] + 1));
+      for (let y = Math.max(0, place[0] - 1); y <= Math.min(H - 1, place[0] + 1); y++) {
+        for (let x = Math.max(0, place[1] - 1); x <= Math.min(W - 1, place[1] + 1); x++) {
+          if (!is_ink[y * W + x] || strokes[y * W + x]) continue;
+          strokes[y * W + x] = parts.length;
+          open.push(y * W + x);
+        }
+      }
+    }
+  }
+  const from_middle = ({ start, stop }) => // 1 in a corner
+    Math.hypot(...[H, W].map((side, axis) => (start[axis] + stop[axis] - side) / 2)) / Math.hypot(H / 2, W / 2);
+  const scores = parts.map((part) => part.mass * (1 - from_middle(part)));
+  const main = parts[scores.indexOf(largest(scores))];
+  const reach = near * Math.max(main.stop[0] - main.start[0], main.stop[1] - main.start[1]);
+  const is_digit = parts.map((part) => {
+    const axes = [0, 1].every((a) => part.start[a] <= main.stop[a] + reach && part.stop[a] >= main.start[a] - reach);
+    return axes && part.mass >= min_part * main.mass;
+  });
+  return Float32Array.from(strokes, (stroke) => (stroke && is_digit[stroke - 1] ? 1 : 0));
+}
+
+// A bright digit [H, W] -> pixels [28 * 28] in 0..255: the longer side 20 pixels, centred by mass.
+function to_mnist_form({ min_ink }, ink, W, H, box = 20) {
+  const most = largest(ink);
+  let [top, bottom, left, right] = [H, 0, W, 0];
+  ink.forEach((value, i) => {
+    if (value <= min_ink * most) return;
+    const [row, column] = [Math.floor(i / W), i % W];
+    [top, bottom, left, right] = [Math.min(top, row), Math.max(bottom, row), Math.min(left, column), Math.max(right, column)];
+  });
+  const [height, width] = [bottom - top + 1, right - left + 1];
+  const crop = Float32Array.from({ length: height * width }, (_, i) => ink[(top + Math.floor(i / width)) * W + left + (i % width)]);
+  const [h, w] = [height, width].map((side) => Math.max(1, round((side * box) / Math.max(height, width))));
+  const small = resize(crop, width, height, 1, w, h); // [h, w]
+  const mass = small.reduce((sum, value) => sum + value, 0);
+  const center = (place) => small.reduce((sum, value, i) => sum + value * place(i), 0) / mass;
+  const centers = [center((i) => Math.floor(i / w)), center((i) => i % w)];
+  const [row, column] = [h, w].map((side, axis) => Math.min(28 - side, Math.max(0, round(13.5 - centers[axis]))));
+  const [frame, brightest] = [new Uint8Array(28 * 28), largest(small)];
+  small.forEach((value, i) => {
+    frame[(row + Math.floor(i / w)) * 28 + column + (i % w)] = round((255 * value) / brightest);
+  });
+  return frame;
+}
