@@ -36,6 +36,8 @@ COMMANDS = {
     "sentences": "sentences",
     "losses": "losses --only losses",
     "gap": "losses --only gap",
+    "photos": "photos",
+    "photos-digit": "photos",
     "speed": "speed",
     "speed-slow": "speed --slow",
     **{f"cost-{name}": f"cost --only {name}" for name in ("steps", "sizes", "inference")},

@@ -29,6 +29,7 @@ from clip import CLIP, PART_TEMPERATURE
 from data import photo
 from evaluation.claims import combination_caption
 from evaluation.metrics import embed_images
+from evaluation.ood import MIN_SCORE
 from generation import model as generation
 from generation.model import Generator
 from image_encoder import PIXEL_MEAN, PIXEL_STD
@@ -157,7 +158,7 @@ def constants(clip: CLIP) -> dict:
     shared = {
         generation: ("STEPS", "FREQUENCIES", "SHARPEN", "DARKEN"),
         attributes: ("THICKNESS_FACTOR", "THICKNESS_OFFSET"),
-        photo: ("SIDE", "WINDOW", "INK", "MIN_CONTRAST", "NEAR", "MIN_PART", "MIN_INK"),
+        photo: ("SIDE", "WINDOW", "INK", "MIN_CONTRAST", "NEAR", "WHITE", "MIN_PART", "MIN_INK"),
         speech: ("WINDOW", "HOP", "MELS", "FRAMES", "QUIET", "SILENCE", "FLOOR", "RATE"),
     }
     numbers = [{name.lower(): getattr(module, name) for name in names} for module, names in shared.items()]
@@ -167,6 +168,7 @@ def constants(clip: CLIP) -> dict:
         "pixel_mean": PIXEL_MEAN,
         "pixel_std": PIXEL_STD,
         "part_temperature": PART_TEMPERATURE,
+        "min_score": MIN_SCORE[clip.captions.kind],
         "vocabulary": list(clip.towers["text"].vocabulary),
         "sentences": {"en": english, "zh": chinese},
         "outliers": {"en": [own[0] for own in OUTLIERS.values()], "zh": [own[-1] for own in OUTLIERS.values()]},

@@ -19,7 +19,7 @@ const TEXTS = {
     sound: "or choose a recording",
     seen: "as the model sees it: 28x28",
     read: (caption) => `read as: ${caption}`,
-    outlier: (kind) => `read as: no digit, but ${kind}`,
+    outlier: (kind) => `read as: no digit${kind && `; most like ${kind}`}`,
     grades: (thickness, slant) => `by the captions, from 0 to 4: thickness ${thickness}, slant ${slant}`,
     measured: (values) => `measured: ${values}`,
     values: (thickness, slant) => [`${thickness} px`, `${slant} rad`],
@@ -58,7 +58,7 @@ const TEXTS = {
     sound: "或选择录音文件",
     seen: "模型看到的图像：28x28",
     read: (caption) => `识别为：${caption}`,
-    outlier: (kind) => `识别为：不是数字，而是${kind}`,
+    outlier: (kind) => `识别为：不是数字${kind && `，最像${kind}`}`,
     grades: (thickness, slant) => `由描述得出的等级（0 到 4）：粗细 ${thickness}，倾斜 ${slant}`,
     measured: (values) => `测量值：${values}`,
     values: (thickness, slant) => [`${thickness} 像素`, `${slant} 弧度`],
@@ -155,8 +155,8 @@ function figures(title, images) {
   return [element("h3", {}, title), element("div", { className: "images" }, ...nodes)];
 }
 
-function reading({ digit, outlier, bins, grades }) {
-  if (outlier !== null) return [text("outlier", page.outliers[language][outlier])];
+function reading({ is_digit, digit, outlier, bins, grades }) {
+  if (!is_digit) return [text("outlier", outlier === null ? "" : page.outliers[language][outlier])];
   const place = bins.length ? 11 + digit * 9 + bins[0] * 3 + bins[1] : digit; // behind ten digits and "not a digit"
   const caption = text("read", page.sentences[language][place]);
   return bins.length ? [caption, text("grades", ...grades.map((grade) => grade.toFixed(1)))] : [caption];

@@ -19,8 +19,9 @@ function photo_to_mnist({ photo }, rgba, width, height) {
         inks[1][i] = channel ? Math.max(inks[1][i], -difference) : -difference;
       }
     }
-    const [dark, light] = inks.map((values) => smoothed(values, W, H));
-    [ink, smooth] = largest(dark) >= largest(light) ? [inks[0], dark] : [inks[1], light];
+    const smooths = inks.map((values) => smoothed(values, W, H));
+    const [dark, light] = smooths.map((values) => largest(values) - mean_of_edge(values, W, H));
+    [ink, smooth] = dark >= light ? [inks[0], smooths[0]] : [inks[1], smooths[1]];
     const least = Math.max(photo.ink * largest(smooth), photo.min_contrast);
     is_ink = smooth.map((value) => value > least);
     paper = is_ink.map((value) => 1 - value);
@@ -28,13 +29,26 @@ function photo_to_mnist({ photo }, rgba, width, height) {
   if (!is_ink.some(Boolean)) return new Uint8Array(28 * 28);
   const digit = find_digit(photo, smooth, is_ink, W, H);
   const inside = ink.filter((_, i) => digit[i]).sort();
-  const middle = (inside[(inside.length - 1) >> 1] + inside[inside.length >> 1]) / 2; // the median
+  const white = Math.max(quantile(inside, photo.white), photo.min_contrast);
   const near = box_sum(digit, W, H, 3); // a rim of one pixel
-  const white = ink.map((value, i) => (near[i] > 0.5 ? Math.min(1, Math.max(0, value / middle)) : 0));
-  return to_mnist_form(photo, white, W, H);
+  const share = ink.map((value, i) => (near[i] > 0.5 ? Math.min(1, Math.max(0, value / white)) : 0));
+  return to_mnist_form(photo, share, W, H);
 }
 
 const largest = (values) => values.reduce((most, value) => Math.max(most, value), -Infinity);
+
+// Sorted values -> the value below which a share of them lies, between two values in a straight line.
+function quantile(values, share) {
+  const place = share * (values.length - 1);
+  const low = Math.floor(place);
+  return values[low] + (place - low) * ((values[low + 1] ?? 0) - values[low]);
+}
+
+function mean_of_edge(values, W, H) {
+  const is_edge = (i) => i < W || i >= W * (H - 1) || i % W === 0 || i % W === W - 1;
+  const edge = values.filter((_, i) => is_edge(i));
+  return edge.reduce((sum, value) => sum + value, 0) / edge.length;
+}
 
 // As Python rounds: to the even one of two equally near.
 function round(value) {

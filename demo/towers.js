@@ -210,14 +210,16 @@ function topk(values, count) {
   return Array.from(values.keys()).sort((a, b) => values[b] - values[a]).slice(0, count);
 }
 
-// Embedding [D] -> the nearest digit; the nearest kind of outlier if that is nearer, else null; and of each attribute
-// the most probable bin and the expected grade, in 0..4.
-function read({ layers, part_temperature }, embed) {
+// Embedding [D] -> whether it is that of a digit; the nearest digit and the nearest kind of outlier; and of each
+// attribute the most probable bin and the expected grade, in 0..4.
+function read({ layers, part_temperature, min_score }, embed) {
   const digits = cosines(embed, layers["captions.digit"]); // [10]
-  const reading = { digit: argmax(digits), outlier: null, bins: [], grades: [] };
+  const score = Math.max(...digits);
+  const reading = { is_digit: score > min_score, digit: argmax(digits), outlier: null, bins: [], grades: [] };
   if (!layers["captions.outliers"]) return reading; // captions that name the digit alone
   const outliers = cosines(embed, layers["captions.outliers"]); // [1 + kinds], the first is generic
-  if (Math.max(...outliers) > Math.max(...digits)) reading.outlier = argmax(outliers.subarray(1));
+  reading.is_digit = score - Math.max(...outliers) > min_score;
+  reading.outlier = argmax(outliers.subarray(1));
   for (const name of ["thickness", "slant"]) {
     const logits = cosines(embed, layers[`captions.${name}`]).map((cosine) => cosine / part_temperature); // [5]
     const exp = logits.map((logit) => Math.exp(logit - Math.max(...logits)));

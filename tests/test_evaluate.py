@@ -16,6 +16,7 @@ import evaluate
 from captions import OUTLIER_IDS
 from clip import CLIP
 from conftest import TINY, first_tenth, train_here
+from data.photo import to_mnist_form
 from evaluation import ood, pictures
 from evaluation.corruptions import CORRUPTIONS
 from evaluation.table import TITLES
@@ -182,16 +183,16 @@ def test_mnist_form_fits_the_box_and_centres_by_mass():
     ink = torch.zeros(90, 70)
     ink[10:70, 5:35] = 3.0  # 60 high, 30 wide, of any brightness
     ink[60:70, 5:65] = 3.0  # and a heavy foot to the right
-    image = ood.to_mnist_form(ink)
+    image = to_mnist_form(ink)
     assert image.dtype == torch.uint8
     assert image.max() == 255
     assert [int(image.any(dim=dim).sum()) for dim in (1, 0)] == [20, 20]
     for dim in (0, 1):
         mass = image.sum(dim=dim) / image.sum()
         assert abs((mass * torch.arange(28)).sum() - 13.5) <= 0.51
-    assert [int(ood.to_mnist_form(ink[:, :35], 16).any(dim=dim).sum()) for dim in (1, 0)] == [16, 8]
+    assert [int(to_mnist_form(ink[:, :35], 16).any(dim=dim).sum()) for dim in (1, 0)] == [16, 8]
     with pytest.raises(InputError, match="without ink"):
-        ood.to_mnist_form(torch.zeros(9, 9))
+        to_mnist_form(torch.zeros(9, 9))
 
 
 def test_letters_and_noise_repeat_and_show_no_digit(digits):
