@@ -11,10 +11,9 @@ function photo_to_mnist({ photo }, rgba, width, height) {
     const count = box_sum(paper, W, H, photo.window);
     const inks = [new Float32Array(H * W), new Float32Array(H * W)]; // dark on light, light on dark
     for (let channel = 0; channel < 3; channel++) {
-      const colour = Float32Array.from(paper, (_, i) => data[3 * i + channel]);
-      const total = box_sum(colour.map((value, i) => value * paper[i]), W, H, photo.window);
+      const total = box_sum(paper.map((value, i) => value * data[3 * i + channel]), W, H, photo.window);
       for (let i = 0; i < H * W; i++) {
-        const difference = count[i] > 0.5 ? total[i] / count[i] - colour[i] : 0;
+        const difference = count[i] > 0.5 ? total[i] / count[i] - data[3 * i + channel] : 0;
         inks[0][i] = channel ? Math.max(inks[0][i], difference) : difference;
         inks[1][i] = channel ? Math.max(inks[1][i], -difference) : -difference;
       }
@@ -45,8 +44,7 @@ function quantile(values, share) {
 }
 
 function mean_of_edge(values, W, H) {
-  const is_edge = (i) => i < W || i >= W * (H - 1) || i % W === 0 || i % W === W - 1;
-  const edge = values.filter((_, i) => is_edge(i));
+  const edge = values.filter((_, i) => i < W || i >= W * (H - 1) || i % W === 0 || i % W === W - 1);
   return edge.reduce((sum, value) => sum + value, 0) / edge.length;
 }
 
@@ -59,12 +57,16 @@ function round(value) {
 // Step 1: the longer side resized to `side`, transparency replaced -> [H, W, 3].
 function reduced_rgb({ side }, rgba, width, height) {
   const [W, H] = [width, height].map((length) => Math.max(1, round((length * side) / Math.max(width, height))));
-  const is_opaque = rgba.every((value, i) => i % 4 < 3 || value === 255);
+  let is_opaque = true;
+  for (let i = 3; i < rgba.length; i += 4) is_opaque &&= rgba[i] === 255;
   const channels = is_opaque ? 3 : 4;
   const pixels = new Float32Array(width * height * channels); // colours times alpha, alpha
   for (let i = 0; i < width * height; i++) {
     const alpha = rgba[4 * i + 3];
-    for (let c = 0; c < 3; c++) pixels[i * channels + c] = round((rgba[4 * i + c] * alpha) / 255);
+    for (let c = 0; c < 3; c++) {
+      const colour = rgba[4 * i + c];
+      pixels[i * channels + c] = is_opaque ? colour : round((colour * alpha) / 255);
+    }
     if (!is_opaque) pixels[4 * i + 3] = alpha;
   }
   const small = resize(pixels, width, height, channels, W, H, round);
@@ -87,9 +89,10 @@ function reduced_rgb({ side }, rgba, width, height) {
 // Bilinear, with a wider triangle where pixels get fewer, as Pillow and torchvision do it: each side in turn.
 // [height, width, channels] -> [H, W, channels]. `finish` is applied after each turn.
 function resize(data, width, height, channels, W, H, finish = (value) => value) {
-  const along = (source, length, wanted, place, others) => {
+  // [count, length, step] -> [count, wanted, step].
+  const along = (source, length, wanted, count, step) => {
     if (length === wanted) return source;
-    const result = new Float32Array(others * wanted);
+    const result = new Float32Array(count * wanted * step);
     const scale = length / wanted;
     const support = Math.max(scale, 1);
     for (let to = 0; to < wanted; to++) {
@@ -99,48 +102,56 @@ function resize(data, width, height, channels, W, H, finish = (value) => value) 
       const weights = [];
       for (let i = low; i < high; i++) weights.push(Math.max(0, 1 - Math.abs((i + 0.5 - center) / support)));
       const sum = weights.reduce((total, weight) => total + weight, 0);
-      for (let other = 0; other < others; other++) {
-        let value = 0;
-        weights.forEach((weight, i) => (value += weight * source[place(other, low + i, length)]));
-        result[place(other, to, wanted)] = finish(value / sum);
+      for (let row = 0; row < count; row++) {
+        for (let k = 0; k < step; k++) {
+          let value = 0;
+          for (let i = low; i < high; i++) value += weights[i - low] * source[(row * length + i) * step + k];
+          result[(row * wanted + to) * step + k] = finish(value / sum);
+        }
       }
     }
     return result;
   };
-  const in_row = (other, i, length) => (Math.floor(other / channels) * length + i) * channels + (other % channels);
-  const in_column = (other, i) => i * W * channels + other;
-  const narrow = along(data, width, W, in_row, height * channels); // [height, W, channels]
-  return along(narrow, height, H, in_column, W * channels);
+  const narrow = along(data, width, W, height, channels); // [height, W, channels]
+  return along(narrow, height, H, 1, W * channels);
 }
 
 // [H, W] -> the sums of the boxes of size x size around each pixel, cut off at the edge.
 function box_sum(values, W, H, size) {
   const radius = size >> 1;
   const total = new Float64Array((H + 1) * (W + 1)); // of all above and to the left
-  for (let i = 0; i < H * W; i++) {
-    const [row, column] = [Math.floor(i / W) + 1, (i % W) + 1];
-    const above = total[(row - 1) * (W + 1) + column] - total[(row - 1) * (W + 1) + column - 1];
-    total[row * (W + 1) + column] = values[i] + total[row * (W + 1) + column - 1] + above;
+  for (let row = 0; row < H; row++) {
+    for (let column = 0, sum = 0; column < W; column++) {
+      sum += values[row * W + column];
+      total[(row + 1) * (W + 1) + column + 1] = sum + total[row * (W + 1) + column + 1];
+    }
   }
-  return Float32Array.from(values, (_, i) => {
-    const [top, left] = [Math.floor(i / W) - radius, (i % W) - radius].map((place) => Math.max(0, place));
-    const [bottom, right] = [Math.min(H, Math.floor(i / W) + radius + 1), Math.min(W, (i % W) + radius + 1)];
-    const corner = (row, column) => total[row * (W + 1) + column];
-    return corner(bottom, right) - corner(top, right) - corner(bottom, left) + corner(top, left);
-  });
+  const sums = new Float32Array(H * W);
+  for (let row = 0; row < H; row++) {
+    const top = Math.max(0, row - radius) * (W + 1);
+    const bottom = Math.min(H, row + radius + 1) * (W + 1);
+    for (let column = 0; column < W; column++) {
+      const left = Math.max(0, column - radius);
+      const right = Math.min(W, column + radius + 1);
+      sums[row * W + column] = total[bottom + right] - total[top + right] - total[bottom + left] + total[top + left];
+    }
+  }
+  return sums;
 }
 
 // [H, W] -> the means of boxes of 3 x 3; at the edge its pixels count twice.
 function smoothed(values, W, H) {
-  return values.map((_, i) => {
-    const [row, column] = [Math.floor(i / W), i % W];
-    let sum = 0;
-    for (let y = row - 1; y <= row + 1; y++) {
-      const start = Math.min(H - 1, Math.max(0, y)) * W;
-      sum += values[start + Math.max(0, column - 1)] + values[start + column] + values[start + Math.min(W - 1, column + 1)];
+  const sums = box_sum(values, W, H, 3);
+  const at = (row, column) => values[Math.min(H - 1, Math.max(0, row)) * W + Math.min(W - 1, Math.max(0, column))];
+  for (let row = 0; row < H; row++) {
+    const step = row % (H - 1) && W > 1 ? W - 1 : 1; // within the picture only the first and the last column
+    for (let column = 0; column < W; column += step) {
+      let sum = 0;
+      for (let i = 0; i < 9; i++) sum += at(row - 1 + Math.floor(i / 3), column - 1 + (i % 3));
+      sums[row * W + column] = sum;
     }
-    return sum / 9;
-  });
+  }
+  return sums.map((sum) => sum / 9);
 }
 
 // Step 3: ink and where it is ink [H, W] -> where it is the digit, 0 or 1 [H, W].

@@ -12,13 +12,20 @@ function nearest({ layers: { test }, ...model }, embed) {
   return places.map((i) => describe(model, test.images.subarray(i * 784, (i + 1) * 784), test.digits[i]));
 }
 
+// A sentence -> its embedding, which is kept.
+const known = new Map();
+function embed_sentence(model, sentence) {
+  if (!known.has(sentence)) known.set(sentence, encode_text(model, sentence));
+  return known.get(sentence);
+}
+
 // The sentences closest to an embedding, with their cosines; and why others cannot be read.
 function compare(model, embed, sentences) {
   const problems = sentences.length ? [] : [{ key: "no_sentences", what: "" }];
   const pairs = [];
   for (const sentence of new Set(sentences)) {
     try {
-      pairs.push([sentence, dot(embed, encode_text(model, sentence))]);
+      pairs.push([sentence, dot(embed, embed_sentence(model, sentence))]);
     } catch (error) {
       problems.push({ key: error.key, what: error.what });
     }
