@@ -1,6 +1,8 @@
-"""Are the page's towers (demo/towers.js) those of PyTorch? And how fast are they? Needs node.
+"""The page's towers (demo/towers.js) beside PyTorch's: are they equal, and how fast? Needs node 18 or later.
 
     python -m benchmarks.page
+
+"Differences" are from PyTorch with the page's weights, which are rounded; "accuracy lost" from those of training.
 """
 
 import json
@@ -9,95 +11,89 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw
 from torch import Tensor
 
 from attributes import measure
-from benchmarks.common import DATA, cell, load_clip, make_parser, origin, parse, trained_clip, write_result
-from benchmarks.photos import photograph
-from data.photo import photo_to_mnist
+from benchmarks.common import DATA, make_parser, origin, parse, trained_clip, write_result
+from clip import CLIP
 from demo.build import Page, build
 from evaluation.metrics import caption_accuracy, embed_images
-from generation.model import STEPS, Generator
-from modalities import speech
+from generation.model import Generator
 from my_dataset import load_mnist
 from my_utils import InputError, exit_on_error
 
-SEVEN = [(80, 70), (200, 70), (130, 220)]  # the path of the pen on a canvas of 280 x 280
-N_PICTURES = 50
-MEDIAN = """const median = (work) => {
-  const times = Array.from({ length: 30 }, () => { const start = performance.now(); work(); return performance.now() - start; });
-  return times.sort((a, b) => a - b)[15];
-};"""
+TOWERS = """return { images: inputs.images.map((x) => encode_image(model, x)),
+  values: inputs.images.map((x) => [thickness(model, x), slant(x)]),
+  texts: inputs.texts.map((text) => encode_text(model, text)) };"""
+SPEED = """const median = (work) => Array.from({ length: 40 }, () => {
+  const start = performance.now(); work(); return performance.now() - start; }).sort((a, b) => a - b)[20];
+const [side, sentences, text] = [280, model.sentences.en, "a thick seven leaning left"];
+const rgba = Uint8ClampedArray.from({ length: 4 * side * side }, (_, i) => // a bar at an angle, on a canvas
+  i % 4 < 3 && Math.abs((i >> 2) % side - 180 + (i >> 2) / side / 4) < 9 ? 0 : 255);
+return { see: median(() => see(model, { rgba, width: side, height: side, sentences })),
+  find: median(() => find(model, { text })),
+  draw: model.layers["prior.proj_in"] && median(() => draw(model, find(model, { text }).embed)) };"""
 
 
 def run_in_node(page: Page, job: str, **inputs) -> object:
-    """What the page's scripts return for a job, JavaScript that has `model` and `inputs`: plain values."""
-    scripts = page.html.split('id="worker">')[1].split("</script>")[0]
-    plain = {name: x.tolist() if isinstance(x, Tensor) else x for name, x in inputs.items()}
+    """What the page's own scripts return for a job: JavaScript that has `model` and `inputs`. Plain values."""
+    inputs = {name: x.tolist() if isinstance(x, Tensor) else x for name, x in inputs.items()}
+    scripts, data = (page.html.split(f'id="{name}">')[1].split("</script>")[0] for name in ("worker", "model"))
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        (place / "page.html").write_text(page.html, "utf-8")
-        (place / "inputs.json").write_text(json.dumps(plain), "utf-8")
-        read = "require('fs').readFileSync(__dirname + '/%s', 'utf8')"
-        load = f"load_model({read % 'page.html'}.split('id=\"model\">')[1].split('<')[0])"
-        work = f"((model, inputs) => {{ {job} }})(await {load}, JSON.parse({read % 'inputs.json'}))"
-        plainly = "(key, value) => ArrayBuffer.isView(value) ? Array.from(value) : value"
-        (place / "job.js").write_text(
-            f"{scripts}\n(async () => process.stdout.write(JSON.stringify({work}, {plainly})))();", "utf-8"
+        script, file = Path(folder) / "job.js", Path(folder) / "inputs.json"
+        file.write_text(json.dumps([data, inputs]), "utf-8")
+        script.write_text(
+            f"""{scripts};
+            (async () => {{
+              const [data, inputs] = JSON.parse(require("fs").readFileSync("{file}", "utf8"));
+              const model = await load_model(data);
+              const plain = (key, value) => (ArrayBuffer.isView(value) ? Array.from(value) : value);
+              process.stdout.write(JSON.stringify((() => {{ {job} }})(), plain));
+            }})();""",
+            "utf-8",
         )
         try:
-            done = subprocess.run(["node", str(place / "job.js")], capture_output=True, text=True, encoding="utf-8")
+            done = subprocess.run(["node", script], capture_output=True, text=True, encoding="utf-8")
         except FileNotFoundError:
-            raise InputError("node is needed to run the page's scripts: install Node.js 18 or later") from None
+            raise InputError("node is not installed: install Node.js 18 or later") from None
     if done.returncode:
         raise RuntimeError(done.stderr)
     return json.loads(done.stdout)
 
 
-def towers(page: Page, images: Tensor, texts: list[str]) -> dict[str, float | Tensor]:
-    """Images uint8 [N, 28, 28] and texts through both. The largest differences, and JavaScript's nearest captions."""
-    job = """return { images: inputs.images.map((x) => encode_image(model, x)),
-      values: inputs.images.map((x) => [thickness(model, x), slant(x)]),
-      texts: inputs.texts.map((text) => encode_text(model, text)) };"""
-    got = {k: torch.tensor(x) for k, x in run_in_node(page, job, images=images.flatten(1), texts=texts).items()}
+@torch.no_grad()
+def compare(page: Page, images: Tensor, texts: list[str]) -> tuple[Tensor, dict[str, float]]:
+    """Images uint8 [N, 28, 28] and texts [T] -> JavaScript's embeddings of the images; largest differences from
+    PyTorch's of images, texts and attributes; and the number of images with another nearest text."""
+    got = {k: torch.tensor(x) for k, x in run_in_node(page, TOWERS, images=images.flatten(1), texts=texts).items()}
     want = {"images": embed_images(page.clip, images), "texts": page.clip.encode_text(texts), "values": measure(images)}
-    return {name: (got[name] - want[name]).abs().max().item() for name in want} | {
-        "same_caption": ((got["images"] @ got["texts"][:200].T).argmax(1) == (want["images"] @ want["texts"][:200].T).argmax(1)).float().mean().item(),
-        "embeds": got["images"],
-    }
+    result = {name: (got[name] - want[name]).abs().max().item() for name in want}
+    nearest = [torch.cat([(x @ both["texts"].T).argmax(1) for x in both["images"].split(500)]) for both in (got, want)]
+    return got["images"], result | {"other_caption": int((nearest[0] != nearest[1]).sum())}
 
 
-def drawings(page: Page, texts: list[str]) -> float:
-    """The same noise through both -> the largest difference of a pixel, in levels of 255."""
-    prior, decoder = page.generator.prior, page.generator.decoder
-    noise = [torch.randn(len(texts), flow.dim) for flow in (prior, decoder)]
-    embeds, scale = page.clip.encode_text(texts), page.generator.scale
-    vectors = F.normalize(prior.sample(scale * embeds, noise[0], STEPS), dim=1)
-    want = page.generator.autoencoder.decode(decoder.sample(scale * vectors, noise[1], STEPS))  # [N, 1, 28, 28]
-    job = """return inputs.embeds.map((embed, i) =>
-      sample(model, ...[embed, inputs.prior[i], inputs.decoder[i]].map((x) => Float32Array.from(x))));"""
-    got = torch.tensor(run_in_node(page, job, embeds=embeds, prior=noise[0], decoder=noise[1]))
-    return (got - (255 * want).flatten(1)).abs().max().item()
+def main(argv: list[str]) -> None:
+    args = parse(make_parser("page", __doc__), argv)
+    clip, test, rows = CLIP.load(trained_clip(args)), load_mnist("test", DATA), []
+    path, count = args.runs / "generator" / "default-seed0" / "best_model.pth", 200 if args.quick else 10_000
+    generator = Generator.load(path, clip) if path.exists() else None
+    pages = [build(clip, one, test) for one in dict.fromkeys((None, generator))]
+    for page, title in zip(pages, ("the page", "the page with the generator"), strict=False):
+        rows.append([f"size of {title}", f"{len(page.html) / 1e6:.2f} MB"])
+    images, labels = test.images[:count], test.labels[:count]
+    texts = list(dict.fromkeys(clip.captions.sentences))
+    embeds, differences = compare(pages[0], images, texts)
+    rows += [[f"{name}: largest difference", f"{value:.1e}"] for name, value in list(differences.items())[:3]]
+    rows.append([f"images of {count:,} with another nearest caption of {len(texts):,}", differences["other_caption"]])
+    digits = clip.zero_shot_classifier()
+    accuracies = [caption_accuracy(x @ digits.T, labels) for x in (embed_images(clip, images), embeds)]
+    rows += [["accuracy by the digits' captions", f"{accuracies[0]:.2%}"], ["the page's", f"{accuracies[1]:.2%}"]]
+    for name, value in run_in_node(pages[-1], SPEED).items():
+        rows.append([f"median time, {name}", f"{value:.1f} ms"])
+    write_result(args, "page", ["figure", "value"], rows, origin(args.device), "JavaScript in node, one thread.")
 
 
-def draw(path: list, width: int = 18, ink: str = "black", paper: str = "white") -> Image.Image:
-    """A path of the pen on the page's canvas."""
-    canvas = Image.new("RGBA", (280, 280), paper)
-    ImageDraw.Draw(canvas).line(path, fill=ink, width=width, joint="curve")
-    return canvas
-
-
-def pictures(page: Page, some: list[Image.Image]) -> dict[str, float]:
-    """Pictures of any size through both -> mean difference of a pixel in levels, and the share of equal captions."""
-    inputs = [[list(x.convert("RGBA").tobytes()), *x.size] for x in some]
-    job = "return inputs.pictures.map(([rgba, ...size]) => photo_to_mnist(model, Uint8ClampedArray.from(rgba), ...size));"
-    got = torch.tensor(run_in_node(page, job, pictures=inputs)).view(-1, 28, 28).byte()
-    want = torch.stack([photo_to_mnist(x) for x in some])
-    texts = page.clip.zero_shot_classifier().T  # [embed_dim, 10]
-    same = (embed_images(page.clip, got) @ texts).argmax(1) == (embed_images(page.clip, want) @ texts).argmax(1)
-    difference = (got.float() - want.float()).abs().mean().item()
-    return {"pixels": difference, "same_caption": same.float().mean().item()}
+if __name__ == "__main__":
+    with exit_on_error():
+        sys.exit(main(sys.argv[1:]))

@@ -3,9 +3,8 @@
     make demo                                     demo/minist-clip.html from runs/best_model.pth, and opens it
     make demo ARGS="--no-open --page try.html"
 
-The generator and the speech tower are on the page if they are trained (`make generator`, `make speech`). The towers run
-in the browser, in towers.js. Batch norms are folded into the convolutions; weights are rounded to float16, those of the
-generator's linear layers to int8.
+With the generator and the speech tower if they are trained. The towers run in the browser (towers.js): batch norms are
+folded into the convolutions, weights rounded to float16, those of the generator's linear layers to int8.
 """
 
 import base64
@@ -14,16 +13,18 @@ import json
 import sys
 import webbrowser
 import zlib
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 import attributes
-from attributes import ATTRIBUTES, GRADE_OF_BIN, all_combinations
+import image_encoder
+from attributes import ATTRIBUTES, all_combinations
 from captions import DIGIT_WORDS, HAN_DIGITS, NO_DIGIT, OUTLIER_IDS, OUTLIERS
 from clip import CLIP, PART_TEMPERATURE
 from data import photo
@@ -32,9 +33,9 @@ from evaluation.metrics import embed_images
 from evaluation.ood import MIN_SCORE
 from generation import model as generation
 from generation.model import Generator
-from image_encoder import PIXEL_MEAN, PIXEL_STD
+from generation.rows import add_model_flags
 from modalities import speech
-from my_dataset import DATA_PATH, Split, load_mnist
+from my_dataset import Split, load_mnist
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error, text
 
 HERE = Path(__file__).parent
@@ -45,20 +46,17 @@ class Page(NamedTuple):
     html: str
     clip: CLIP  # with the page's weights: folded and rounded
     generator: Generator | None  # the same
-    sizes: dict[str, int]  # bytes of each part, before compression
+    sizes: dict[str, int]  # bytes of each part, packed
 
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(prog="python -m demo.build", description=__doc__.split("\n")[0])
-    parser.add_argument("--clip", type=text, default="runs/best_model.pth", metavar="FILE", help="the trained CLIP")
-    path = "runs/generator/best_model.pth"
-    parser.add_argument("--generator", type=text, default=path, metavar="FILE", help="its generator, if it is there")
-    parser.add_argument("--data-path", type=text, default=DATA_PATH, help="folder of MNIST; downloaded if missing")
-    parser.add_argument("--page", type=text, default=HERE / "minist-clip.html", metavar="FILE", help="the page to write")
+    add_model_flags(parser)
+    path = HERE / "minist-clip.html"
+    parser.add_argument("--page", type=text, default=path, metavar="FILE", help="the page to write")
     parser.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
     args = parser.parse_args(argv)
-
-    clip = CLIP.load(args.clip)
+    clip = CLIP.load(args.clip, args.device, args.text_model)
     try:
         generator = Generator.load(args.generator, clip)
     except InputError as error:
@@ -66,7 +64,7 @@ def main(argv: list[str]) -> None:
     page = build(clip, generator, load_mnist("test", args.data_path))
     atomic_write(args.page, page.html.encode())
     parts = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in page.sizes.items())
-    print(f"written: {args.page}, {len(page.html.encode()) / 1e6:.2f} MB (before compression: {parts})")
+    print(f"written: {args.page}, {len(page.html.encode()) / 1e6:.2f} MB (MB before base64: {parts})")
     if not args.no_open:
         webbrowser.open(Path(args.page).resolve().as_uri())
 
@@ -77,25 +75,22 @@ def build(clip: CLIP, generator: Generator | None, test: Split) -> Page:
     clip.require_digits()
     towers = [clip.arch["image_encoder"], clip.arch["text_encoder"]]
     if towers != ["residual", "table"]:
-        raise InputError(f"the page runs the towers residual and table, not {' and '.join(towers)}: name another --clip")
+        raise InputError(f"the page runs the towers residual and table, not {' and '.join(towers)}: name another CLIP")
     clip, generator = fold(copy.deepcopy(clip).cpu()), generator and fold(copy.deepcopy(generator).cpu())
-    images, digits = (part[:N_IMAGES].cpu() for part in test)
-    parts = {f"{name} tower": pack(clip.towers[name], f"{name}.") for name in ("image", "text")}
-    if "speech" in clip.towers:
-        parts["speech tower"] = pack(clip.towers["speech"], "speech.")
-        parts["speech tower"] |= {"speech.mel_bands.weight": speech.mel_bands().numpy()}
+    arrays = pack(clip.towers["image"], "image.") | pack(clip.towers["text"], "text.")
     if generator:
-        parts["generator"] = pack(generator, "", without="autoencoder.encoder")
-    tables = {"digit": clip.zero_shot_classifier()}
+        arrays |= pack(generator, "")
+    if "speech" in clip.towers:
+        mel_bands = {"speech.mel_bands.weight": speech.mel_bands().numpy()}
+        arrays |= pack(clip.towers["speech"], "speech.") | mel_bands
+    arrays["captions.digit.weight"] = clip.zero_shot_classifier().numpy()  # [10, embed_dim]
     if clip.captions.kind == "attributes":
-        grades = zip(ATTRIBUTES, clip.captions.parts[1:], strict=True)
-        tables |= {attribute.name: clip.embed_descriptions(part.ids) for attribute, part in grades}
-        tables["outliers"] = clip.embed_descriptions(OUTLIER_IDS)
-    parts["captions"] = {f"captions.{name}.weight": table.half().numpy() for name, table in tables.items()}
-    parts["test images"] = {"test.images": images.flatten(1).numpy(), "test.digits": digits.byte().numpy()}
-    parts["test images"]["test.weight"] = embed_images(clip, images).half().numpy()
-
-    arrays = {name: array for part in parts.values() for name, array in part.items()}
+        arrays["captions.outliers.weight"] = clip.embed_descriptions(OUTLIER_IDS).numpy()  # [1 + kinds, embed_dim]
+        for attribute, part in zip(ATTRIBUTES, clip.captions.parts[1:], strict=True):
+            arrays[f"captions.{attribute.name}.weight"] = clip.embed_descriptions(part.ids).numpy()  # [5, embed_dim]
+    images, digits = (x[:N_IMAGES].cpu() for x in test)
+    arrays |= {"test.images": images.flatten(1).numpy(), "test.digits": digits.byte().numpy()}
+    arrays["test.weight"] = embed_images(clip, images).half().numpy()
     header = constants(clip) | {"tensors": [(name, str(x.dtype), x.shape) for name, x in arrays.items()]}
     header = json.dumps(header, ensure_ascii=False).encode()
     content = np.uint32(len(header)).tobytes() + header + b"".join(x.tobytes() for x in arrays.values())
@@ -103,7 +98,10 @@ def build(clip: CLIP, generator: Generator | None, test: Split) -> Page:
     for name in ("style.css", "towers.js", "photo.js", "worker.js", "page.js"):
         html = html.replace(f"{{{name}}}", (HERE / name).read_text("utf-8"))
     html = html.replace("{model}", base64.b64encode(zlib.compress(content, 9)).decode())
-    return Page(html, clip, generator, {name: sum(x.nbytes for x in part.values()) for name, part in parts.items()})
+    sizes = Counter()
+    for name, x in arrays.items():
+        sizes[name.split(".")[0]] += x.nbytes
+    return Page(html, clip, generator, sizes)
 
 
 def fold(model: nn.Module) -> nn.Module:
@@ -117,62 +115,53 @@ def fold(model: nn.Module) -> nn.Module:
                 conv = layer
             elif isinstance(layer, nn.BatchNorm2d):
                 copies = conv.out_channels // layer.num_features
-                norm = (layer.running_mean, layer.running_var, layer.weight, layer.bias)
-                mean, variance, weight, bias = (x.repeat_interleave(copies) for x in norm)
-                conv.weight, conv.bias = fuse_conv_bn_weights(
-                    conv.weight, conv.bias, mean, variance, layer.eps, weight, bias
-                )
+                mean, var = (x.repeat_interleave(copies) for x in (layer.running_mean, layer.running_var))
+                norm = mean, var, layer.eps, *(x.repeat_interleave(copies) for x in (layer.weight, layer.bias))
+                conv.weight, conv.bias = fuse_conv_bn_weights(conv.weight, conv.bias, *norm)
                 sequence[i] = nn.Identity()
     return model.eval()
 
 
-def pack(model: nn.Module, prefix: str, without: str = "nothing") -> dict[str, np.ndarray]:
+def pack(model: nn.Module, prefix: str) -> dict[str, np.ndarray]:
     """The weights of a model as float16, or int8 with a scale for each row. The model's own are rounded to these."""
     arrays = {}
     for name, x in model.state_dict().items():
-        if name.startswith(without):
+        if name.startswith("autoencoder.encoder"):  # only training needs it
             continue
         if isinstance(model, Generator) and x.ndim == 2:
             scale = x.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127  # [rows, 1]
-            arrays[f"{prefix}{name}_scale"] = scale.numpy()  # before its weights
-            rounded = (x / scale).round().to(torch.int8)
-            x.copy_(rounded * scale)
+            arrays[f"{prefix}{name}_scale"] = scale.numpy()  # it stands before its weights
+            packed = (x / scale).round().to(torch.int8)
+            x.copy_(packed * scale)
         else:
-            rounded = x.half()
-            x.copy_(rounded)
-        is_conv = x.ndim == 4  # [out, in, kernel, kernel]; on the page the channels come last
-        arrays[prefix + name] = np.ascontiguousarray((rounded.permute(0, 2, 3, 1) if is_conv else rounded).numpy())
+            packed = x.half()
+            x.copy_(packed)
+        if x.ndim == 4:  # a convolution's [out, in, kernel, kernel]: on the page the channels come last
+            packed = packed.permute(0, 2, 3, 1)
+        arrays[prefix + name] = packed.numpy()
     return arrays
 
 
 def constants(clip: CLIP) -> dict:
     """All numbers and words that the page's scripts share with Python."""
-    english, chinese = [*DIGIT_WORDS], [*(HAN_DIGITS if "七" in clip.towers["text"].vocabulary else DIGIT_WORDS)]
+    shared = {name: value for module in (image_encoder, attributes, generation) for name, value in numbers(module)}
+    shared |= {"photo": dict(numbers(photo)), "speech": dict(numbers(speech))}
+    shared |= {"part_temperature": PART_TEMPERATURE, "min_score": MIN_SCORE[clip.captions.kind]}
+    vocabulary = list(clip.towers["text"].vocabulary)
+    english, chinese = list(DIGIT_WORDS), list(HAN_DIGITS if HAN_DIGITS[0] in vocabulary else DIGIT_WORDS)
     if clip.captions.kind == "attributes":
         english += [NO_DIGIT[0], *map(combination_caption, range(len(all_combinations())))]
-        chinese += ["不是数字"]
-        for digit, *bins in all_combinations():
-            grades = [one.grades[GRADE_OF_BIN[bin]] for one, bin in zip(ATTRIBUTES, bins, strict=True)]
-            words = [one.words[grade][2][0] for one, grade in zip(ATTRIBUTES, grades, strict=True)]
+        chinese.append(NO_DIGIT[-2])
+        for digit, *bins in all_combinations():  # the Chinese captions of these combinations
+            words = [one.words[one.bins[bin]][2][0] for one, bin in zip(ATTRIBUTES, bins, strict=True)]
             chinese.append("".join(f"{word}的" for word in words) + HAN_DIGITS[digit])
-    shared = {
-        generation: ("STEPS", "FREQUENCIES", "SHARPEN", "DARKEN"),
-        attributes: ("THICKNESS_FACTOR", "THICKNESS_OFFSET"),
-        photo: ("SIDE", "WINDOW", "INK", "MIN_CONTRAST", "NEAR", "WHITE", "MIN_PART", "MIN_INK"),
-        speech: ("WINDOW", "HOP", "MELS", "FRAMES", "QUIET", "SILENCE", "FLOOR", "RATE"),
-    }
-    numbers = [{name.lower(): getattr(module, name) for name in names} for module, names in shared.items()]
-    return numbers[0] | numbers[1] | {
-        "photo": numbers[2],
-        "speech": numbers[3],
-        "pixel_mean": PIXEL_MEAN,
-        "pixel_std": PIXEL_STD,
-        "part_temperature": PART_TEMPERATURE,
-        "min_score": MIN_SCORE[clip.captions.kind],
-        "vocabulary": list(clip.towers["text"].vocabulary),
-        "sentences": {"en": english, "zh": chinese},
-        "outliers": {"en": [own[0] for own in OUTLIERS.values()], "zh": [own[-1] for own in OUTLIERS.values()]},
-    }
+    outliers = {"en": [own[0] for own in OUTLIERS.values()], "zh": [own[-1] for own in OUTLIERS.values()]}
+    return shared | {"vocabulary": vocabulary, "sentences": {"en": english, "zh": chinese}, "outliers": outliers}
+
+
+def numbers(module) -> list[tuple[str, float]]:
+    """The constants of a module that are numbers, in lower case."""
+    return [(k.lower(), x) for k, x in vars(module).items() if k.isupper() and isinstance(x, int | float)]
 
 
 if __name__ == "__main__":
