@@ -38,7 +38,7 @@ const TEXTS = {
     too_large: "The file has more than 64 MB: choose a smaller one.",
     microphone: "The microphone cannot be used: allow it in the browser, or choose a recording.",
     silence: "The sound is all silence: record it again, closer to the microphone.",
-    failed: (what) => `Something went wrong: ${what}.`,
+    failed: (what) => `Something went wrong: ${what}`,
     examples: ["a thick seven leaning left", "a thin zero", "an italic four in fine strokes", "not a thick eight"],
   },
   zh: {
@@ -77,7 +77,7 @@ const TEXTS = {
     too_large: "文件超过 64 MB：请选择较小的文件。",
     microphone: "无法使用麦克风：请在浏览器中允许，或选择录音文件。",
     silence: "录音中没有声音：请靠近麦克风重新录制。",
-    failed: (what) => `出错了：${what}。`,
+    failed: (what) => `出错了：${what}`,
     examples: ["粗体的向左倾斜的七", "一个细体的零", "极度右倾的四，较细", "八，不是粗体的"],
   },
 };
@@ -335,7 +335,7 @@ async function record() {
 function translate() {
   document.documentElement.lang = language;
   for (const node of document.querySelectorAll("[data-text]")) node.textContent = text(node.dataset.text);
-  for (const node of document.querySelectorAll("[data-label]")) node.ariaLabel = text(node.dataset.label);
+  for (const node of document.querySelectorAll("[data-label]")) node.title = node.ariaLabel = text(node.dataset.label);
   if (recorder) find("record").textContent = text("stop");
   if (!page) return;
   const examples = page.sentences.en.length > 10 ? text("examples") : page.sentences[language];
