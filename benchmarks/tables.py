@@ -38,6 +38,7 @@ COMMANDS = {
     "gap": "losses --only gap",
     "photos": "photos",
     "photos-digit": "photos",
+    "page": "page",
     "speed": "speed",
     "speed-slow": "speed --slow",
     **{f"cost-{name}": f"cost --only {name}" for name in ("steps", "sizes", "inference")},

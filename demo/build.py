@@ -1,7 +1,6 @@
 """Build a page to try a trained model, draw, type, say: one HTML file that needs no server and no network.
 
-    make demo                                     demo/minist-clip.html from runs/best_model.pth, and opens it
-    make demo ARGS="--no-open --page try.html"
+    make demo          demo/minist-clip.html from runs/best_model.pth; opens it
 
 With the generator and the speech tower if they are trained. The towers run in the browser (towers.js): batch norms are
 folded into the convolutions, weights rounded to float16, those of the generator's linear layers to int8.
@@ -13,7 +12,6 @@ import json
 import sys
 import webbrowser
 import zlib
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +37,7 @@ from my_dataset import Split, load_mnist
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error, text
 
 HERE = Path(__file__).parent
+PAGE = HERE / "minist-clip.html"
 N_IMAGES = 1_000  # test images, the first ones, among which the page searches
 
 
@@ -46,14 +45,12 @@ class Page(NamedTuple):
     html: str
     clip: CLIP  # with the page's weights: folded and rounded
     generator: Generator | None  # the same
-    sizes: dict[str, int]  # bytes of each part, packed
 
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(prog="python -m demo.build", description=__doc__.split("\n")[0])
     add_model_flags(parser)
-    path = HERE / "minist-clip.html"
-    parser.add_argument("--page", type=text, default=path, metavar="FILE", help="the page to write")
+    parser.add_argument("--page", type=text, default=PAGE, metavar="FILE", help="the page to write")
     parser.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
     args = parser.parse_args(argv)
     clip = CLIP.load(args.clip, args.device, args.text_model)
@@ -61,10 +58,11 @@ def main(argv: list[str]) -> None:
         generator = Generator.load(args.generator, clip)
     except InputError as error:
         generator = print(f"the page draws no images from texts: {error}")
-    page = build(clip, generator, load_mnist("test", args.data_path))
+    test = load_mnist("test", args.data_path)
+    page = build(clip, generator, test)
     atomic_write(args.page, page.html.encode())
-    parts = ", ".join(f"{name} {size / 1e6:.2f}" for name, size in page.sizes.items())
-    print(f"written: {args.page}, {len(page.html.encode()) / 1e6:.2f} MB (MB before base64: {parts})")
+    sizes = [len(one.html.encode()) / 1e6 for one in (page, build(clip, None, test))]
+    print(f"written: {args.page}, {sizes[0]:.2f} MB, of these {sizes[0] - sizes[1]:.2f} MB for the generator")
     if not args.no_open:
         webbrowser.open(Path(args.page).resolve().as_uri())
 
@@ -81,8 +79,7 @@ def build(clip: CLIP, generator: Generator | None, test: Split) -> Page:
     if generator:
         arrays |= pack(generator, "")
     if "speech" in clip.towers:
-        mel_bands = {"speech.mel_bands.weight": speech.mel_bands().numpy()}
-        arrays |= pack(clip.towers["speech"], "speech.") | mel_bands
+        arrays |= pack(clip.towers["speech"], "speech.") | {"speech.mel_bands.weight": speech.mel_bands().numpy()}
     arrays["captions.digit.weight"] = clip.zero_shot_classifier().numpy()  # [10, embed_dim]
     if clip.captions.kind == "attributes":
         arrays["captions.outliers.weight"] = clip.embed_descriptions(OUTLIER_IDS).numpy()  # [1 + kinds, embed_dim]
@@ -98,17 +95,11 @@ def build(clip: CLIP, generator: Generator | None, test: Split) -> Page:
     for name in ("style.css", "towers.js", "photo.js", "worker.js", "page.js"):
         html = html.replace(f"{{{name}}}", (HERE / name).read_text("utf-8"))
     html = html.replace("{model}", base64.b64encode(zlib.compress(content, 9)).decode())
-    sizes = Counter()
-    for name, x in arrays.items():
-        sizes[name.split(".")[0]] += x.nbytes
-    return Page(html, clip, generator, sizes)
+    return Page(html, clip, generator)
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """Fold each batch norm of eval mode into the convolution before it, in place.
-
-    A pixel shuffle may stand between them: it makes one channel of four.
-    """
+    """Fold each batch norm into the convolution before it, in place. (A pixel shuffle makes one channel of four.)"""
     for sequence in (module for module in model.modules() if isinstance(module, nn.Sequential)):
         for i, layer in enumerate(sequence):
             if isinstance(layer, nn.Conv2d):

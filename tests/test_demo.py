@@ -22,7 +22,7 @@ from demo import build
 from evaluation.metrics import caption_accuracy, embed_images
 from generation.model import STEPS, Generator
 from modalities.speech import mel_spectrogram, standardized_log_mel
-from my_dataset import load_mnist
+from my_dataset import Split, load_mnist
 from my_utils import InputError, exit_on_error
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -32,6 +32,11 @@ needs_node = pytest.mark.skipif(not shutil.which("node"), reason="no node: insta
 # Paths of the pen on the canvas of 280 by 280.
 SEVEN = [(80, 70), (200, 70), (130, 220)]
 ZERO = [(140, 60), (100, 80), (85, 140), (100, 200), (140, 220), (180, 200), (195, 140), (180, 80), (140, 60)]
+
+
+@pytest.fixture(scope="module")
+def split(data_path) -> Split:
+    return load_mnist("test", data_path)
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +51,14 @@ def clip(data_path, tmp_path_factory) -> CLIP:
 
 
 @pytest.fixture(scope="module")
-def page(clip, data_path) -> build.Page:
-    """With an untrained generator: its layers that begin as zeros are random here."""
+def page(clip, split) -> build.Page:
+    """With an untrained generator, random where a new one has zeros."""
     sizes = {"latent_dim": 6, "autoencoder_width": 2, "decoder_width": 16, "decoder_blocks": 2}
     generator = Generator(32, clip.fingerprint(), **sizes, prior_width=16, prior_blocks=1).eval()
     for parameter in generator.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
-    return build.build(clip, generator, load_mnist("test", data_path))
+    return build.build(clip, generator, split)
 
 
 def draw(path, width=18, paper="white", ink="black", side=280) -> Image.Image:
@@ -66,8 +71,8 @@ def draw(path, width=18, paper="white", ink="black", side=280) -> Image.Image:
 
 
 @needs_node
-def test_the_towers_are_those_of_pytorch(page, clip, data_path):
-    images, labels = (x[:500] for x in load_mnist("test", data_path))
+def test_the_towers_are_those_of_pytorch(page, clip, split):
+    images, labels = split.images[:500], split.labels[:500]
     embeds, differences = compare(page, images, clip.captions.sentences[::9])
     assert differences.pop("other_caption") == 0
     assert max(differences.values()) < 1e-4, differences
@@ -93,11 +98,11 @@ def test_words_and_negations_are_those_of_captions(page, clip):
 
 
 @needs_node
-def test_pictures_become_those_of_photo_to_mnist(page, data_path):
+def test_pictures_become_those_of_photo_to_mnist(page, split):
     pictures = [draw(path, width) for path in (SEVEN, ZERO) for width in (8, 18, 40)]
     pictures += [draw(SEVEN, 18, "#204060", "#f0e0d0", side) for side in (50, 161, 700)]
     pictures += [draw(ZERO, 18, (0, 0, 0, 0), ink) for ink in ("black", "white")] + [Image.new("RGB", (90, 40), "tan")]
-    for i, image in enumerate(load_mnist("test", data_path).images[:38]):  # dark on paper, of any size, with noise
+    for i, image in enumerate(split.images[:38]):  # dark on paper, of any size, with noise
         side, noise = 60 + 9 * i, np.random.default_rng(i)
         grey = 230 - 0.7 * np.asarray(Image.fromarray(image.numpy()).resize((side, side + i)), float)
         pictures.append(Image.fromarray((grey + noise.normal(0, 6, grey.shape)).clip(0, 255).astype(np.uint8)))
@@ -108,7 +113,7 @@ def test_pictures_become_those_of_photo_to_mnist(page, data_path):
     got = torch.tensor(run_in_node(page, job, pictures=inputs)).view(-1, 28, 28).byte()
     want = torch.stack([photo_to_mnist(x) for x in pictures])
     difference = (got.float() - want.float()).abs().mean(dim=(1, 2))  # levels of 255
-    print(difference.mean(), difference.max())
+    print("pictures: mean difference", difference.mean(), "at most", difference.max())
     assert difference.mean() < 0.1
     digits = page.clip.zero_shot_classifier().T
     nearest = [(embed_images(page.clip, x) @ digits).argmax(dim=1).tolist() for x in (got, want)]
@@ -165,9 +170,9 @@ def test_the_command_writes_the_page_and_opens_it(clip, data_path, tmp_path, cap
     assert f"{(tmp_path / 'new' / 'page.html').stat().st_size / 1e6:.2f} MB" in output
 
 
-def test_a_model_that_the_page_cannot_run_is_one_sentence(data_path, tmp_path, capsys):
+def test_a_model_that_the_page_cannot_run_is_one_sentence(split, tmp_path, capsys):
     with pytest.raises(InputError, match="runs the towers residual and table, not fast and table"):
-        build.build(CLIP(8, "fast", width=2, captions="digit"), None, load_mnist("test", data_path))
+        build.build(CLIP(8, "fast", width=2, captions="digit"), None, split)
     with pytest.raises(SystemExit) as end, exit_on_error():
         build.main(["--clip", str(tmp_path / "no.pth"), "--no-open", "--device", "cpu"])
     assert end.value.code == 2
@@ -193,10 +198,8 @@ def open_page(browser, page, tmp_path):
 
     def open_page(html=page.html, width=1280, height=900, locale="en-US", **options):
         (tmp_path / "page.html").write_text(html, "utf-8")
-        context = browser.new_context(
-            viewport={"width": width, "height": height}, locale=locale, offline=True, **options
-        )
-        tab = context.new_page()
+        options |= {"viewport": {"width": width, "height": height}, "locale": locale, "offline": True}
+        tab = browser.new_context(**options).new_page()
         tab.on("request", lambda request: asked.append(request.url))
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.goto((tmp_path / "page.html").as_uri())
@@ -294,9 +297,9 @@ def test_the_keyboard_alone_draws_and_every_control_has_a_name(open_page):
         assert re.match(r"""- '?\w+ "\w""", control.aria_snapshot()), control.aria_snapshot()  # role "name"
 
 
-def test_a_page_without_generator_speech_and_attributes_says_so(open_page, data_path):
+def test_a_page_without_generator_speech_and_attributes_says_so(open_page, split):
     clip = CLIP(8, width=2, captions="digit").eval()
-    tab = open_page(build.build(clip, None, load_mnist("test", data_path)).html)
+    tab = open_page(build.build(clip, None, split).html)
     assert tab.get_by_role("button", name="record", exact=True).is_disabled()
     tab.get_by_role("button", name="seven").click()
     expect(tab.locator("#found .problem")).to_contain_text("make generator")
