@@ -1,5 +1,7 @@
 """The page: its scripts in node beside PyTorch, and the whole of it in a browser without a network."""
 
+import base64
+import io
 import random
 import re
 import shutil
@@ -11,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from playwright.sync_api import expect, sync_playwright
-from scipy.io import wavfile
 
 from benchmarks.page import compare, run_in_node
 from captions import negated_words
@@ -23,7 +24,7 @@ from evaluation.metrics import caption_accuracy, embed_images
 from generation.model import STEPS, Generator
 from modalities.speech import mel_spectrogram, standardized_log_mel
 from my_dataset import Split, load_mnist
-from my_utils import InputError, exit_on_error
+from my_utils import InputError
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = ("--no-sandbox", "--disable-background-networking", "--use-fake-device-for-media-stream")
@@ -85,10 +86,10 @@ def test_the_towers_are_those_of_pytorch(page, clip, split):
 @needs_node
 def test_words_and_negations_are_those_of_captions(page, clip):
     texts = [
-        "It's a LEFT-leaning 7, not 7.0!",
+        "It's LEFT-leaning, not 7.0!",
         "-7 7th 07 \u22127 \u0667 ½ ²x x_y",
-        "不是七，粗体的。一个7",
-        "no\u2019t; é ß İ a:b 1,2",
+        "不是七，粗的。一个7",
+        "no\u2019t; ß İ",
     ]
     texts += random.Random(0).choices(clip.captions.sentences, k=200)
     letters = random.Random(0).choices("7 7-+.,;:'_aé不七，not nob½ⅧٱΣ\n", k=4000)
@@ -100,36 +101,29 @@ def test_words_and_negations_are_those_of_captions(page, clip):
 @needs_node
 def test_pictures_become_those_of_photo_to_mnist(page, split):
     pictures = [draw(path, width) for path in (SEVEN, ZERO) for width in (8, 18, 40)]
-    pictures += [draw(SEVEN, 18, "#204060", "#f0e0d0", side) for side in (50, 161, 700)]
+    pictures += [draw(SEVEN, 18, "#204060", "#f0e0d0", side) for side in (50, 161, 400)]
     pictures += [draw(ZERO, 18, (0, 0, 0, 0), ink) for ink in ("black", "white")] + [Image.new("RGB", (90, 40), "tan")]
     for i, image in enumerate(split.images[:38]):  # dark on paper, of any size, with noise
-        side, noise = 60 + 9 * i, np.random.default_rng(i)
+        side, noise = 60 + 6 * i, np.random.default_rng(i)
         grey = 230 - 0.7 * np.asarray(Image.fromarray(image.numpy()).resize((side, side + i)), float)
         pictures.append(Image.fromarray((grey + noise.normal(0, 6, grey.shape)).clip(0, 255).astype(np.uint8)))
-    job = (
-        "return inputs.pictures.map(([rgba, ...size]) => photo_to_mnist(model, Uint8ClampedArray.from(rgba), ...size));"
-    )
-    inputs = [[list(x.convert("RGBA").tobytes()), *x.size] for x in pictures]
-    got = torch.tensor(run_in_node(page, job, pictures=inputs)).view(-1, 28, 28).byte()
-    want = torch.stack([photo_to_mnist(x) for x in pictures])
-    difference = (got.float() - want.float()).abs().mean(dim=(1, 2))  # levels of 255
-    print("pictures: mean difference", difference.mean(), "at most", difference.max())
-    assert difference.mean() < 0.1
-    digits = page.clip.zero_shot_classifier().T
-    nearest = [(embed_images(page.clip, x) @ digits).argmax(dim=1).tolist() for x in (got, want)]
-    assert nearest[0] == nearest[1]
+    job = "return inputs.all.map(([rgba, ...size]) => photo_to_mnist(model, Uint8ClampedArray.from(rgba), ...size));"
+    got = run_in_node(page, job, all=[[list(x.convert("RGBA").tobytes()), *x.size] for x in pictures])
+    got, want = torch.tensor(got).view(-1, 28, 28).byte(), torch.stack([photo_to_mnist(x) for x in pictures])
+    assert (got.float() - want.float()).abs().mean() < 0.1, "levels of 255"
+    nearest = [(embed_images(page.clip, x) @ page.clip.zero_shot_classifier().T).argmax(dim=1) for x in (got, want)]
+    assert torch.equal(*nearest)
 
 
 @needs_node
 @torch.no_grad()
 def test_drawings_from_the_same_noise_are_the_same(page):
-    prior, decoder = page.generator.prior, page.generator.decoder
-    embeds = page.clip.encode_text(["a thick seven", "zero", "不是七"])
-    noise = [torch.randn(3, flow.dim) for flow in (prior, decoder)]
-    vectors = F.normalize(prior.sample(page.generator.scale * embeds, noise[0], STEPS), dim=1)
-    images = page.generator.autoencoder.decode(decoder.sample(page.generator.scale * vectors, noise[1], STEPS))
-    job = """return inputs.embeds.map((embed, i) =>
-      sample(model, ...[embed, inputs.prior[i], inputs.decoder[i]].map((x) => Float32Array.from(x))));"""
+    generator, embeds = page.generator, page.clip.encode_text(["a thick seven", "zero", "不是七"])
+    noise = [torch.randn(3, flow.dim) for flow in (generator.prior, generator.decoder)]
+    vectors = F.normalize(generator.prior.sample(generator.scale * embeds, noise[0], STEPS), dim=1)
+    images = generator.autoencoder.decode(generator.decoder.sample(generator.scale * vectors, noise[1], STEPS))
+    job = """const own = (i) => [inputs.embeds[i], inputs.prior[i], inputs.decoder[i]].map((x) => Float32Array.from(x));
+      return inputs.embeds.map((_, i) => sample(model, ...own(i)));"""
     got = torch.tensor(run_in_node(page, job, embeds=embeds, prior=noise[0], decoder=noise[1]))
     assert images.std() > 0.01
     assert (got - (255 * images).flatten(1)).abs().max() < 0.51, "rounded to whole levels"
@@ -138,18 +132,18 @@ def test_drawings_from_the_same_noise_are_the_same(page):
 @needs_node
 @torch.no_grad()
 def test_sounds_are_heard_as_by_pytorch(page):
-    times, numbers = torch.arange(16_000) / 8_000, torch.Generator().manual_seed(0)
+    times, random_ = torch.arange(16_000) / 8_000, torch.Generator().manual_seed(0)
     sounds = []
     for i in range(20):  # a tone that rises, in noise, silent around it; from 0.02 to 2 seconds
         tone = torch.sin(1000 * (1 + i / 4) * times**1.5) * (times > 0.2 * (i % 3)) * (times < 0.5 + 0.05 * i)
-        sound = (tone + 1e-3 * torch.randn(16_000, generator=numbers))[: 160 + 800 * i]
+        sound = (tone + 1e-3 * torch.randn(16_000, generator=random_))[: 160 + 800 * i]
         sounds.append(sound - sound.mean())
     mels = torch.stack([mel_spectrogram(sound) for sound in sounds])
-    job = """return inputs.sounds.map((x) => [standardized_log_mel(model, mel_spectrogram(model, Float32Array.from(x))),
-      encode_speech(model, Float32Array.from(x))]);"""
-    got = [torch.tensor(x) for x in zip(*run_in_node(page, job, sounds=[x.tolist() for x in sounds]), strict=True)]
-    assert (got[0] - standardized_log_mel(mels).flatten(1)).abs().max() < 1e-3
-    assert (got[1] - page.clip.encode("speech", mels)).abs().max() < 1e-3
+    job = """return inputs.sounds.map((x) => Float32Array.from(x)).map((x) => [encode_speech(model, x),
+      standardized_log_mel(model, mel_spectrogram(model, x))]);"""
+    embeds, logs = zip(*run_in_node(page, job, sounds=[sound.tolist() for sound in sounds]), strict=True)
+    assert (torch.tensor(logs) - standardized_log_mel(mels).flatten(1)).abs().max() < 1e-3
+    assert (torch.tensor(embeds) - page.clip.encode("speech", mels)).abs().max() < 1e-3
 
 
 # ---- the command ----
@@ -157,26 +151,24 @@ def test_sounds_are_heard_as_by_pytorch(page):
 
 def test_the_command_writes_the_page_and_opens_it(clip, data_path, tmp_path, capsys, monkeypatch):
     clip.save(tmp_path / "clip.pth")
-    opened = []
+    opened, path = [], tmp_path / "new" / "page.html"
     monkeypatch.setattr("webbrowser.open", opened.append)
-    flags = ["--clip", tmp_path / "clip.pth", "--data-path", data_path, "--page", tmp_path / "new" / "page.html"]
-    flags = [*map(str, flags), "--generator", str(tmp_path / "none.pth"), "--device", "cpu"]
+    flags = {"clip": tmp_path / "clip.pth", "data-path": data_path, "page": path, "generator": tmp_path / "none.pth"}
+    flags = [f"--{name}={value}" for name, value in flags.items()]
     build.main([*flags, "--no-open"])
     assert opened == []
     build.main(flags)
-    assert opened == [(tmp_path / "new" / "page.html").as_uri()]
+    assert opened == [path.as_uri()]
     output = capsys.readouterr().out
     assert "draws no images from texts: there is no file" in output
-    assert f"{(tmp_path / 'new' / 'page.html').stat().st_size / 1e6:.2f} MB" in output
+    assert f"{path.stat().st_size / 1e6:.2f} MB" in output
 
 
-def test_a_model_that_the_page_cannot_run_is_one_sentence(split, tmp_path, capsys):
+def test_a_model_that_the_page_cannot_run_is_one_sentence(split):
     with pytest.raises(InputError, match="runs the towers residual and table, not fast and table"):
         build.build(CLIP(8, "fast", width=2, captions="digit"), None, split)
-    with pytest.raises(SystemExit) as end, exit_on_error():
-        build.main(["--clip", str(tmp_path / "no.pth"), "--no-open", "--device", "cpu"])
-    assert end.value.code == 2
-    assert capsys.readouterr().err.startswith(f"error: there is no file {tmp_path / 'no.pth'}")
+    with pytest.raises(InputError, match="there is no file .*no.pth"):
+        build.main(["--clip", "no.pth", "--no-open"])
 
 
 # ---- in a browser, from a file, without a network ----
@@ -196,9 +188,9 @@ def open_page(browser, page, tmp_path):
     asked, errors = [], []
     expect.set_options(timeout=20_000)
 
-    def open_page(html=page.html, width=1280, height=900, locale="en-US", **options):
+    def open_page(html=page.html, width=1280, locale="en-US", **options):
         (tmp_path / "page.html").write_text(html, "utf-8")
-        options |= {"viewport": {"width": width, "height": height}, "locale": locale, "offline": True}
+        options |= {"viewport": {"width": width, "height": 844}, "locale": locale, "offline": True}
         tab = browser.new_context(**options).new_page()
         tab.on("request", lambda request: asked.append(request.url))
         tab.on("pageerror", lambda error: errors.append(str(error)))
@@ -218,15 +210,15 @@ def draw_with_mouse(tab, path) -> None:
         if i == 0:
             tab.mouse.down()
     tab.mouse.up()
+    expect(tab.locator("#seen figure")).to_have_count(12)
 
 
 def test_a_drawing_is_read_as_python_reads_it(open_page, page):
     tab = open_page()
     for path in (SEVEN, ZERO):
         draw_with_mouse(tab, path)
-        expect(tab.locator("#seen .bar")).to_have_count(8)
-        expect(tab.locator("#seen figure")).to_have_count(12)
-        embed = embed_images(page.clip, photo_to_mnist(draw(path))[None])
+        png = tab.evaluate("document.querySelector('#pad canvas').toDataURL()").removeprefix("data:image/png;base64,")
+        embed = embed_images(page.clip, photo_to_mnist(Image.open(io.BytesIO(base64.b64decode(png))))[None])
         sentences = tab.locator("#sentences").input_value().split("\n")
         best = sentences[(page.clip.encode_text(sentences) @ embed[0]).argmax()]
         assert tab.locator("#seen .bar span").first.text_content() == best
@@ -234,14 +226,12 @@ def test_a_drawing_is_read_as_python_reads_it(open_page, page):
         expect(tab.locator("#seen .problem")).to_contain_text("The canvas is empty")
     draw_with_mouse(tab, SEVEN)
     tab.fill("#sentences", "seven\na purple cow\n<b>zero</b>")
-    expect(tab.locator("#seen .problem")).to_contain_text("“purple”")
+    expect(tab.locator("#seen .problem").first).to_contain_text("“purple”")
     expect(tab.locator("#seen .bar")).to_have_count(1)
-    tab.fill("#sentences", " ")
-    expect(tab.locator("#seen .problem")).to_contain_text("is empty")
 
 
 def test_descriptions_find_and_draw_images_in_both_languages_on_a_phone(open_page):
-    tab = open_page(width=390, height=844, locale="zh-CN", has_touch=True, is_mobile=True)
+    tab = open_page(width=390, locale="zh-CN", has_touch=True, is_mobile=True)
     tab.get_by_role("button", name="一个细体的零").click()
     expect(tab.locator("#found figure")).to_have_count(12 + 8)
     tab.get_by_role("button", name="English").click()
@@ -252,12 +242,11 @@ def test_descriptions_find_and_draw_images_in_both_languages_on_a_phone(open_pag
         tab.press("#text", "Enter")
         expect(tab.locator("#found .problem")).to_contain_text(problem)
     draw_with_mouse(tab, SEVEN)
-    expect(tab.locator("#seen figure")).to_have_count(12)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390, "nothing is clipped"
 
 
-def test_files_that_are_no_pictures_or_sounds_are_one_sentence_and_pictures_are_read(open_page, tmp_path):
-    tab = open_page()
+def test_files_and_recordings_are_read_or_refused_in_one_sentence(open_page, tmp_path):
+    tab = open_page(permissions=[])
     (tmp_path / "text.png").write_text("a text, not a picture")
     (tmp_path / "huge.png").write_bytes(bytes(65_000_000))
     draw(SEVEN, paper="black", ink="white", side=900).save(tmp_path / "seven.png")
@@ -269,28 +258,19 @@ def test_files_that_are_no_pictures_or_sounds_are_one_sentence_and_pictures_are_
     expect(tab.locator("#seen figure")).to_have_count(12)
     tab.set_input_files("#sound", tmp_path / "text.png")
     expect(tab.locator("#heard .problem")).to_contain_text("no sound")
-    wavfile.write(tmp_path / "tone.wav", 16_000, np.sin(np.arange(12_000) / 9).astype(np.float32))
-    tab.set_input_files("#sound", tmp_path / "tone.wav")
-    expect(tab.locator("#heard figure")).to_have_count(12 + 8)
-
-
-def test_a_microphone_is_refused_and_allowed(open_page):
-    tab = open_page(permissions=[])
-    tab.get_by_role("button", name="record", exact=True).click()
+    tab.click("#record")
     expect(tab.locator("#heard .problem")).to_contain_text("The microphone cannot be used")
     tab.context.grant_permissions(["microphone"])
-    tab.get_by_role("button", name="record", exact=True).click()
+    tab.click("#record")
     tab.get_by_role("button", name="stop").wait_for()
-    tab.wait_for_timeout(1500)
-    tab.get_by_role("button", name="stop").click()
+    tab.wait_for_timeout(1200)  # it beeps once in a second
+    tab.click("#record")
     expect(tab.locator("#heard figure")).to_have_count(12 + 8)
 
 
 def test_the_keyboard_alone_draws_and_every_control_has_a_name(open_page):
     tab = open_page()
-    tab.keyboard.press("Tab")  # the language
-    tab.keyboard.press("Tab")  # the canvas
-    for key in ("Space", *["ArrowDown"] * 12, "Space"):
+    for key in ("Tab", "Tab", "Space", *["ArrowDown"] * 12, "Space"):  # the canvas is second
         tab.keyboard.press(key)
     expect(tab.locator("#seen .bar")).to_have_count(8)
     for control in tab.locator("button, input, textarea, canvas, progress").all():
@@ -298,10 +278,8 @@ def test_the_keyboard_alone_draws_and_every_control_has_a_name(open_page):
 
 
 def test_a_page_without_generator_speech_and_attributes_says_so(open_page, split):
-    clip = CLIP(8, width=2, captions="digit").eval()
-    tab = open_page(build.build(clip, None, split).html)
-    assert tab.get_by_role("button", name="record", exact=True).is_disabled()
+    tab = open_page(build.build(CLIP(8, width=2, captions="digit").eval(), None, split).html)
+    assert tab.locator("#record").is_disabled()
     tab.get_by_role("button", name="seven").click()
     expect(tab.locator("#found .problem")).to_contain_text("make generator")
     draw_with_mouse(tab, SEVEN)
-    expect(tab.locator("#seen .bar")).to_have_count(8)
