@@ -78,7 +78,7 @@ const TEXTS = {
     microphone: "无法使用麦克风：请在浏览器中允许，或选择录音文件。",
     silence: "录音中没有声音：请靠近麦克风重新录制。",
     failed: (what) => `出错了：${what}`,
-    examples: ["粗体的向左倾斜的七", "一个细体的零", "极度右倾的四，较细", "八，不是粗体的"],
+    examples: ["粗体的向左倾斜的七", "一个细体的零", "极度右倾的四，较细", "不是粗体的八"],
   },
 };
 const MAX_BYTES = 64e6; // of a file
@@ -109,7 +109,8 @@ function ask(kind, question = {}, transfer = []) {
 
 worker.onmessage = ({ data: { id, kind, answer, error, drawing, progress } }) => {
   if (shown[kind].id !== id) return;
-  if (kind === "load" && answer) {
+  if (kind === "load") {
+    if (error) return fail("see", error.key, error.what);
     page = answer;
     return start();
   }
@@ -117,11 +118,11 @@ worker.onmessage = ({ data: { id, kind, answer, error, drawing, progress } }) =>
   if (error) shown[kind].error = error;
   if (drawing) (shown[kind].drawings ??= []).push(drawing);
   shown[kind].progress = progress;
-  show(kind === "load" ? "see" : kind);
+  show(kind);
 };
 
-function fail(kind, key) {
-  shown[kind] = { id: ++last_id, error: { key } };
+function fail(kind, key, what) {
+  shown[kind] = { id: ++last_id, error: { key, what } };
   show(kind);
 }
 
@@ -165,7 +166,8 @@ function reading({ is_digit, digit, outlier, bins, grades }) {
 function bars({ captions, problems }) {
   const nodes = captions.map(([sentence, cosine]) => {
     const bar = element("progress", { max: 1, value: Math.max(0, cosine), ariaLabel: sentence });
-    return element("div", { className: "bar" }, element("span", {}, sentence), bar, element("span", {}, cosine.toFixed(2)));
+    const [name, value] = [sentence, cosine.toFixed(2)].map((line) => element("span", {}, line));
+    return element("div", { className: "bar" }, name, bar, value);
   });
   return [element("h3", {}, text("captions")), ...problems.map(({ key, what }) => problem(key, what)), ...nodes];
 }
@@ -210,10 +212,14 @@ function see_canvas() {
   see();
 }
 
-function clear() {
+function wipe() {
   pen.fillStyle = "white";
   pen.fillRect(0, 0, canvas.width, canvas.height);
   is_empty = true;
+}
+
+function clear() {
+  wipe();
   see();
 }
 
@@ -289,7 +295,7 @@ async function see_file(file) {
   copy.imageSmoothingQuality = "high";
   copy.drawImage(image, 0, 0, width, height);
   seen = { rgba: copy.getImageData(0, 0, width, height).data, width, height };
-  clear();
+  wipe();
   const fit = canvas.width / Math.max(width, height);
   const [w, h] = [width * fit, height * fit];
   pen.drawImage(copy.canvas, (canvas.width - w) / 2, (canvas.height - h) / 2, w, h);
@@ -339,7 +345,8 @@ function translate() {
   if (recorder) find("record").textContent = text("stop");
   if (!page) return;
   const examples = page.sentences.en.length > 10 ? text("examples") : page.sentences[language];
-  find("examples").replaceChildren(...examples.map((example) => element("button", { onclick: () => search(example) }, example)));
+  const buttons = examples.map((example) => element("button", { onclick: () => search(example) }, example));
+  find("examples").replaceChildren(...buttons);
   Object.keys(PLACES).forEach(show);
 }
 
@@ -381,7 +388,7 @@ for (const [id, use] of [["picture", see_file], ["sound", hear_file]]) {
     target.value = ""; // the same file can be chosen again
   };
 }
-clear();
+wipe();
 show_cursor();
 translate();
 ask("load", { base64: find("model").textContent });

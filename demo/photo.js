@@ -34,8 +34,6 @@ function photo_to_mnist({ photo }, rgba, width, height) {
   return to_mnist_form(photo, share, W, H);
 }
 
-const largest = (values) => values.reduce((most, value) => Math.max(most, value), -Infinity);
-
 // Sorted values -> the value below which a share of them lies, between two values in a straight line.
 function quantile(values, share) {
   const place = share * (values.length - 1);
@@ -197,10 +195,12 @@ function to_mnist_form({ min_ink }, ink, W, H, box = 20) {
   ink.forEach((value, i) => {
     if (value <= min_ink * most) return;
     const [row, column] = [Math.floor(i / W), i % W];
-    [top, bottom, left, right] = [Math.min(top, row), Math.max(bottom, row), Math.min(left, column), Math.max(right, column)];
+    [top, bottom] = [Math.min(top, row), Math.max(bottom, row)];
+    [left, right] = [Math.min(left, column), Math.max(right, column)];
   });
   const [height, width] = [bottom - top + 1, right - left + 1];
-  const crop = Float32Array.from({ length: height * width }, (_, i) => ink[(top + Math.floor(i / width)) * W + left + (i % width)]);
+  const crop = new Float32Array(height * width);
+  crop.forEach((_, i) => (crop[i] = ink[(top + Math.floor(i / width)) * W + left + (i % width)]));
   const [h, w] = [height, width].map((side) => Math.max(1, round((side * box) / Math.max(height, width))));
   const small = resize(crop, width, height, 1, w, h); // [h, w]
   const mass = small.reduce((sum, value) => sum + value, 0);

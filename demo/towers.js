@@ -104,6 +104,7 @@ const on_map = (f) => (map) => ({ ...map, data: map.data.map(f) });
 const relu = on_map((value) => Math.max(0, value));
 const sigmoid = (value) => 1 / (1 + Math.exp(-value));
 const silu = (vector) => vector.map((value) => value * sigmoid(value));
+const largest = (values) => values.reduce((most, value) => Math.max(most, value), -Infinity);
 const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
 
 function residual_block(map, layers, path) {
@@ -180,8 +181,8 @@ class InputError extends Error {
   }
 }
 
-// A text -> a unit vector [embed_dim]: the sum of its words' vectors, through a linear layer. A negated word's vector is
-// multiplied by `negation`. Raises InputError for a text without words or with an unknown one.
+// A text -> a unit vector [embed_dim]: the sum of its words' vectors, through a linear layer. The vector of a negated
+// word is multiplied by `negation`. Raises InputError for a text without words or with an unknown one.
 function encode_text({ layers, vocabulary }, text) {
   const { weight: table, negation } = { ...layers["text.table"], ...layers["text"] }; // [words + 1, dim], [dim]
   const words = negated_words(text);
@@ -200,10 +201,11 @@ function encode_text({ layers, vocabulary }, text) {
 // Embedding [D] and the rows of a table [N, D] of embeddings -> cosines [N].
 function cosines(embed, { weight: table }) {
   const size = embed.length;
-  return Float32Array.from({ length: table.length / size }, (_, i) => dot(embed, table.subarray(i * size, (i + 1) * size)));
+  const row = (i) => table.subarray(i * size, (i + 1) * size);
+  return Float32Array.from({ length: table.length / size }, (_, i) => dot(embed, row(i)));
 }
 
-const argmax = (values) => values.indexOf(Math.max(...values));
+const argmax = (values) => values.indexOf(largest(values));
 
 // Cosines [N] -> the places of the `count` largest, the largest first.
 function topk(values, count) {
@@ -214,15 +216,15 @@ function topk(values, count) {
 // attribute the most probable bin and the expected grade, in 0..4.
 function read({ layers, part_temperature, min_score }, embed) {
   const digits = cosines(embed, layers["captions.digit"]); // [10]
-  const score = Math.max(...digits);
+  const score = largest(digits);
   const reading = { is_digit: score > min_score, digit: argmax(digits), outlier: null, bins: [], grades: [] };
   if (!layers["captions.outliers"]) return reading; // captions that name the digit alone
   const outliers = cosines(embed, layers["captions.outliers"]); // [1 + kinds], the first is generic
-  reading.is_digit = score - Math.max(...outliers) > min_score;
+  reading.is_digit = score - largest(outliers) > min_score;
   reading.outlier = argmax(outliers.subarray(1));
   for (const name of ["thickness", "slant"]) {
     const logits = cosines(embed, layers[`captions.${name}`]).map((cosine) => cosine / part_temperature); // [5]
-    const exp = logits.map((logit) => Math.exp(logit - Math.max(...logits)));
+    const exp = logits.map((logit) => Math.exp(logit - largest(logits)));
     const sum = exp.reduce((total, value) => total + value, 0);
     const probs = exp.map((value) => value / sum); // [5]
     reading.bins.push(argmax([probs[0] + probs[1], probs[2], probs[3] + probs[4]]));
@@ -369,7 +371,8 @@ function mel_spectrogram({ layers, speech }, sound) {
     });
   });
   const loudness = powers.map((power) => power.reduce((sum, value) => sum + value, 0));
-  const is_loud = loudness.map((value) => value > quiet * Math.max(...loudness));
+  const least = quiet * largest(loudness);
+  const is_loud = loudness.map((value) => value > least);
   const kept = powers.slice(is_loud.indexOf(true), is_loud.lastIndexOf(true) + 1); // without quiet ends
   const columns = kept.map((power) => cosines(power, layers["speech.mel_bands"])); // [frames][40]
   const missing = Math.max(0, frames - columns.length);

@@ -167,7 +167,7 @@ def test_the_command_writes_the_page_and_opens_it(clip, data_path, tmp_path, cap
 def test_a_model_that_the_page_cannot_run_is_one_sentence(split):
     with pytest.raises(InputError, match="runs the towers residual and table, not fast and table"):
         build.build(CLIP(8, "fast", width=2, captions="digit"), None, split)
-    with pytest.raises(InputError, match="there is no file .*no.pth"):
+    with pytest.raises(InputError, match=r"there is no file .*no\.pth"):
         build.main(["--clip", "no.pth", "--no-open"])
 
 
