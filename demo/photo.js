@@ -200,7 +200,7 @@ function to_mnist_form({ min_ink }, ink, W, H, box = 20) {
   });
   const [height, width] = [bottom - top + 1, right - left + 1];
   const crop = new Float32Array(height * width);
-  crop.forEach((_, i) => (crop[i] = ink[(top + Math.floor(i / width)) * W + left + (i % width)]));
+  for (let i = 0; i < crop.length; i++) crop[i] = ink[(top + Math.floor(i / width)) * W + left + (i % width)];
   const [h, w] = [height, width].map((side) => Math.max(1, round((side * box) / Math.max(height, width))));
   const small = resize(crop, width, height, 1, w, h); // [h, w]
   const mass = small.reduce((sum, value) => sum + value, 0);
