@@ -9,18 +9,20 @@ function photo_to_mnist({ photo }, rgba, width, height) {
   let ink, smooth, is_ink;
   for (let round = 0; round < 2; round++) {
     const count = box_sum(paper, W, H, photo.window);
-    const inks = [new Float32Array(H * W), new Float32Array(H * W)]; // dark on light, light on dark
+    const dark = new Float32Array(H * W).fill(-Infinity); // dark ink on light paper
+    const light = new Float32Array(H * W).fill(-Infinity);
     for (let channel = 0; channel < 3; channel++) {
       const total = box_sum(paper.map((value, i) => value * data[3 * i + channel]), W, H, photo.window);
       for (let i = 0; i < H * W; i++) {
         const difference = count[i] > 0.5 ? total[i] / count[i] - data[3 * i + channel] : 0;
-        inks[0][i] = channel ? Math.max(inks[0][i], difference) : difference;
-        inks[1][i] = channel ? Math.max(inks[1][i], -difference) : -difference;
+        dark[i] = Math.max(dark[i], difference);
+        light[i] = Math.max(light[i], -difference);
       }
     }
+    const inks = [dark, light];
     const smooths = inks.map((values) => smoothed(values, W, H));
-    const [dark, light] = smooths.map((values) => largest(values) - mean_of_edge(values, W, H));
-    [ink, smooth] = dark >= light ? [inks[0], smooths[0]] : [inks[1], smooths[1]];
+    const stronger = argmax(smooths.map((values) => largest(values) - mean_of_edge(values, W, H)));
+    [ink, smooth] = [inks[stronger], smooths[stronger]];
     const least = Math.max(photo.ink * largest(smooth), photo.min_contrast);
     is_ink = smooth.map((value) => value > least);
     paper = is_ink.map((value) => 1 - value);
@@ -67,7 +69,7 @@ function reduced_rgb({ side }, rgba, width, height) {
     }
     if (!is_opaque) pixels[4 * i + 3] = alpha;
   }
-  const small = resize(pixels, width, height, channels, W, H, round);
+  const small = resize(pixels, width, height, channels, W, H, true);
   if (is_opaque) return { data: small, width: W, height: H };
   const colour = (i, c) => Math.min(255, Math.floor((255 * small[4 * i + c]) / small[4 * i + 3])); // of what is visible
   let darkest = 256;
@@ -85,8 +87,8 @@ function reduced_rgb({ side }, rgba, width, height) {
 }
 
 // Bilinear, with a wider triangle where pixels get fewer, as Pillow and torchvision do it: each side in turn.
-// [height, width, channels] -> [H, W, channels]. `finish` is applied after each turn.
-function resize(data, width, height, channels, W, H, finish = (value) => value) {
+// [height, width, channels] -> [H, W, channels]. Bytes are rounded after each turn.
+function resize(data, width, height, channels, W, H, is_bytes = false) {
   // [count, length, step] -> [count, wanted, step].
   const along = (source, length, wanted, count, step) => {
     if (length === wanted) return source;
@@ -97,14 +99,16 @@ function resize(data, width, height, channels, W, H, finish = (value) => value) 
       const center = (to + 0.5) * scale;
       const low = Math.max(0, Math.trunc(center - support + 0.5));
       const high = Math.min(length, Math.trunc(center + support + 0.5));
-      const weights = [];
-      for (let i = low; i < high; i++) weights.push(Math.max(0, 1 - Math.abs((i + 0.5 - center) / support)));
-      const sum = weights.reduce((total, weight) => total + weight, 0);
+      const triangle = Float64Array.from({ length: high - low }, (_, i) =>
+        Math.max(0, 1 - Math.abs((low + i + 0.5 - center) / support)));
+      const sum = triangle.reduce((total, weight) => total + weight, 0);
       for (let row = 0; row < count; row++) {
         for (let k = 0; k < step; k++) {
           let value = 0;
-          for (let i = low; i < high; i++) value += weights[i - low] * source[(row * length + i) * step + k];
-          result[(row * wanted + to) * step + k] = finish(value / sum);
+          let place = (row * length + low) * step + k;
+          for (let i = 0; i < triangle.length; i++, place += step) value += triangle[i] * source[place];
+          value /= sum;
+          result[(row * wanted + to) * step + k] = is_bytes ? Math.round(value) : value;
         }
       }
     }
