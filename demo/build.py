@@ -37,7 +37,6 @@ from my_dataset import Split, load_mnist
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error, text
 
 HERE = Path(__file__).parent
-PAGE = HERE / "minist-clip.html"
 N_IMAGES = 1_000  # test images, the first ones, among which the page searches
 
 
@@ -50,7 +49,7 @@ class Page(NamedTuple):
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(prog="python -m demo.build", description=__doc__.split("\n")[0])
     add_model_flags(parser)
-    parser.add_argument("--page", type=text, default=PAGE, metavar="FILE", help="the page to write")
+    parser.add_argument("--page", type=text, default=HERE / "minist-clip.html", help="the file to write")
     parser.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
     args = parser.parse_args(argv)
     clip = CLIP.load(args.clip, args.device, args.text_model)
@@ -135,8 +134,12 @@ def pack(model: nn.Module, prefix: str) -> dict[str, np.ndarray]:
 
 def constants(clip: CLIP) -> dict:
     """All numbers and words that the page's scripts share with Python."""
-    shared = {name: value for module in (image_encoder, attributes, generation) for name, value in numbers(module)}
-    shared |= {"photo": dict(numbers(photo)), "speech": dict(numbers(speech))}
+
+    def numbers(module) -> dict[str, float]:
+        return {name.lower(): x for name, x in vars(module).items() if name.isupper() and isinstance(x, int | float)}
+
+    shared = numbers(image_encoder) | numbers(attributes) | numbers(generation)
+    shared |= {"photo": numbers(photo), "speech": numbers(speech)}
     shared |= {"part_temperature": PART_TEMPERATURE, "min_score": MIN_SCORE[clip.captions.kind]}
     vocabulary = list(clip.towers["text"].vocabulary)
     english, chinese = list(DIGIT_WORDS), list(HAN_DIGITS if HAN_DIGITS[0] in vocabulary else DIGIT_WORDS)
@@ -148,11 +151,6 @@ def constants(clip: CLIP) -> dict:
             chinese.append("".join(f"{word}的" for word in words) + HAN_DIGITS[digit])
     outliers = {"en": [own[0] for own in OUTLIERS.values()], "zh": [own[-1] for own in OUTLIERS.values()]}
     return shared | {"vocabulary": vocabulary, "sentences": {"en": english, "zh": chinese}, "outliers": outliers}
-
-
-def numbers(module) -> list[tuple[str, float]]:
-    """The constants of a module that are numbers, in lower case."""
-    return [(k.lower(), x) for k, x in vars(module).items() if k.isupper() and isinstance(x, int | float)]
 
 
 if __name__ == "__main__":

@@ -169,8 +169,10 @@ function find_digit({ near, min_part }, ink, is_ink, W, H) {
       const i = open.pop();
       const place = [Math.floor(i / W), i % W];
       part.mass += ink[i];
-      part.start = part.start.map((side, axis) => Math.min(side, place[axis]));
-      part.stop = part.stop.map((side, axis) => Math.max(side, place[axis] + 1));
+      for (const axis of [0, 1]) {
+        part.start[axis] = Math.min(part.start[axis], place[axis]);
+        part.stop[axis] = Math.max(part.stop[axis], place[axis] + 1);
+      }
       for (let y = Math.max(0, place[0] - 1); y <= Math.min(H - 1, place[0] + 1); y++) {
         for (let x = Math.max(0, place[1] - 1); x <= Math.min(W - 1, place[1] + 1); x++) {
           if (!is_ink[y * W + x] || strokes[y * W + x]) continue;
