@@ -84,12 +84,7 @@ def test_the_towers_are_those_of_pytorch(page, clip, split):
 
 @needs_node
 def test_words_and_negations_are_those_of_captions(page, clip):
-    texts = [
-        "It's LEFT-leaning, not 7.0!",
-        "-7 7th 07 \u22127 \u0667 ½ ²x x_y",
-        "不是七，粗的。一个7",
-        "no\u2019t; ß İ",
-    ]
+    texts = ["It's LEFT-leaning, not 7.0! -7 7th 07 \u22127 \u0667 ½ ²x x_y 不是七，粗的。一个7 no\u2019t; ß İ", ""]
     texts += random.Random(0).choices(clip.captions.sentences, k=200)
     letters = random.Random(0).choices("7 7-+.,;:'_aé不七，not nob½ⅧٱΣ\n", k=4000)
     texts += ["".join(letters[i : i + 20]) for i in range(0, 4000, 20)]
