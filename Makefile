@@ -20,9 +20,9 @@ strokes: .venv/use
 speech: .venv/use
 	$(BIN)/python -m modalities.train speech $(ARGS)
 
-# A page in the browser on runs/best_model.pth: draw, type, say.
-demo: .venv/demo
-	$(BIN)/python -m demo.app $(ARGS)
+# Build demo/minist-clip.html from runs/best_model.pth, one file to draw, type and say, and open it in the browser.
+demo: .venv/use
+	$(BIN)/python -m demo.build $(ARGS)
 
 evaluate: .venv/use
 	$(BIN)/python evaluate.py $(ARGS)
@@ -85,10 +85,6 @@ clean:
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/demo: .venv/use requirements-demo.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-demo.txt
-	touch $@
-
-.venv/dev: .venv/use requirements-dev.txt requirements-demo.txt
+.venv/dev: .venv/use requirements-dev.txt
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements-dev.txt
 	touch $@

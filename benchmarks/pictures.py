@@ -21,13 +21,11 @@ from playwright.sync_api import sync_playwright
 import evaluate
 import generate
 from benchmarks.common import ROOT
-from clip import CLIP
-from demo.app import serve
-from demo.playground import Playground
-from my_dataset import DATA_PATH, load_mnist
+from demo import build
+from my_dataset import DATA_PATH
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error
 
-CHROMIUM, PORT = "/usr/bin/chromium", 7870
+CHROMIUM = "/usr/bin/chromium"
 SEVEN = ((0.28, 0.25), (0.72, 0.25), (0.46, 0.8))  # the path of the pen, as shares of the canvas
 GENERATED = (["--image", "0"], ["--image", "3", "--to", "0"], ["--image", "2", "--direction", "thin", "thick"])
 
@@ -85,14 +83,13 @@ def execute_notebook(place: Path) -> None:
 
 def photograph_demo(place: Path, picture: Path) -> None:
     """The demo's page in a browser, with a seven drawn on it."""
-    clip = CLIP.load(place / "runs" / "best_model.pth")
-    test = load_mnist("test", place / DATA_PATH)
-    playground = Playground(clip, test, place / "runs" / "generator" / "best_model.pth")
+    runs, page = place / "runs", place / "page.html"
+    files = ["--clip", str(runs / "best_model.pth"), "--generator", str(runs / "generator" / "best_model.pth")]
+    build.main([*files, "--data-path", str(place / DATA_PATH), "--page", str(page), "--no-open"])
     with sync_playwright() as playwright:
-        site = serve(playground, PORT)
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 830})
-        tab.goto(f"http://127.0.0.1:{PORT}")
+        tab = browser.new_page(viewport={"width": 1280, "height": 740}, locale="en-US")
+        tab.goto(page.as_uri())
         tab.locator("#seen .problem").wait_for()  # the page is there, and the canvas empty
         canvas = tab.locator("#pad canvas").bounding_box()
         for i, (x, y) in enumerate(SEVEN):
@@ -103,7 +100,6 @@ def photograph_demo(place: Path, picture: Path) -> None:
         tab.locator("#seen .bar").first.wait_for()
         tab.screenshot(path=picture)
         browser.close()
-        site.close(verbose=False)
 
 
 if __name__ == "__main__":

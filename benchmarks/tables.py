@@ -42,6 +42,7 @@ COMMANDS = {
     "failures": "failures",
     "photos": "photos",
     "photos-digit": "photos",
+    "page": "page",
     "speed": "speed",
     "speed-slow": "speed --slow",
     **{f"cost-{name}": f"cost --only {name}" for name in ("steps", "sizes", "inference")},

@@ -1,1 +1,1 @@
-"""A page in the browser to try the model: `make demo`."""
+"""A page to try the model, as one HTML file: `make demo`."""
