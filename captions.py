@@ -38,7 +38,7 @@ class Texts(NamedTuple):
 # A Han character; a number with its sign and decimals; or a word with its apostrophes.
 HAN, LETTER = "[\u4e00-\u9fff]", r"[^\W\d_\u4e00-\u9fff]"
 TOKEN = re.compile(rf"{HAN}|[-+]?\d+(?:[.,]\d+)*[^\W\u4e00-\u9fff]*|{LETTER}+(?:'{LETTER}+)*")
-NEGATORS = ("not", "no", "but", "不")  # "anything but"
+NEGATOR = "not|no|anything but|不 是"  # the words of a text that negate what follows, up to a CLAUSE_END
 CLAUSE_END = re.compile(r"[,;:.](?=\s|$)|[，；：。、]")
 
 
@@ -54,13 +54,17 @@ def words_of(text: str) -> list[str]:
 
 
 def negated_words(text: str) -> list[tuple[str, bool]]:
-    """The words of a text, each with whether it is negated: it stands behind a "not", before the next comma."""
+    """The words of a text, each with whether it is negated: it stands behind a NEGATOR, before the next comma.
+
+    Of 不是, "is not", the second word is negated too.
+    """
     words = []
     for clause in CLAUSE_END.split(text):
-        is_negated = False
-        for word in words_of(clause):
+        own, is_negated = words_of(clause), False
+        for i, word in enumerate(own):
             words.append((word, is_negated))
-            is_negated |= word in NEGATORS
+            is_negated |= word in ("not", "no") or own[i : i + 2] == ["不", "是"]
+            is_negated |= own[max(0, i - 1) : i + 1] == ["anything", "but"]
     return words
 
 

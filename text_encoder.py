@@ -1,6 +1,7 @@
 """Text towers over a table of word vectors: a bag of words that reads "not"; and two in which order counts, too."""
 
 import difflib
+import re
 from collections.abc import Sequence
 
 import torch
@@ -39,6 +40,8 @@ class WordEncoder(nn.Module):
                 raise InputError(
                     f"the text {quote(text)} has {len(words)} words, more than {self.max_words}: shorten it"
                 )
+            if re.search("不(?!是)", text):
+                raise InputError(f"the text {quote(text)} negates with 不 alone: write 不是, such as 七，不是粗体的")
             for word, _ in words:
                 if word not in self.vocabulary:
                     raise InputError(

@@ -14,7 +14,7 @@ from captions import (
     HAN_DIGITS,
     LABEL_ID,
     LABELS,
-    NEGATORS,
+    NEGATOR,
     NO_DIGIT,
     OUTLIERS,
     UNSAID,
@@ -25,7 +25,7 @@ from captions import (
 from my_dataset import Batch
 
 # What our captions do not say, so that a sentence with it is not understood.
-OTHER_NEGATIONS = {"cannot", "non", "never", "neither", "nor", "without", "except", "nothing", "none", "other"}
+OTHER_NEGATIONS = {"cannot", "non", "不", "never", "neither", "nor", "without", "except", "nothing", "none", "other"}
 OTHER_NEGATIONS |= {"rather", "instead", "hardly", "unlike", "excluding", "isnt", "非", "无", "没", "除"}
 
 
@@ -54,11 +54,11 @@ def parse_claims(text: str) -> Tensor:
         rest = f" {' '.join(words_of(clause))} "
         for phrase, label in _phrases():  # a long phrase hides the words in it: "as if with a thin pen"
             rest = rest.replace(phrase, f" |{label}| ")
-        said, *denied = re.split(rf" (?:{'|'.join(NEGATORS)}) ", rest)
+        said, *denied = re.split(rf" (?:{NEGATOR}) ", rest)
         claims += labels_in(said)
         names = labels_in(" ".join(denied))
         claims += [f"not {name}" for name in names]
-        words = set(re.sub(r"\|.*?\|", "", rest).split())
+        words = set(re.sub(r"\|.*?\|", "", " ".join([said, *denied])).split())
         is_understood = len(names) == len(denied) <= 1 and not words & OTHER_NEGATIONS
         if not is_understood or any(word.endswith("n't") for word in words) or not set(claims) <= LABEL_ID.keys():
             return multi_hot()
