@@ -150,7 +150,6 @@ const HAN = "[\u4e00-\u9fff]";
 const LETTER = `(?:(?!${HAN})[\\p{L}\\p{Nl}\\p{No}])`;
 const NUMBER = `[-+]?\\p{Nd}+(?:[.,]\\p{Nd}+)*(?:(?!${HAN})[\\p{L}\\p{N}_])*`;
 const TOKEN = new RegExp(`${HAN}|${NUMBER}|${LETTER}+(?:'${LETTER}+)*`, "gu");
-const NEGATORS = ["not", "no", "but", "不"];
 const CLAUSE_END = /[,;:.](?=\s|$)|[，；：。、]/u;
 
 // "a thick 7" -> ["a", "thick", "seven"].
@@ -160,15 +159,16 @@ function words_of(text) {
   return words.map((word) => (/^[0-9]$/.test(word) ? DIGIT_WORDS[word] : word));
 }
 
-// The same, each word with whether it stands behind a "not", before the next comma.
+// The same, each word with whether it stands behind "not", "no", "anything but" or 不是, before the next comma.
 function negated_words(text) {
   const words = [];
   for (const clause of text.split(CLAUSE_END)) {
     let is_negated = false;
-    for (const word of words_of(clause)) {
+    words_of(clause).forEach((word, i, own) => {
       words.push([word, is_negated]);
-      is_negated ||= NEGATORS.includes(word);
-    }
+      is_negated ||= word === "not" || word === "no" || (word === "不" && own[i + 1] === "是");
+      is_negated ||= word === "but" && own[i - 1] === "anything";
+    });
   }
   return words;
 }
@@ -187,6 +187,7 @@ function encode_text({ layers, vocabulary }, text) {
   const { weight: table, negation } = { ...layers["text.table"], ...layers["text"] }; // [words + 1, dim], [dim]
   const words = negated_words(text);
   if (!words.length) throw new InputError("no_word");
+  if (/不(?!是)/u.test(text)) throw new InputError("lone_not");
   const sum = new Float32Array(negation.length);
   for (const [word, is_negated] of words) {
     const row = vocabulary.indexOf(word) + 1; // row 0 is padding
