@@ -295,7 +295,7 @@ class CLIP(nn.Module):
         saved, options = other.state_dict(), [model.arch["text_options"].get("vocabulary") for model in (self, other)]
         left = [name for name in own if name not in saved or saved[name].shape != own[name].shape]
         left += ["towers.text.table.weight"] * (options[0] != options[1] and "towers.text.table.weight" not in left)
-        if len(left) == len(own):
+        if all(name in left for name, weight in own.items() if weight.ndim > 1):
             raise InputError(f"nothing in {path} fits this model: train one with the same flags, or leave out --init")
         self.load_state_dict({name: own[name] if name in left else saved[name] for name in own})
         return f"{len(own) - len(left)} of {len(own)} tensors; new are {', '.join(left) or 'none'}"

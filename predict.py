@@ -24,6 +24,7 @@ from data.photo import SUFFIXES, photo_to_mnist, read_picture
 from evaluation.claims import combination_caption
 from evaluation.metrics import embed_images
 from evaluation.ood import is_digit
+from evaluation.pictures import check_writable
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error, pick_device, read_file, short, text
 
 NEAREST = 3  # captions of each list in a CSV file, and of the user's own
@@ -41,6 +42,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--text-model", type=text, help="the language model's folder, if it moved")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     args = parser.parse_args(argv)
+    if args.csv and Path(args.csv).suffix.lower() != ".csv":
+        raise InputError(f"--csv {args.csv} is no name of a table: let it end in .csv")
+    if args.csv:
+        check_writable(Path(args.csv).parent)
     texts = args.texts
     if args.texts_from:
         lines = read_file(args.texts_from, "a file of sentences").decode("utf-8-sig", "replace").splitlines()

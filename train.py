@@ -69,7 +69,9 @@ def train(run: Run, settings: Settings) -> None:
     evaluated = ema.model if ema else model  # the model we evaluate and save
     train_step = build_step(settings, model, optimizers, ema, use_bf16(settings.precision, device))
     if settings.init and run.saved is None:
-        print(f"started from {settings.init}: {model.start_from(settings.init)}")
+        taken = model.start_from(settings.init)
+        if run.is_main:
+            print(f"started from {settings.init}: {taken}")
     language_model = model.towers["text"].frozen_hash
     run.restore(belongs_to=language_model, model=model, **optimizers, **({"ema": ema} if ema else {}))
     if run.is_main:

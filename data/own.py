@@ -17,18 +17,17 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import resize
 
 from captions import words_of
 from clip import fit
+from data.photo import SUFFIXES, read_picture
 from my_dataset import SPLIT_SEED, OwnSplit, stratified_indices
 from my_utils import InputError, quote, read_file, short
 
 # Names of folders or in the column `split`, and the part that they mean.
 PARTS = {"": "train", "train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")  # of pictures in class folders
 
 
 @functools.cache  # each picture is read once
@@ -63,26 +62,32 @@ def read_folder(folder: str, side: int = 28, channels: int | None = None) -> dic
 def read_rows(root: Path, side: int, channels: int) -> tuple[Tensor, pd.DataFrame, tuple[str, ...]]:
     """The pictures, uint8 [N, channels, side, side]; of each row its image's place, text and part; and the classes."""
     folders = [root / name for name in PARTS if name and (root / name).is_dir()]
-    if find_table(root) or root / "train" not in folders:
+    has_parts = (root / "train").is_dir() and (find_table(root / "train") or any((root / "train").glob("*/")))
+    if find_table(root) or not has_parts:
         folders = [root]
     rows = pd.concat([list_rows(one, "" if one == root else one.name) for one in folders])
     if rows.empty:
         raise InputError(f"no pictures in {root.absolute()}: it needs metadata.csv, a folder a class, or IDX files")
+    same_words = rows["text"].map(lambda text: " ".join(words_of(text)))  # "a cat" and "A cat." are one text
+    rows["text"] = rows.groupby(same_words)["text"].transform("first")
     for row in rows.itertuples():
         if not words_of(row.text):
             raise InputError(f"{row.place} has no text: write one, or remove it")
         if row.part not in PARTS:
             raise InputError(f"{row.place} has the split {quote(row.part)}: write train, val or test")
     rows["part"], rows["image"] = rows["part"].map(PARTS), pd.factorize(rows["path"])[0]
+    if (twice := rows.groupby("image")["part"].nunique() > 1).any():
+        path = rows["path"][rows["image"] == twice.idxmax()].iloc[0]
+        raise InputError(f"{path} is in two parts of the data: keep its rows in one of train, val and test")
     classes = () if any(map(find_table, folders)) else tuple(rows["text"].unique())
     pictures = rows.drop_duplicates("image")
     check_memory(len(pictures), side, channels)
 
     def read(place: str, path: Path) -> Tensor:
         try:
-            return fit(Image.open(io.BytesIO(read_file(path, what="a picture"))), channels, side)
-        except Exception as error:  # Pillow raises many kinds
-            raise InputError(f"{place}: the picture {path.name} cannot be read: {short(error)}") from None
+            return fit(read_picture(path, side), channels, side)
+        except Exception as error:  # what a file says of its picture, such as EXIF, can be anything
+            raise InputError(f"{place}: {short(error)}") from None
 
     with ThreadPoolExecutor() as pool:
         return torch.stack(list(pool.map(read, pictures["place"], pictures["path"]))), rows, classes
@@ -92,7 +97,7 @@ def list_rows(folder: Path, part: str) -> pd.DataFrame:
     """Where each row stands, in words, with its path, text and part: of metadata, or of pictures in class folders."""
     table = find_table(folder)
     if table is None:
-        paths = sorted(path for path in folder.glob("*/*") if path.suffix.lower() in SUFFIXES)
+        paths = sorted(path for path in folder.glob("[!._]*/[!.]*") if path.suffix.lower() in SUFFIXES)
         places, texts = list(map(str, paths)), [path.parent.name.replace("_", " ") for path in paths]
         return pd.DataFrame({"place": places, "path": paths, "text": texts, "part": part})
     content, is_csv = io.BytesIO(read_file(table, what="a table of pictures and texts")), table.suffix == ".csv"
@@ -121,11 +126,12 @@ def check_memory(count: int, side: int, channels: int) -> None:
 def read_idx(root: Path, side: int, channels: int) -> tuple[Tensor, pd.DataFrame, tuple[str, ...]]:
     """As `read_rows`; the t10k files are the test split."""
     lines = read_file(root / "classes.txt", what="the classes, a name in each line").decode(errors="replace")
-    names = tuple(line.strip() for line in lines.splitlines() if line.strip())
+    names = tuple(line.strip() for line in lines.splitlines() if words_of(line))
     images, rows = [], []
     for prefix, part in (("train", "train"), ("t10k", "test")):
         pixels, labels = (read_array(root, f"{prefix}-{end}") for end in ("images-idx3-ubyte", "labels-idx1-ubyte"))
-        if pixels.ndim != 3 or labels.shape != pixels.shape[:1] or labels.max(initial=0) >= len(names):
+        has_images = pixels.ndim == 3 and pixels.size > 0
+        if not has_images or labels.shape != pixels.shape[:1] or labels.max(initial=0) >= len(names):
             raise InputError(f"the {prefix} files of {root} do not fit together, or not to {len(names)} classes")
         check_memory(len(pixels), side, channels)
         images.append(resize(torch.from_numpy(pixels)[:, None], [side, side]).expand(-1, channels, -1, -1))

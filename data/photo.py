@@ -1,6 +1,7 @@
 """From any picture of a digit, such as a photo or a scan, to MNIST's form: uint8 [28, 28], bright on black."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,17 @@ MIN_PART = 0.03  # of the main stroke's ink: a stroke with less is dirt
 MIN_INK = 0.1  # of the brightest pixel: what is brighter lies within the crop
 
 
-def read_picture(path: str | Path) -> Image.Image:
-    """A picture's file, decoded; a large JPEG at a reduced size. Raises InputError if it cannot be read."""
+def read_picture(path: str | Path, smallest: int = SIDE) -> Image.Image:
+    """A picture's file, decoded; a large JPEG is reduced, to not less than `smallest` pixels.
+
+    Raises InputError if it cannot be read.
+    """
     content = read_file(path, "a picture", MAX_BYTES)
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
-        image.draft("RGB", (SIDE, SIDE))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image.draft("RGB", (smallest, smallest))
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         limit = f"{Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"

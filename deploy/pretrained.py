@@ -14,7 +14,10 @@ MNIST = """Images and texts: MNIST (LeCun, Cortes and Burges), CC BY-SA 3.0 as K
 
 def write(model: CLIP, folder: str | Path) -> None:
     """What `CLIP.save_pretrained` does. The config leaves out the folders of this machine."""
-    config = {name: value for name, value in model.config.items() if name not in NOT_RECORDED}
+    place = Path(folder)
+    if (place / "README.md").exists() and not (place / "model.safetensors").exists():
+        raise InputError(f"{folder} has a README.md of something else: name a new folder")
+    config = {name: value for name, value in model.config.items() if name not in (*NOT_RECORDED, *LOCATION, "init")}
     save_folder(folder, "CLIP", model.content() | {"config": config})
     atomic_write(Path(folder) / "README.md", model_card(model).encode())
 
@@ -41,6 +44,8 @@ def find_folder(source: str | Path) -> Path:
     """The folder of this name, else a copy of the repository OWNER/NAME. Raises InputError if there is neither."""
     if os.path.isdir(source):
         return Path(source)
+    if os.path.isfile(source):
+        raise InputError(f"{source} is a file: load it with CLIP.load")
     reason = f"there is no folder {quote(source)}"
     if str(source).count("/") == 1:
         from huggingface_hub import snapshot_download

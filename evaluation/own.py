@@ -14,7 +14,7 @@ ROWS = 500  # texts that are read, or queries that are compared with all candida
 
 
 def embed_texts(model: CLIP, texts: tuple[str, ...]) -> Tensor:
-    """Texts -> unit vectors [T, embed_dim]. One that the model cannot read is a zero vector: its recall is chance."""
+    """Texts -> unit vectors [T, embed_dim]. One that the model cannot read is a zero vector."""
 
     def can_read(text: str) -> bool:
         try:
@@ -31,15 +31,19 @@ def embed_texts(model: CLIP, texts: tuple[str, ...]) -> Tensor:
 def evaluate_own(model: CLIP, split: OwnSplit) -> dict[str, float]:
     """RECALLS among all pictures and texts of a split, and the share of texts that cannot be read; plain numbers.
 
-    With classes, class_accuracy is the share of pictures whose nearest text is their class.
+    A text that cannot be read finds nothing, and is not found. With classes, class_accuracy is the share of pictures
+    whose nearest text is their class.
     """
     split, images, texts = split.to("cpu"), embed_images(model, split.images).cpu(), embed_texts(model, split.texts)
     all_images, all_texts = torch.arange(len(images)), torch.arange(len(texts))
-    by_image = ((images[i] @ texts.T, split.belongs(i, all_texts)) for i in all_images.split(ROWS))
+    unread = (texts == 0).all(dim=1)  # [T]
+    by_image = (
+        ((images[i] @ texts.T).masked_fill(unread, -2), split.belongs(i, all_texts)) for i in all_images.split(ROWS)
+    )
     by_text = ((texts[i] @ images.T, split.belongs(all_images, i).T) for i in all_texts.split(ROWS))
     recalls = []
-    for parts in (by_image, by_text):
+    for parts, misses in ((by_image, torch.zeros(len(images), dtype=torch.bool)), (by_text, unread)):
         values = [torch.stack([fair_recall_at_k(*part, k) for k in (1, 5)]) for part in parts]  # [2, queries] each
-        recalls += torch.cat(values, dim=1).nanmean(dim=1).tolist()
+        recalls += torch.cat(values, dim=1).masked_fill(misses, 0).nanmean(dim=1).tolist()
     metrics = dict(zip(RECALLS, recalls, strict=True)) | ({"class_accuracy": recalls[0]} if split.classes else {})
-    return metrics | {"unread_texts": (texts == 0).all(dim=1).float().mean().item()}
+    return metrics | {"unread_texts": unread.float().mean().item()}

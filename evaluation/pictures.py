@@ -56,8 +56,11 @@ def save_figure(figure: Figure, path: str | Path) -> Figure:
     with warnings.catch_warnings(record=True) as caught:
         warnings.filterwarnings("always", "Glyph .* missing")
         figure.savefig(content, dpi=110, format="png")
+    for one in caught:
+        if "Glyph" not in str(one.message):
+            warnings.warn(one.message, stacklevel=2)
     if any("Glyph" in str(one.message) for one in caught):
-        print("note: no font here has Chinese characters, so boxes stand for them: install one, such as Noto Sans CJK")
+        print("note: boxes stand for characters that no font here has: for Chinese install one such as Noto Sans CJK")
     figure.set_layout_engine("none")  # a notebook that shows it need not lay it out again
     atomic_write(path, content.getvalue())
     return figure

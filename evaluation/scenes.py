@@ -12,6 +12,7 @@ from torch import Tensor
 from captions import DIGIT_WORDS, HAN_DIGITS, UNSAID, with_article
 from clip import CLIP
 from evaluation.metrics import embed_images
+from evaluation.retrieval import TIE
 from my_dataset import ByDigit, Split
 from scenes import NAMED_GRADES, Scenes, make_scenes, nameable_grades
 
@@ -20,7 +21,6 @@ ORDERED_PAIRS = tuple(itertools.permutations(range(10), 2))  # of different digi
 FORMS = (("left of", "right of"), ("above", "below"))  # of each axis: a R b, b S a
 HAN_FORMS = (("在{}的左边", "在{}的右边"), ("在{}的上面", "在{}的下面"))
 PER_PAIR = 10  # scenes of each of the 90 ordered pairs, in each direction
-TIE = 1e-5  # cosines that differ by less are equal up to rounding
 
 
 def evaluation_scenes(split: Split, per_pair: int = PER_PAIR) -> tuple[Scenes, Scenes]:

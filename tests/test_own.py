@@ -106,8 +106,8 @@ def test_what_is_wrong_in_a_folder_is_one_sentence_with_the_row(tmp_path, monkey
     rows = write_pictures(tmp_path)
     changes = {
         "row 9 of .*has no text": {"text": " "},
-        "row 9 of .*gone.png cannot be read: there is no file": {"file_name": "gone.png"},
-        "row 9 of .*cannot be read: cannot identify image": {"file_name": "metadata.csv"},
+        "row 9 of .*there is no file .*gone.png": {"file_name": "gone.png"},
+        "row 9 of .*metadata.csv is not a picture": {"file_name": "metadata.csv"},
     }
     for message, change in changes.items():
         write_table(tmp_path / "metadata.csv", [*rows[:7], rows[7] | change, *rows[8:]])
@@ -141,7 +141,7 @@ def test_a_text_is_true_of_each_picture_that_has_it_and_of_no_other():
         assert labels.match()[0].tolist() == [[(i, t) in given for t in texts.tolist()] for i in shown.tolist()]
 
 
-def test_recall_shares_the_point_among_ties_and_an_unread_text_is_found_by_chance():
+def test_recall_shares_the_point_among_ties_and_an_unread_text_finds_nothing():
     similarity = torch.tensor([[0.5, 0.5, 0.5, 0.9], [0.1, 0.2, 0.3, 0.4], [0.0, 0.0, 0.0, 0.0]])
     relevant = torch.tensor([[True, False, False, False], [False, False, False, True], [True, True, False, False]])
     torch.testing.assert_close(fair_recall_at_k(similarity, relevant, 1), torch.tensor([0, 1, 0.5]))
@@ -150,7 +150,7 @@ def test_recall_shares_the_point_among_ties_and_an_unread_text_is_found_by_chanc
     model = CLIP(8, "scene", 2, "own", side=28, sentences=("a cat", "a dog")).eval()
     split = OwnSplit(torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8), ("a unicorn",), torch.tensor([[0, 0]]), ())
     metrics = evaluate_own(model, split)
-    assert metrics["text_to_image_recall_at_1"] == pytest.approx(0.25)
+    assert metrics["text_to_image_recall_at_1"] == 0
     assert metrics["unread_texts"] == 1
 
 

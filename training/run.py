@@ -255,9 +255,9 @@ class Run:
                     notes.append(f"had towers for {' and '.join(towers)}, train them anew")
                 earlier = target.parent / old["metrics"]["run"] / "best_model.pth"
                 reached = old["metrics"][score]
-                is_same_task = old["arch"].get("captions") == new["arch"].get("captions")
+                tasks = [(one["arch"].get("captions"), one.get("config", {}).get("data")) for one in (old, new)]
                 has_same_clip = old["arch"].get("fingerprint") == new["arch"].get("fingerprint")  # (of generators)
-                if reached > new["metrics"][score] and has_same_clip and is_same_task and earlier.is_file():
+                if reached > new["metrics"][score] and has_same_clip and tasks[0] == tasks[1] and earlier.is_file():
                     back = shlex.join(["cp", str(earlier), str(target)])
                     notes.append(f"was better on validation ({reached:.2%}), to go back: {back}")
             except WrongKindError as error:

@@ -98,9 +98,10 @@ class Settings(RunSettings):
             )
         if self.captions != "attributes" and "part_weight" in overrides:
             raise InputError("--part-weight is for --captions attributes: leave it out")
-        needs_data = self.captions == "own" or overrides.keys() & {"image_size", "channels"}
-        if (needs_data and not self.data) or (self.data and self.captions != "own"):
-            raise InputError("--image-size and --channels go with --data FOLDER, and --captions does not: change them")
+        if not self.data and (self.captions == "own" or overrides.keys() & {"image_size", "channels"}):
+            raise InputError("--captions own, --image-size and --channels are for your own pictures: add --data FOLDER")
+        if self.data and (self.captions != "own" or "data_path" in overrides):
+            raise InputError("--data FOLDER has captions of its own: leave out --captions, --preset and --data-path")
         if self.channels == 2:
             raise InputError("--channels 2 is neither grey (1) nor RGB (3): choose one of them")
         if self.captions in ("digit", "own") and "unseen_seed" in overrides:
