@@ -48,12 +48,14 @@ notebook: .venv/use
 pictures: .venv/dev
 	$(BIN)/python -m benchmarks.pictures $(ARGS)
 
-# runs/best_model.pth for others: as ONNX in runs/export/; as the folder of CLIP.from_pretrained("pretrained").
+# runs/best_model.pth for others: as ONNX in runs/export/; as the folder of CLIP.from_pretrained("pretrained"), with its
+# page without a generator in docs/.
 export: .venv/dev
 	$(BIN)/python -m deploy.export --onnx $(ARGS)
 
 pretrained: .venv/use
 	$(BIN)/python -m deploy.export --folder pretrained $(ARGS)
+	$(BIN)/python -m demo.build --clip pretrained --generator none --page docs/minist-clip.html --no-open
 
 benchmark: .venv/dev
 	$(BIN)/python -m benchmarks.speed $(ARGS)

@@ -2,8 +2,9 @@
 
     make demo          demo/minist-clip.html from runs/best_model.pth; opens it
 
-With the generator and the speech tower if they are trained. The towers run in the browser (towers.js): batch norms are
-folded into the convolutions, weights rounded to float16, those of the generator's linear layers to int8.
+With the generator and the speech tower if they are trained; without any model it is the page of pretrained/. The towers
+run in the browser (towers.js): batch norms are folded into the convolutions, weights rounded to float16, those of the
+generator's linear layers to int8.
 """
 
 import base64
@@ -37,6 +38,7 @@ from my_dataset import Split, load_mnist
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error, text
 
 HERE = Path(__file__).parent
+PRETRAINED = HERE.parent / "pretrained"  # in place of a model that is not trained yet
 N_IMAGES = 1_000  # test images, the first ones, among which the page searches
 
 
@@ -52,6 +54,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--page", type=text, default=HERE / "minist-clip.html", help="the file to write")
     parser.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
     args = parser.parse_args(argv)
+    if args.clip == parser.get_default("clip") and not Path(args.clip).exists():
+        args.clip = PRETRAINED
+        print(f"there is no {parser.get_default('clip')} (`make train` makes it): the page is that of {PRETRAINED}/")
     clip = CLIP.load(args.clip, args.device, args.text_model)
     try:
         generator = Generator.load(args.generator, clip)

@@ -158,6 +158,15 @@ def test_the_command_writes_the_page_and_opens_it(clip, data_path, tmp_path, cap
     assert f"{path.stat().st_size / 1e6:.2f} MB" in output
 
 
+def test_without_a_trained_model_the_page_is_that_of_the_pretrained_one(clip, data_path, tmp_path, capsys, monkeypatch):
+    clip.save_pretrained(tmp_path / "pretrained")
+    monkeypatch.setattr(build, "PRETRAINED", tmp_path / "pretrained")
+    monkeypatch.chdir(tmp_path)
+    build.main(["--no-open", "--page", "page.html", "--data-path", str(data_path)])
+    assert (tmp_path / "page.html").exists()
+    assert "there is no runs/best_model.pth (`make train` makes it)" in capsys.readouterr().out
+
+
 def test_a_model_that_the_page_cannot_run_is_one_sentence(split):
     with pytest.raises(InputError, match="runs the towers residual and table, not fast and table"):
         build.build(CLIP(8, "fast", width=2, captions="digit"), None, split)
