@@ -3,7 +3,9 @@
 Kinds of captions: "digit", a caption names the digit; "attributes", it names any part of digit, thickness and slant
 (attributes.py), or says that the image shows no digit (an outlier, data/outliers.py); "scenes" (scenes.py). What is
 true of an image (facts) and what a caption says (claims) are multi-hot vectors over LABELS: a caption is true if all
-its claims are facts.
+its claims are facts. An attribute has five grades in three bins: thin and very thin are one bin, and negated together.
+
+A description is what a caption says; a paraphrase is one sentence for it.
 """
 
 import functools
@@ -38,7 +40,7 @@ class Texts(NamedTuple):
 # A Han character; a number with its sign and decimals; or a word with its apostrophes.
 HAN, LETTER = "[\u4e00-\u9fff]", r"[^\W\d_\u4e00-\u9fff]"
 TOKEN = re.compile(rf"{HAN}|[-+]?\d+(?:[.,]\d+)*[^\W\u4e00-\u9fff]*|{LETTER}+(?:'{LETTER}+)*")
-NEGATOR = "not|no|anything but|不 是"  # the words of a text that negate what follows, up to a CLAUSE_END
+NEGATOR = "not|no|anything but|不 是"  # between words with single spaces: negates what follows, up to a CLAUSE_END
 CLAUSE_END = re.compile(r"[,;:.](?=\s|$)|[，；：。、]")
 
 
@@ -54,9 +56,9 @@ def words_of(text: str) -> list[str]:
 
 
 def negated_words(text: str) -> list[tuple[str, bool]]:
-    """The words of a text, each with whether it is negated: it stands behind a NEGATOR, before the next comma.
+    """The words of a text, each with whether it is negated: it stands behind a NEGATOR, before the next CLAUSE_END.
 
-    Of 不是, "is not", the second word is negated too.
+    The negator itself is not negated, but for the 是 of 不是.
     """
     words = []
     for clause in CLAUSE_END.split(text):
@@ -115,8 +117,8 @@ PARAPHRASES = 24  # sentences for each description
 CHINESE = 8  # of them; the last ones
 P_MENTION = 0.7  # probability that a caption names an attribute
 P_EXTREME = 0.5  # probability that it then says "very thin" where that is true, and not just "thin"
-P_NOT = 0.1  # probability that it says what is not true instead: "not a seven", "not thick"
-NEVER_NEGATED = ("two", "seven", "upright")  # in training: what "not a seven" means is measured as never trained
+P_NOT = 0.1  # probability that it denies something false instead of naming what is true: "not a seven", "not thick"
+NEVER_NEGATED = ("two", "seven", "upright")  # in training, to test whether "not" carries over to them
 UNSAID = -1  # in place of a digit or a grade
 DIGIT_CHOICES, GRADE_CHOICES = 10 + 10, GRADES + BINS  # a digit, or not a digit; a grade, or not a bin of grades
 
@@ -130,14 +132,14 @@ AFFIRMED = (
     "no digit",
     *itertools.chain.from_iterable(attribute.grades for attribute in ATTRIBUTES),
 )
-NEGATED = (*DIGIT_WORDS, *itertools.chain.from_iterable(attribute.bins for attribute in ATTRIBUTES))
-LABELS = (*AFFIRMED, *(f"not {name}" for name in NEGATED))
+NEGATABLE = (*DIGIT_WORDS, *itertools.chain.from_iterable(attribute.bins for attribute in ATTRIBUTES))
+LABELS = (*AFFIRMED, *(f"not {name}" for name in NEGATABLE))
 LABEL_ID = {name: i for i, name in enumerate(LABELS)}
-NEGATED_IDS = [LABEL_ID[name] for name in NEGATED]
+NEGATABLE_IDS = [LABEL_ID[name] for name in NEGATABLE]  # of x, in the order of the labels "not x"
 
 
 def multi_hot(*names: str) -> Tensor:
-    """bool [S]."""
+    """The vector over LABELS with these names set: bool [S]."""
     vector = torch.zeros(len(LABELS), dtype=torch.bool)
     vector[[LABEL_ID[name] for name in names]] = True
     return vector
@@ -145,14 +147,14 @@ def multi_hot(*names: str) -> Tensor:
 
 def with_negations(labels: Tensor) -> Tensor:
     """Labels of images of a digit, bool [..., S] -> the same, and "not x" for each x that is not among them."""
-    return torch.cat([labels[..., : len(AFFIRMED)], ~labels[..., NEGATED_IDS]], dim=-1)
+    return torch.cat([labels[..., : len(AFFIRMED)], ~labels[..., NEGATABLE_IDS]], dim=-1)
 
 
 def match(facts: Tensor, claims: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
     """Which texts are true of which images: facts and unknown bool [B, S], claims [T, S] -> positive, ignored [B, T].
 
     Positive: all claims of the text are facts of the image. Ignored: every claim that is not a fact is unknown, so that
-    training never shows whether the text is true.
+    training must not treat the text as false.
     """
     claims = claims.float().T  # [S, T]
     positive = (~facts).float() @ claims == 0
@@ -198,8 +200,8 @@ def image_facts(digits: Tensor, values: Tensor) -> Tensor:
 def unknown_labels(unseen: Tensor) -> Tensor:
     """Unseen combinations, bool of shape COMBINATIONS -> for each combination the labels unknown there, bool [C, S].
 
-    These are the labels that would turn it into an unseen combination by a change of one attribute, of the same digit.
-    No training image can show them to be true there, so none may teach that they are false.
+    A grade is unknown where changing to it, all else equal, gives an unseen combination: no training image can show it
+    to be true there, so none may teach that it is false.
     """
     unknown = torch.zeros(*unseen.shape, len(LABELS), dtype=torch.bool)
     for place in unseen.nonzero().tolist():
@@ -233,12 +235,12 @@ class Part(NamedTuple):
         return positive, ignored
 
     def allowed_by(self, claims: Tensor) -> Tensor:
-        """Claims of digits [T, S] -> the alternatives that each text allows, bool [G, T].
+        """Claims of texts [T, S] -> the alternatives that each text allows, bool [G, T].
 
         "Thin" allows very thin and thin, "not thin" all others; a text that does not name this part allows all.
         """
         part_labels = self.facts.any(dim=0)  # [S]
-        part_labels[len(AFFIRMED) :] = part_labels[NEGATED_IDS]
+        part_labels[len(AFFIRMED) :] = part_labels[NEGATABLE_IDS]  # and "not x" of each
         return match(with_negations(self.facts), claims & part_labels, torch.zeros_like(self.facts))[0]
 
 
@@ -309,7 +311,7 @@ def attribute_captions() -> Captions:
 def description_id(digit, grades: Sequence = ()):
     """The place of a description in `attribute_captions`. Numbers, or tensors of numbers; UNSAID is allowed.
 
-    10 + d stands for "not d", GRADES + b for "not in bin b".
+    A digit of 10 + d stands for "not d", a grade of GRADES + b for "not in bin b".
     """
     place = digit + 1
     for grade in [*grades, *[UNSAID] * (len(ATTRIBUTES) - len(grades))]:
@@ -328,7 +330,7 @@ def combination_claims() -> Tensor:
     return attribute_captions().claims[combination_description_ids()]
 
 
-# Behind all others; the first is generic.
+# Behind all others: "no digit", then each kind.
 OUTLIER_IDS = torch.arange(1 + len(OUTLIERS)) + description_id(DIGIT_CHOICES)
 
 
@@ -344,7 +346,7 @@ def paraphrase(digit: str | None, *grades: str | None) -> list[str]:
 
 
 def english(digit: str | None, said: list[tuple], denied: list[tuple], random_: random.Random) -> str:
-    """A sentence: what is said and what is denied, as (adjectives, phrases, ...) each."""
+    """A sentence: what is said and what is denied, as (adjectives, phrases, Chinese phrases) each."""
     choose, not_digit, names = random_.choice, [], {}
     if digit:
         word = digit.removeprefix("not ")
@@ -352,13 +354,13 @@ def english(digit: str | None, said: list[tuple], denied: list[tuple], random_: 
         not_digit = [choose(NOT_DIGIT).format(**names)] if digit != word else []
     is_named = digit in DIGIT_WORDS
     clauses = [f"not {choose((*adjectives, *phrases))}" for adjectives, phrases, _ in denied]
-    if not_digit and not said and not clauses and random_.random() < 0.5:  # this is not a seven
+    if not_digit and not said and not clauses and random_.random() < 0.5:  # "this is not a seven"
         return with_article(choose(NOT_FRAMES).format(*not_digit))
-    if random_.random() < 0.4:  # the number 7, upright, in fine strokes
+    if random_.random() < 0.4:  # "the number 7, upright, in fine strokes"
         parts = [choose(phrases) for _, phrases, _ in said]
         random_.shuffle(parts)
         text = ", ".join([choose(HEADS if is_named else ANY_HEADS).format(**names), *parts])
-    else:  # a bold seven leaning to the right
+    else:  # "a bold seven leaning to the right"
         before, behind = [], []
         for adjectives, phrases, _ in said:
             is_adjective = random_.random() < 0.5
@@ -368,7 +370,7 @@ def english(digit: str | None, said: list[tuple], denied: list[tuple], random_: 
         noun = choose(NOUNS if is_named else ANY_NOUNS).format(**names)
         text = " ".join(" ".join(["a", ", ".join(before), noun, " and ".join(behind)]).split())
         text = choose(FRAMES).format(text)
-        if not_digit and random_.random() < 0.5:  # a bold digit that is not a seven
+        if not_digit and random_.random() < 0.5:  # "a bold digit that is not a seven"
             text = f"{text} that is {not_digit.pop()}"
     return with_article(", ".join(join_clauses(text, not_digit + clauses, random_)))
 
@@ -393,7 +395,7 @@ def chinese(digit: str | None, said: list[tuple], denied: list[tuple], random_: 
 
 
 def join_clauses(text: str, denied: list[str], random_: random.Random) -> list[str]:
-    """The clauses of a sentence: what it denies stands behind the rest, or in front."""
+    """The clauses of a sentence: what it denies stands behind the rest, or in front, in random order."""
     random_.shuffle(denied)
     return [*denied, text] if random_.random() < 0.3 else [text, *denied]
 

@@ -17,7 +17,7 @@ class WordEncoder(nn.Module):
     A negated word has a negative number. The vocabulary is the words of `sentences`, or a given one.
     """
 
-    frozen_hash = ""  # it has no weights outside its state_dict
+    frozen_hash = ""  # of weights outside the state_dict: there are none
     max_words: int | None = None  # of a text; None: any number
 
     def __init__(self, sentences: Sequence[str], vocabulary: Sequence[str] | None):
@@ -79,7 +79,7 @@ class TextEncoder(WordEncoder):
 
 
 class OrderTextEncoder(WordEncoder):
-    """The least that is no bag of words: each word's vector times a vector of its place, summed; then the same MLP."""
+    """The least that is no bag of words: each word's vector times a vector of its place, summed; then an MLP."""
 
     def __init__(self, embed_dim: int, sentences: Sequence[str], vocabulary=None, max_words: int | None = None):
         super().__init__(sentences, vocabulary)
@@ -89,6 +89,7 @@ class OrderTextEncoder(WordEncoder):
         self.mlp = nn.Sequential(nn.Linear(embed_dim, embed_dim), nn.ReLU(), nn.Linear(embed_dim, embed_dim))
 
     def forward(self, rows: Tensor) -> Tensor:
+        # (Without the signs: what "not" means is learned from its place.)
         words = self.table(rows.abs()) * self.places.weight[: rows.shape[1]]  # [B, L, embed_dim]
         return self.mlp(words.sum(dim=1))  # [B, embed_dim]
 
@@ -107,7 +108,7 @@ class TransformerTextEncoder(WordEncoder):
         layer = nn.TransformerEncoderLayer(self.width, self.heads, 4 * self.width, **options)
         norm = nn.LayerNorm(self.width)
         self.attention = nn.TransformerEncoder(layer, self.layers, norm, enable_nested_tensor=False)
-        for parameter in self.attention.parameters():  # torch copies one layer, weights and all
+        for parameter in self.attention.parameters():  # torch starts all layers with the same weights
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter)
         nn.init.normal_(self.places.weight, std=0.1)
