@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
     agrees = judge(clip, images, claims)  # [rows * count]
     sheet, notes = [], [format_values(values).replace(", ", "\n") for values in measure(images)]
     for i, (row, said) in enumerate(zip(rows, row_claims, strict=True)):
-        own, report = slice(i * count, (i + 1) * count), row.title.replace("\n", " ")
+        own, report = slice(i * count, (i + 1) * count), row.caption if args.texts else row.title.replace("\n", " ")
         is_right = agrees[own].tolist() if said.any() else [None] * count
         sheet.append((row.title, row.picture, images[own, 0].cpu(), notes[own], is_right))
         if said.any():
