@@ -113,7 +113,7 @@ def main(argv: list[str]) -> None:
 
     note = (
         f"{len(args.seeds)} seeds of the noise, {STEPS} steps, best of {BEST_OF} unless stated, seconds for {size:,}"
-        f" images; the generator took {generator.metrics['train_seconds']:.0f} s to train. The classifier is right on"
+        f" images. The classifier is right on"
         f" {measure_accuracy(classifier, test_images, test.labels):.2%} of the test images."
         f" {describe_use(args, generated, real, train, test)} Drawings that show the digit of what they are drawn from:"
         f" {coherence(args, generator, classifier)}."
