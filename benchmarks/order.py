@@ -95,15 +95,12 @@ def measure_towers(args: Namespace, test: Split) -> None:
         shown = ("transformer", "bag of words", "the image's map averaged")
         figure = failures({title: runs[title][0] for title in shown}, test)
         save_figure(figure, common.ROOT / "docs" / "pictures" / "order_failures.png")
-    in_chinese = [evaluate_scenes(model, test, 1 if args.quick else PER_PAIR, is_chinese=True) for model in nine]
-    swap, five = (cell([one[f"unseen_{name}"] for one in in_chinese]) for name in ("swap", "five_captions"))
     trained_models = [model for models in runs.values() for model in models if "train_seconds" in model.metrics]
     seconds = [model.metrics["train_seconds"] for model in nine]
     origin = common.shared_origin([model.metrics for model in trained_models])
     note = (
         f"Training took {cell(seconds, ' s')}. Of the transformer's cosines with a scene, those of 'a left of b' and 'b"
-        f" right of a' differ by {cell(gaps, '')} in the mean, on unseen pairs. With Chinese captions of unseen pairs"
-        f" its swap is {swap}, five captions {five}."
+        f" right of a' differ by {cell(gaps, '')} in the mean, on unseen pairs."
     )
     common.write_result(args, "order" + args.suffix, ["model", *COLUMNS, "seeds"], rows, origin, note, **raw)
 

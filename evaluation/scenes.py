@@ -9,7 +9,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from captions import DIGIT_WORDS, HAN_DIGITS, UNSAID, with_article
+from captions import DIGIT_WORDS, UNSAID, with_article
 from clip import CLIP
 from evaluation.metrics import embed_images
 from evaluation.retrieval import TIE
@@ -19,7 +19,6 @@ from scenes import NAMED_GRADES, Scenes, make_scenes, nameable_grades
 ORDERED_PAIRS = tuple(itertools.permutations(range(10), 2))  # of different digits
 
 FORMS = (("left of", "right of"), ("above", "below"))  # of each axis: a R b, b S a
-HAN_FORMS = (("在{}的左边", "在{}的右边"), ("在{}的上面", "在{}的下面"))
 PER_PAIR = 10  # scenes of each of the 90 ordered pairs, in each direction
 
 
@@ -40,11 +39,9 @@ def evaluation_scenes(split: Split, per_pair: int = PER_PAIR) -> tuple[Scenes, S
     return scenes(pairs), scenes(pairs.flip(1))
 
 
-def relation_texts(is_chinese: bool = False) -> list[str]:
+def relation_texts() -> list[str]:
     """Every relation of FORMS of every two digits, as "a seven left of a three": [4 * 10 * 10], at `text_id`."""
-    relations = itertools.chain.from_iterable(HAN_FORMS if is_chinese else FORMS)
-    if is_chinese:
-        return [a + relation.format(b) for relation, a, b in itertools.product(relations, HAN_DIGITS, HAN_DIGITS)]
+    relations = itertools.chain.from_iterable(FORMS)
     return [
         with_article(f"a {DIGIT_WORDS[a]} {relation} a {DIGIT_WORDS[b]}")
         for relation, a, b in itertools.product(relations, range(10), range(10))
@@ -56,14 +53,11 @@ def text_id(relation, a, b):
     return (relation * 10 + a) * 10 + b
 
 
-def evaluate_scenes(model: CLIP, split: Split, per_pair: int = PER_PAIR, is_chinese: bool = False) -> dict[str, float]:
-    """Figures of scenes of a split, for pairs of digits seen and unseen in training; plain numbers.
-
-    In English or Chinese, but for the swap of attributes, which is English.
-    """
+def evaluate_scenes(model: CLIP, split: Split, per_pair: int = PER_PAIR) -> dict[str, float]:
+    """Figures of scenes of a split, for pairs of digits seen and unseen in training; plain numbers."""
     scenes, exchanged = evaluation_scenes(split, per_pair)
     features, other_features = (embed_images(model, one.images).cpu() for one in (scenes, exchanged))
-    texts = model.prompt_ensemble(relation_texts(is_chinese), paraphrases=1).cpu()  # [400, embed_dim]
+    texts = model.prompt_ensemble(relation_texts(), paraphrases=1).cpu()  # [400, embed_dim]
     similarity, other_similarity = features @ texts.T, other_features @ texts.T  # [N, 400]
     first, second = scenes.digits.unbind(dim=1)
     axis, is_unseen = 2 * scenes.is_vertical.long(), model.unseen[first, second]

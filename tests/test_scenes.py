@@ -99,7 +99,6 @@ def test_sentences_stand_at_their_descriptions():
     texts = captions.all_paraphrases(torch.tensor([scenes.two_digits_id(0, 8, UNSAID, 3, 1)])).strings()
     assert texts[0] == "an eight left of a " + texts[0].split()[-2] + " three"
     assert texts[2].endswith("right of an eight")
-    assert texts[8].replace("一个", "") == "八在粗体的三的左边", "a third of them are Chinese"
     assert len(set(captions.sentences)) > 10_000
 
 
@@ -208,7 +207,7 @@ def test_the_order_of_words_counts_and_padding_does_not():
         assert not torch.allclose(first, second, atol=1e-4)
         padded = model.encode_text([texts[0], "a thick seven left of a thin three"])[0]
         assert torch.allclose(first, padded, atol=1e-6)
-        with pytest.raises(InputError, match="40 words, more than 16"):
+        with pytest.raises(InputError, match="40 words, more than 10"):
             model.encode_text("a seven " * 20)
 
 
