@@ -135,7 +135,8 @@ AFFIRMED = (
 NEGATABLE = (*DIGIT_WORDS, *itertools.chain.from_iterable(attribute.bins for attribute in ATTRIBUTES))
 LABELS = (*AFFIRMED, *(f"not {name}" for name in NEGATABLE))
 LABEL_ID = {name: i for i, name in enumerate(LABELS)}
-NEGATABLE_IDS = [LABEL_ID[name] for name in NEGATABLE]  # of x, in the order of the labels "not x"
+# Where these x stand in LABELS, in the order of the labels "not x". (Slices: places in a list are copied to a GPU.)
+NEGATABLE_PLACES = [slice(10), *(slice(LABEL_ID[one.bins[0]], LABEL_ID[one.bins[-1]] + 1) for one in ATTRIBUTES)]
 
 
 def multi_hot(*names: str) -> Tensor:
@@ -147,7 +148,7 @@ def multi_hot(*names: str) -> Tensor:
 
 def with_negations(labels: Tensor) -> Tensor:
     """Labels of images of a digit, bool [..., S] -> the same, and "not x" for each x that is not among them."""
-    return torch.cat([labels[..., : len(AFFIRMED)], ~labels[..., NEGATABLE_IDS]], dim=-1)
+    return torch.cat([labels[..., : len(AFFIRMED)], *(~labels[..., own] for own in NEGATABLE_PLACES)], dim=-1)
 
 
 def match(facts: Tensor, claims: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
@@ -240,7 +241,7 @@ class Part(NamedTuple):
         "Thin" allows very thin and thin, "not thin" all others; a text that does not name this part allows all.
         """
         part_labels = self.facts.any(dim=0)  # [S]
-        part_labels[len(AFFIRMED) :] = part_labels[NEGATABLE_IDS]  # and "not x" of each
+        part_labels[len(AFFIRMED) :] = torch.cat([part_labels[own] for own in NEGATABLE_PLACES])  # and "not x" of each
         return match(with_negations(self.facts), claims & part_labels, torch.zeros_like(self.facts))[0]
 
 
@@ -427,7 +428,9 @@ def negate_some(said: Tensor, names: Sequence[str], own: Tensor, first: int = 10
     `names` are what can be negated, and what is true of each image is `own` [B], a place in it. `first` is the number
     that stands for "not" the first name.
     """
-    can_deny = torch.tensor([name not in NEVER_NEGATED for name in names], device=said.device)
-    chance = torch.rand(len(said), len(names), device=said.device) * can_deny  # [B, names]
+    chance = torch.rand(len(said), len(names), device=said.device)  # [B, names]
+    for i, name in enumerate(names):
+        if name in NEVER_NEGATED:
+            chance[:, i] = 0
     denied = chance.scatter(1, own[:, None], 0).argmax(dim=1)  # one that is not true
     return torch.where(torch.rand(said.shape, device=said.device) < P_NOT, first + denied, said)

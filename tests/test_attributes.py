@@ -132,12 +132,14 @@ def width(x):
     return (x > 0.5).any(dim=1).sum(dim=1).float()
 
 names = ("very narrow", "narrow", "middling", "wide", "very wide")
-words = {name: ((name,), (f"of {name} size",)) for name in names}
+chinese = ("极窄", "偏窄", "宽窄适中", "偏宽", "极宽")
+words = {name: ((name,), (f"of {name} size",), (han,)) for name, han in zip(names, chinese)}
 size = attributes.Attribute("size", "{:.0f} px", width, (10.5, 12.5, 15.5, 17.5), 0.4, 1.0, words)
 attributes.ATTRIBUTES += (size,)
 attributes.COMBINATIONS = (10, 3, 3, 3)
 
 import captions
+captions.PARAPHRASES, captions.CHINESE = 6, 2  # for there are 15,309 descriptions
 from clip import CLIP
 from evaluation.claims import parse_claims, short_caption
 from evaluation.metrics import evaluate

@@ -154,12 +154,15 @@ import torch
 import attributes
 
 names = ("tiny", "small", "middling", "large", "huge")
-words = {name: ((name,), (f"of a size that is {name}",)) for name in names}
+chinese = ("极小", "偏小", "大小适中", "偏大", "极大")
+words = {name: ((name,), (f"of a size that is {name}",), (han,)) for name, han in zip(names, chinese)}
 columns = lambda x: (x > 0.5).any(dim=1).sum(dim=1).float()
 size = attributes.Attribute("size", "{:.0f} columns", columns, (9, 12, 18, 19), 0, 0.5, words)
 attributes.ATTRIBUTES = (*attributes.ATTRIBUTES, size)
 attributes.COMBINATIONS = (*attributes.COMBINATIONS, attributes.BINS)
 
+import captions
+captions.PARAPHRASES, captions.CHINESE = 6, 2  # for there are 15,309 descriptions
 from clip import CLIP
 from evaluation import pictures, table
 from evaluation.combinations import evaluate_attributes

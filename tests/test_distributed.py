@@ -238,8 +238,8 @@ def test_bf16_gradients_in_chunks_equal_those_of_the_whole_batch():
     expected, whole = step_without_optimizer(model, batch, bf16=True)
     values, in_chunks = step_without_optimizer(model, batch, bf16=True, chunk_size=5)
     torch.testing.assert_close(values, expected, atol=1e-3, rtol=1e-3)
-    for name, gradient in in_chunks.items():
-        assert (gradient - whole[name]).norm() / whole[name].norm() < 0.01, name
+    for name, gradient in in_chunks.items():  # (captions of digits negate nothing: that gradient is 0)
+        assert (gradient - whole[name]).norm() <= 0.01 * whole[name].norm(), name
 
 
 @pytest.mark.parametrize("loss", LOSSES)
