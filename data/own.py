@@ -68,8 +68,6 @@ def read_rows(root: Path, side: int, channels: int) -> tuple[Tensor, pd.DataFram
     rows = pd.concat([list_rows(one, "" if one == root else one.name) for one in folders])
     if rows.empty:
         raise InputError(f"no pictures in {root.absolute()}: it needs metadata.csv, a folder a class, or IDX files")
-    same_words = rows["text"].map(lambda text: " ".join(words_of(text)))  # "a cat" and "A cat." are one text
-    rows["text"] = rows.groupby(same_words)["text"].transform("first")
     for row in rows.itertuples():
         if not words_of(row.text):
             raise InputError(f"{row.place} has no text: write one, or remove it")
@@ -80,6 +78,9 @@ def read_rows(root: Path, side: int, channels: int) -> tuple[Tensor, pd.DataFram
         path = rows["path"][rows["image"] == twice.idxmax()].iloc[0]
         raise InputError(f"{path} is in two parts of the data: keep its rows in one of train, val and test")
     classes = () if any(map(find_table, folders)) else tuple(rows["text"].unique())
+    if not classes:  # "a cat" and "A cat." are one text
+        same_words = rows["text"].map(lambda text: " ".join(words_of(text)))
+        rows["text"] = rows.groupby(same_words)["text"].transform("first")
     pictures = rows.drop_duplicates("image")
     check_memory(len(pictures), side, channels)
 

@@ -55,6 +55,19 @@ def refused(folder: Path, **options) -> str:
 # ---- reading ----
 
 
+def test_texts_of_the_same_words_are_one_and_classes_of_the_same_words_are_refused(tmp_path):
+    rows = write_pictures(tmp_path)
+    write_table(
+        tmp_path / "metadata.csv", [row | {"text": ("a cat", "A cat.", "a dog")[i % 3]} for i, row in enumerate(rows)]
+    )
+    read_folder.cache_clear()
+    assert set(read_folder(str(tmp_path))["train"].texts) == {"a cat", "a dog"}
+    for name in ("Cat", "cat", "dog"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+        save(tmp_path / "classes" / name / "0.png", level=0)
+    assert "two classes of" in refused(tmp_path / "classes")
+
+
 @pytest.mark.parametrize("table", ["metadata.csv", "metadata.jsonl"])
 def test_each_picture_keeps_its_texts_and_is_in_one_split(tmp_path, table):
     rows = write_pictures(tmp_path, table)
