@@ -40,7 +40,8 @@ class Texts(NamedTuple):
 # A Han character; a number with its sign and decimals; or a word with its apostrophes.
 HAN, LETTER = "[\u4e00-\u9fff]", r"[^\W\d_\u4e00-\u9fff]"
 TOKEN = re.compile(rf"{HAN}|[-+]?\d+(?:[.,]\d+)*[^\W\u4e00-\u9fff]*|{LETTER}+(?:'{LETTER}+)*")
-NEGATOR = "not|no|anything but|不 是"  # between words with single spaces: negates what follows, up to a CLAUSE_END
+# Of words joined by spaces: what negates all behind it, up to a CLAUSE_END. (Of 不是 the 是 counts as negated.)
+NEGATOR = re.compile(r"(?<!\S)(?:not|no|anything but|不(?= 是))(?!\S)")
 CLAUSE_END = re.compile(r"[,;:.](?=\s|$)|[，；：。、]")
 
 
@@ -56,17 +57,13 @@ def words_of(text: str) -> list[str]:
 
 
 def negated_words(text: str) -> list[tuple[str, bool]]:
-    """The words of a text, each with whether it is negated: it stands behind a NEGATOR, before the next CLAUSE_END.
-
-    The negator itself is not negated, but for the 是 of 不是.
-    """
+    """The words of a text, each with whether it is negated: it stands behind a NEGATOR, before the next CLAUSE_END."""
     words = []
     for clause in CLAUSE_END.split(text):
-        own, is_negated = words_of(clause), False
-        for i, word in enumerate(own):
-            words.append((word, is_negated))
-            is_negated |= word in ("not", "no") or own[i : i + 2] == ["不", "是"]
-            is_negated |= own[max(0, i - 1) : i + 1] == ["anything", "but"]
+        own = words_of(clause)
+        negator = NEGATOR.search(" ".join(own))
+        first = len(negator.string[: negator.end()].split()) if negator else len(own)  # of the negated words
+        words += [(word, i >= first) for i, word in enumerate(own)]
     return words
 
 
@@ -102,9 +99,9 @@ NOT_FRAMES = ("{}", "this is {}")
 
 HAN_DIGITS = "零一二三四五六七八九"
 HAN_FRAMES = ("{}", "{}", "一个{}", "一个{}", "这是{}", "图中是一个{}", "照片里是{}", "一张{}的图片")
-HAN_NOUNS = ("{word}", "{word}", "{numeral}", "数字{word}", "手写的{word}")
+HAN_NOUNS = ("{han}", "{han}", "{numeral}", "数字{han}", "手写的{han}")
 HAN_ANY_NOUNS = ("数字", "手写数字")
-HAN_NOT_DIGIT = ("不是{word}", "不是{numeral}", "绝不是{word}")
+HAN_NOT_DIGIT = ("不是{han}", "不是{numeral}", "绝不是{han}")
 
 # Outliers by kind, with what is said of them. data/outliers.py makes them.
 OUTLIERS = {
@@ -342,18 +339,20 @@ def paraphrase(digit: str | None, *grades: str | None) -> list[str]:
     names = [name for name in grades if name]
     said = [words[name] for name in names if not name.startswith("not ")]
     denied = [words[name.removeprefix("not ")] for name in names if name.startswith("not ")]
+    place = DIGIT_WORDS.index(digit.removeprefix("not ")) if digit else None
+    names = {"word": DIGIT_WORDS[place], "han": HAN_DIGITS[place], "numeral": place} if digit else {}
+    is_named, is_denied = digit in DIGIT_WORDS, bool(digit) and digit not in DIGIT_WORDS
     writers = [english] * (PARAPHRASES - CHINESE) + [chinese] * CHINESE
-    return [write(digit, said, denied, random_) for write in writers]
+    return [write(names, is_named, is_denied, said, denied, random_) for write in writers]
 
 
-def english(digit: str | None, said: list[tuple], denied: list[tuple], random_: random.Random) -> str:
-    """A sentence: what is said and what is denied, as (adjectives, phrases, Chinese phrases) each."""
-    choose, not_digit, names = random_.choice, [], {}
-    if digit:
-        word = digit.removeprefix("not ")
-        names = {"word": word, "numeral": DIGIT_WORDS.index(word)}
-        not_digit = [choose(NOT_DIGIT).format(**names)] if digit != word else []
-    is_named = digit in DIGIT_WORDS
+def english(
+    names: dict, is_named: bool, is_denied: bool, said: list[tuple], denied: list[tuple], random_: random.Random
+) -> str:
+    """A sentence. `names` are those of the digit that is named or denied, if any; what else is said and what else is
+    denied are (adjectives, phrases, Chinese phrases) each."""
+    choose = random_.choice
+    not_digit = [choose(NOT_DIGIT).format(**names)] if is_denied else []
     clauses = [f"not {choose((*adjectives, *phrases))}" for adjectives, phrases, _ in denied]
     if not_digit and not said and not clauses and random_.random() < 0.5:  # "this is not a seven"
         return with_article(choose(NOT_FRAMES).format(*not_digit))
@@ -376,20 +375,19 @@ def english(digit: str | None, said: list[tuple], denied: list[tuple], random_: 
     return with_article(", ".join(join_clauses(text, not_digit + clauses, random_)))
 
 
-def chinese(digit: str | None, said: list[tuple], denied: list[tuple], random_: random.Random) -> str:
+def chinese(
+    names: dict, is_named: bool, is_denied: bool, said: list[tuple], denied: list[tuple], random_: random.Random
+) -> str:
     """The same in Chinese. 一个向左倾斜的七，粗体"""
-    choose, not_digit, names = random_.choice, [], {}
-    if digit:
-        place = DIGIT_WORDS.index(digit.removeprefix("not "))
-        names = {"word": HAN_DIGITS[place], "numeral": place}
-        not_digit = [choose(HAN_NOT_DIGIT).format(**names)] if digit.startswith("not ") else []
+    choose = random_.choice
+    not_digit = [choose(HAN_NOT_DIGIT).format(**names)] if is_denied else []
     clauses = [f"不是{choose(phrases)}的" for _, _, phrases in denied]
     if not_digit and not said and not clauses and random_.random() < 0.5:  # 这不是七
         return choose(("{}", "这{}")).format(*not_digit)
     phrases = [choose(phrases) for _, _, phrases in said]
     random_.shuffle(phrases)
     n_before = random_.randint(0, len(phrases))
-    noun = choose(HAN_NOUNS if digit in DIGIT_WORDS else HAN_ANY_NOUNS).format(**names)
+    noun = choose(HAN_NOUNS if is_named else HAN_ANY_NOUNS).format(**names)
     text = "".join(f"{phrase}的" for phrase in phrases[:n_before]) + noun
     text = "，".join([choose(HAN_FRAMES).format(text), *phrases[n_before:]])
     return "，".join(join_clauses(text, not_digit + clauses, random_))

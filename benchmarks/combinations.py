@@ -260,7 +260,7 @@ def trained_baseline(args: Namespace, kind: str, seed: int, draw: int = 0) -> nn
 
     def validate(model: nn.Module) -> dict[str, float]:
         is_right = score_parts(model, val.images).argmax(dim=1) == true
-        return {"val_seen_accuracy": is_right[is_seen].float().mean().item()}
+        return {"seen_accuracy": is_right[is_seen].float().mean().item()}
 
     build = partial(build_baseline, kind, flags, args.device)
     common.train_variant(folder, common.settings_of(flags), args.command, build, validate, "val_seen_accuracy")

@@ -299,8 +299,8 @@ def train_variant(
 ) -> dict:
     """The metrics of a run whose loop is train.py's, with another model, pairs or step; as `finished_run`.
 
-    `build` is called after the seed is set. `measure(model)` returns an epoch's metrics; `best` is the one by which the
-    best model is chosen, None: the last epoch's model is.
+    `build` is called after the seed is set. `measure(model)` returns an epoch's figures of validation. "val_" and the
+    name of one of them is `best`, by which the best model is chosen; None: the last epoch's model is.
     """
     check_settings(folder, settings)
     if (folder / "metrics.json").exists():
@@ -318,6 +318,6 @@ def train_variant(
             batches = pairs.epoch(settings.batch_size, settings.seed, epoch)
             for batch in run.progress(batches, total=steps):
                 run.log(train_step(batch, warmup_cosine(run.step, settings.epochs * steps)))
-            run.end_epoch(measure(model), model, best)
+            run.end_epoch({f"val_{name}": value for name, value in measure(model).items()}, model, best)
         run.finish(model.metrics | run.origin(pairs.images.device))
     return read_metrics(folder)

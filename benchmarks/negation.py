@@ -9,6 +9,7 @@ results/negation.json. Runs stay in runs/benchmarks/.
 
 import sys
 from argparse import Namespace
+from functools import partial
 from statistics import mean
 
 import torch
@@ -88,10 +89,8 @@ def trained_variant(args: Namespace, seed: int, name: str) -> CLIP:
         training = Training(settings, args.device)
         return Variant(training.pairs, training.model, training.optimizers, training.step)
 
-    def scores(model: CLIP) -> dict[str, float]:
-        return {f"val_{key}": value for key, value in evaluate(model, val).items()}
-
-    common.train_variant(folder, settings, args.command, build, scores, "val_seen_accuracy")
+    measure_val = partial(evaluate, split=val)
+    common.train_variant(folder, settings, args.command, build, measure_val, "val_seen_accuracy")
     return common.load_clip(folder)
 
 

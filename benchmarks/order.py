@@ -153,10 +153,7 @@ def trained_variant(args: Namespace, seed: int, kind: str, unseen_count: int | N
     flags = [*(QUICK if args.quick else []), "--captions", "scenes", "--seed", str(seed), "--device", str(args.device)]
     flags += ["--text-encoder", "order"] if kind == "order" else []
     val = load_mnist("val", common.DATA, args.device)
-
-    def measure(model: CLIP) -> dict[str, float]:
-        return {f"val_{name}": value for name, value in evaluate_scenes(model, val).items()}
-
+    measure = partial(evaluate_scenes, split=val)
     build = partial(build_variant, kind, unseen_count, flags, args.device)
     common.train_variant(folder, common.settings_of(flags), args.command, build, measure, "val_seen_accuracy")
     model = common.load_clip(folder)

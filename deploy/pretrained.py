@@ -19,7 +19,7 @@ def write(model: CLIP, folder: str | Path) -> None:
         raise InputError(f"{folder} has a README.md of something else: name a new folder")
     config = {name: value for name, value in model.config.items() if name not in (*NOT_RECORDED, *LOCATION, "init")}
     save_folder(folder, "CLIP", model.content() | {"config": config})
-    atomic_write(Path(folder) / "README.md", model_card(model).encode())
+    atomic_write(place / "README.md", model_card(model).encode())
 
 
 def model_card(model: CLIP, results: Path = RESULTS) -> str:

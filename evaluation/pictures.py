@@ -44,7 +44,8 @@ from my_utils import InputError, atomic_write
 
 # Chinese texts need a font that has their characters: the first of these that is installed.
 HAN_FONTS = ("Noto Sans CJK SC", "PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "WenQuanYi Micro Hei")
-rcParams["font.family"] = ["DejaVu Sans", *[name for name in HAN_FONTS if name in get_font_names()][:1]]
+INSTALLED = get_font_names()
+rcParams["font.family"] = ["DejaVu Sans", *[name for name in HAN_FONTS if name in INSTALLED][:1]]
 
 NEVER = "never trained"
 COLUMNS = 10  # of a grid of predictions
@@ -157,9 +158,10 @@ def attribute_search(model: CLIP, split: Split, features: Tensor) -> Figure:
     values, unseen = measure(split.images), model.unseen.flatten()
     frequent = (combination_ids(split.labels, values).bincount(minlength=len(unseen)) * unseen).topk(1).indices
     names += [f"{combination_caption(one)} ({NEVER})" for one in frequent.tolist()]
-    ids = torch.cat([description_id(UNSAID, torch.tensor(grades).T), combination_description_ids()[frequent]])
     texts = ["not a seven", "向左倾斜的粗体七"]  # (the first is never trained either)
-    ids = torch.cat([ids, torch.tensor([description_id(10 + 7), description_id(7, [3, 1])])])  # [Q]
+    own_ids = torch.tensor([description_id(10 + 7), description_id(7, [3, 1])])  # theirs
+    extremes = description_id(UNSAID, torch.tensor(grades).T)
+    ids = torch.cat([extremes, combination_description_ids()[frequent], own_ids])  # [Q]
     facts = image_facts(split.labels, values)
     is_true, _ = match(facts, model.captions.claims[ids], torch.zeros_like(facts))  # [N, Q]
     queries = torch.cat([model.embed_descriptions(ids[: len(names)]), model.encode_text(texts)]).cpu()
@@ -294,10 +296,8 @@ def own_search(model: CLIP, split: OwnSplit, count: int = 8) -> Figure:
     shown, asked = (torch.arange(0, len(x), -(-len(x) // count)) for x in (images, texts))
     for text in asked:
         cosines, best = similarity[:, text].topk(min(count, len(images)))
-        notes, is_right = (
-            [f"{cosine:.2f}" for cosine in cosines.tolist()],
-            split.belongs(best, text[None])[:, 0].tolist(),
-        )
+        notes = [f"{cosine:.2f}" for cosine in cosines.tolist()]
+        is_right = split.belongs(best, text[None])[:, 0].tolist()
         rows.append((textwrap.fill(split.texts[text], 18), None, pixels[best], notes, is_right))
     nearest = similarity[shown].argmax(dim=1)
     names = [textwrap.fill(split.texts[text], 14) for text in nearest]

@@ -3,7 +3,9 @@
 import textwrap
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from clip import CLIP
 from evaluation.metrics import embed_images
@@ -27,16 +29,11 @@ def five_captions(model: CLIP, split: Split) -> Figure:
         first, second = scenes.digits[i].tolist()
         texts = five_texts(first, second, bool(scenes.is_vertical[i]), other=min({0, 1, 2} - {first, second}))
         cosines = (model.prompt_ensemble(texts, paraphrases=1).cpu() @ image).tolist()
-        image_axes.imshow(scenes.images[i, 0], cmap="gray", vmin=0, vmax=1)
-        image_axes.set(xticks=[], yticks=[])
+        draw_scene(image_axes, scenes.images[i, 0])
         if is_unseen[i]:
             image_axes.set_title("pair never trained", fontsize=9, color=WRONG)
-        bars = axes.barh(range(5), cosines, color=[RIGHT] + [WRONG] * 4)
-        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
+        draw_cosines(axes, cosines, right=1.1)
         axes.set_yticks(range(5), texts, fontsize=10)
-        axes.invert_yaxis()
-        axes.set(xlim=(min(0.0, *cosines), 1.1), xticks=[])
-        axes.spines[["top", "right", "bottom"]].set_visible(False)
     grid[-1, 1].set_xlabel("cosine similarity; blue: the caption that is true")
     return figure
 
@@ -61,18 +58,27 @@ def failures(models: dict[str, CLIP], split: Split) -> Figure:
     figure = Figure(figsize=(2 + 3.2 * len(models), 3.6), layout="constrained")
     grid = figure.subplots(2, 1 + len(models), width_ratios=(1, *[1.5] * len(models)))
     for (image_axes, *row), (i, texts) in zip(grid, pairs.items(), strict=True):
-        image_axes.imshow(scenes.images[i, 0], cmap="gray", vmin=0, vmax=1)
-        image_axes.set(xticks=[], yticks=[])
+        draw_scene(image_axes, scenes.images[i, 0])
         for axes, (name, model) in zip(row, models.items(), strict=True):
             image = embed_images(model, scenes.images[[i]]).cpu()[0]
             cosines = (model.prompt_ensemble(texts, paraphrases=1).cpu() @ image).tolist()
-            bars = axes.barh(range(2), cosines, color=[RIGHT, WRONG])
-            axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
+            draw_cosines(axes, cosines, right=1.2)
             axes.set_yticks(range(2), [textwrap.fill(text, 16) for text in texts] if axes is row[0] else [], fontsize=9)
-            axes.invert_yaxis()
-            axes.set(xlim=(min(0.0, *cosines), 1.2), xticks=[])
-            axes.spines[["top", "right", "bottom"]].set_visible(False)
             if i == order:
                 axes.set_title(name, fontsize=10)
     figure.supxlabel("cosine similarity; blue: the caption that is true", fontsize=10)
     return figure
+
+
+def draw_scene(axes: Axes, image: Tensor) -> None:
+    axes.imshow(image, cmap="gray", vmin=0, vmax=1)
+    axes.set(xticks=[], yticks=[])
+
+
+def draw_cosines(axes: Axes, cosines: list[float], right: float) -> None:
+    """A bar for each caption, of which the first is true. `right` is the end of the axis: room for the numbers."""
+    bars = axes.barh(range(len(cosines)), cosines, color=[RIGHT] + [WRONG] * (len(cosines) - 1))
+    axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=9)
+    axes.invert_yaxis()
+    axes.set(xlim=(min(0.0, *cosines), right), xticks=[])
+    axes.spines[["top", "right", "bottom"]].set_visible(False)

@@ -195,12 +195,15 @@ class Generator(nn.Module):
         return self.autoencoder.decode(self.decoder.sample(self.scale * image_embeds, start, STEPS))
 
     def save(self, path: str | Path) -> None:
-        content = {"arch": self.arch, "metrics": self.metrics, "state_dict": self.state_dict()}
-        save_checkpoint(path, "generator", content)
+        save_checkpoint(path, "generator", self.content())
+
+    def content(self) -> dict:
+        """What a file holds of the generator."""
+        return {"arch": self.arch, "metrics": self.metrics, "state_dict": self.state_dict()}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what `load` reads to a folder, model.safetensors and config.json: generator/ in that of its CLIP."""
-        save_folder(folder, "generator", {"arch": self.arch, "metrics": self.metrics, "state_dict": self.state_dict()})
+        save_folder(folder, "generator", self.content())
 
     @classmethod
     def load(cls, path: str | Path, clip: CLIP) -> "Generator":
