@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train generator strokes speech demo evaluate test lint format tensorboard notebook pictures export pretrained benchmark gpu clean
+.PHONY: train generator strokes speech demo evaluate test lint format tensorboard notebook pictures export pretrained figures gpu clean
 
 train: .venv/use
 	$(BIN)/python train.py $(ARGS)
@@ -57,9 +57,9 @@ pretrained: .venv/use
 	$(BIN)/python -m deploy.export --folder pretrained $(ARGS)
 	$(BIN)/python -m demo.build --clip pretrained --generator none --page docs/minist-clip.html --no-open
 
-benchmark: .venv/dev
-	$(BIN)/python -m benchmarks.speed $(ARGS)
-	$(BIN)/python -m benchmarks.tables
+# Every figure, table and picture of the documents, of the code as it is: about four hours on two quiet CPU cores.
+figures: .venv/dev
+	$(BIN)/python -m benchmarks.figures $(ARGS)
 
 # All that needs an NVIDIA GPU, what matters most first; a command that fails does not stop the others. If the tests fail,
 # trust no figure. `make -n gpu` prints the commands.

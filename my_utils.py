@@ -21,6 +21,7 @@ import torch
 
 FORMAT = 5  # of checkpoints; raised when an older file can no longer be read
 TEMPORARY = ".minist-clip-"  # the beginning of the names of our temporary files, and of no others
+CODE = ("*.py", "*.txt", "demo", ":!tests")  # what figures depend on, as git names it: no documents, no results
 MAX_FILE = 2**30  # bytes; no file that we read is larger, but a device or a pipe can be endless
 
 
@@ -247,7 +248,7 @@ def _is_finite(value) -> bool:
 
 
 def git_commit() -> str:
-    """The commit of the code, with a + if Python files differ from it; "unknown" outside a git checkout."""
+    """The last commit that changed CODE, with a + if the code differs from it; "unknown" outside a git checkout."""
     root = Path(__file__).resolve().parent
     if not shutil.which("git") or not (root / ".git").exists():
         return "unknown"
@@ -255,8 +256,8 @@ def git_commit() -> str:
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True).stdout.strip()
 
-    changed = "+" if git("status", "--porcelain", "--untracked-files=no", "--", "*.py") else ""
-    return git("rev-parse", "--short", "HEAD") + changed or "unknown"
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no", "--", *CODE) else ""
+    return git("log", "-1", "--format=%h", "--", *CODE) + changed or "unknown"
 
 
 # ---- devices ----

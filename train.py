@@ -147,11 +147,16 @@ def build_step(settings: Settings, model: CLIP, optimizers: dict, ema: Ema | Non
     )
 
 
-def print_results(run: Run, metrics: dict, note: str) -> None:
-    print(f"\n{'':28}{'validation':>12}{'test':>12}")
+def results_table(metrics: dict) -> str:
+    lines = [f"{'':28}{'validation':>12}{'test':>12}"]
     for name in (name for name in PRINTED if f"val_{name}" in metrics):
-        print(f"{name:28}{metrics[f'val_{name}']:12.2%}{metrics[f'test_{name}']:12.2%}")
-    print(f"best epoch {metrics['best_epoch']}, {metrics['train_seconds']:.0f} s of training, seed {metrics['seed']}")
+        lines.append(f"{name:28}{metrics[f'val_{name}']:12.2%}{metrics[f'test_{name}']:12.2%}")
+    seconds = f"{metrics['train_seconds']:.0f} s of training"
+    return "\n".join([*lines, f"best epoch {metrics['best_epoch']}, {seconds}, seed {metrics['seed']}"])
+
+
+def print_results(run: Run, metrics: dict, note: str) -> None:
+    print(f"\n{results_table(metrics)}")
     print(f"saved to {run.folder} and {run.published}" + (f"\nnote: {note}" if note else ""))
     logdir = shlex.quote(f"--logdir {shlex.quote(str(run.folder.parent))}")
     print(f"\nthe curves:    make tensorboard ARGS={logdir}")

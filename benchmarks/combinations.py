@@ -5,7 +5,7 @@
 CLIP with several seeds, with five draws of the unseen combinations, and with sentences through a frozen language
 model. Beside it what a plain classifier reaches, with the same CNN, images, optimizers and steps, and CLIP without the
 loss within parts or with unknown pairs as negatives. Epochs are chosen by seen combinations of validation; the test
-split is used once. Writes results/combinations.json and docs/pictures/combinations.png. Runs stay in runs/benchmarks/.
+split is used once. Writes results/combinations.json and docs/pictures/combinations.png.
 """
 
 import math

@@ -48,7 +48,7 @@ def make_parser(script: str, doc: str, seeds: Sequence[int] = (), tables: Sequen
     parser = ArgumentParser(prog=f"benchmarks.{script}", description=doc.split("\n")[0])
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--quick", action="store_true", help="tiny settings, to see that it runs")
-    parser.add_argument("--runs", type=Path, help="folder of the trained models; None: runs/benchmarks")
+    parser.add_argument("--runs", type=Path, help="folder of the trained models; None: runs/benchmarks/COMMIT")
     parser.add_argument("--results", type=Path, help="folder of the results; None: benchmarks/results")
     if seeds:
         parser.add_argument("--seeds", type=number(int, 0, 2**31), nargs="+", default=seeds, help="training seeds")
@@ -61,7 +61,7 @@ def parse(parser: ArgumentParser, argv: list[str]) -> Namespace:
     """The parsed flags; beside them `command`, as typed, and `suffix`, the end of the results' names."""
     args = parser.parse_args(argv)
     args.command = shlex.join(["python", "-m", parser.prog, *argv])
-    args.runs = (args.runs or (RUNS / "quick" if args.quick else RUNS)).resolve()
+    args.runs = (args.runs or RUNS / ("quick" if args.quick else git_commit())).resolve()
     args.results = args.results or (RUNS / "quick" / "results" if args.quick else RESULTS)
     args.device = pick_device(args.device)
     args.suffix = "-cuda" if args.device.type == "cuda" else ""

@@ -4,7 +4,7 @@
 
 A caption against its negation, for each test image: chance is 50%. Rows: the default, in which "not" acts on the words
 behind it; the same with a network behind the sum, or without this action; and text towers that read order. Writes
-results/negation.json. Runs stay in runs/benchmarks/.
+results/negation.json.
 """
 
 import sys

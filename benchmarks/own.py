@@ -3,7 +3,7 @@
     python -m benchmarks.own
 
 The files of Fashion-MNIST come from --fashion (Debian's package dataset-fashion-mnist), the pictures of shapes are made
-here. Epochs are chosen by validation. Writes results/own.json; runs stay in runs/benchmarks/.
+here. Epochs are chosen by validation. Writes results/own.json.
 """
 
 import csv

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from benchmarks import common
 from benchmarks.common import Training, cell, timed_in_turn
-from benchmarks.recipes import OpenClip, Trained, plain_classifier, pytorch_example, toy_clip
+from benchmarks.recipes import OpenClip, Trained, plain_classifier, plain_net, pytorch_example, toy_clip
+from benchmarks.seeds import training_flops
 from my_dataset import Split, load_mnist
 from my_utils import exit_on_error, use_bf16
 
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> None:
         spread = f"{cell(medians[name], '')} ({cell(min(seconds), '')} to {cell(max(seconds), '')})"
         notes = "; ".join(sorted({run.note for run in done}))
         rows.append([name, spread, cell(medians[name] / medians[OURS], ""), cell(accuracies), len(done), notes])
-    note = "" if args.slow else compare_with_open_clip(device)
+    note = "" if args.slow else f"{compare_flops(device)} {compare_with_open_clip(device)}"
     name = f"speed{'-slow' * args.slow}{args.suffix}"
     raw = {name: [run._asdict() for run in done] for name, done in runs.items()}
     common.write_result(args, name, COLUMNS, rows, common.origin(device), note, runs=raw)
@@ -68,6 +69,14 @@ def ours(seed: int, device: torch.device) -> Trained:
         metrics = common.finished_run(Path(folder) / "run", flags, quiet=True)
     note = "one epoch" + (" in bf16" if use_bf16("auto", device) else "")  # the others compute in float32
     return Trained(metrics["train_seconds"], metrics["test_digit_accuracy"], note)
+
+
+def compare_flops(device: torch.device) -> str:
+    """The floating-point operations of both trainings, in a sentence."""
+    net, x = plain_net().to(device), torch.zeros(256, 1, 28, 28, device=device)
+    theirs = common.count_flops(lambda: net(x).sum().backward()) * 60_000 / len(x)
+    flops = [cell(one / 1e12, "") for one in (training_flops(["--preset", "speed"], device), theirs)]
+    return f"Training takes {flops[0]} TFLOP with ours, {flops[1]} with the plain classifier."
 
 
 def compare_with_open_clip(device: torch.device) -> str:

@@ -89,6 +89,8 @@ def render(text: str, document: str, folder: Path = RESULTS) -> str:
     """The text of a document with its tables as they are in this folder of results."""
 
     def block(match: re.Match) -> str:
+        if match[2] == "printed":  # the last lines of a run of train.py
+            return f"{match[1]}```text\n{read_result('default', folder)['printed']}\n```\n{match[3]}"
         names = match[2].split(" + ")
         results = {name: read_result(name, folder) for name in names}
         return match[1] + "\n".join(markdown(results, document)) + "\n" + match[3]
@@ -143,6 +145,8 @@ def markdown(results: dict[str, dict | None], document: str) -> list[str]:
         lines.insert(1, "|" + "---|" * len(rows[0]))
     for result in measured if document == DETAILS else ():
         origin = f"{result['device']}, torch {result['torch_version']}, commit {result['commit']}, {result['date']}"
+        if (cores := result.get("machine", {}).get("other_cores", 0)) > 0.1:
+            origin += f"; other programs used {cores:.1f} cores meanwhile, so seconds are too high"
         lines += ["", f"{result['note']} `{result['command']}`, {origin}".strip()]
     commands = ["make gpu" if name.endswith("-cuda") else f"python -m benchmarks.{COMMANDS[name]}" for name in missing]
     for command in dict.fromkeys(commands):

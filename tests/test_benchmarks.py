@@ -10,7 +10,7 @@ import torch
 
 import train
 from attributes import ATTRIBUTES, combination_ids, measure, unseen_combinations
-from benchmarks import combinations, common, failures, generation, losses, tables
+from benchmarks import combinations, common, failures, figures, generation, losses, tables
 from benchmarks.common import Training, cell
 from benchmarks.recipes import OpenClip, plain_classifier, pytorch_example, toy_clip
 from captions import DIGIT_WORDS, LABEL_ID, OUTLIERS, Labels, image_facts, multi_hot
@@ -52,6 +52,13 @@ def test_a_table_stands_between_its_markers_with_its_origin_in_the_details(tmp_p
     assert expected + origin in tables.render(text, tables.DETAILS, tmp_path)
 
 
+def test_a_table_says_that_the_machine_was_busy(tmp_path):
+    for cores in (0.05, 1.2):
+        write(tmp_path, "strokes", ["model"], [["ours"]], machine={"other_cores": cores})
+        shown = "other programs used 1.2 cores" in tables.render(between("strokes"), tables.DETAILS, tmp_path)
+        assert shown == (cores > 1)
+
+
 def test_what_was_not_measured_says_which_command_measures_it(tmp_path):
     write(tmp_path, "default", ["command", "seeds"], [["`train.py`", "0"]])
     text = tables.render(between("default + accuracy-preset + default-cuda"), "README.md", tmp_path)
@@ -84,6 +91,61 @@ def test_every_result_is_a_table_with_its_origin():
         assert {"columns", "rows", "note", "command", *ORIGIN} <= result.keys(), path
         assert all(len(row) == len(result["columns"]) for row in result["rows"]), path
         assert path.stem.removesuffix("-cuda") in tables.COMMANDS, path
+
+
+def test_results_of_make_figures_are_of_one_commit():
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in common.RESULTS.glob("*.json")]
+    assert len({result["commit"] for result in results if "code" in result}) <= 1
+
+
+def test_a_figure_depends_on_what_its_module_imports_and_on_texts_beside_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures, "ROOT", tmp_path)
+    files = {"benchmarks/__init__.py": "", "benchmarks/one.py": "import torch\ndef f():\n    from core import x\n"}
+    files |= {"core.py": "x = 1", "other.py": "", "benchmarks/two.py": "", "benchmarks/words.txt": "seven", "a.md": ""}
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    before, changed = figures.code_hash("benchmarks.one"), {}
+    for name, content in files.items():
+        (tmp_path / name).write_text(content + "#")
+        changed[name] = figures.code_hash("benchmarks.one") != before
+        (tmp_path / name).write_text(content)
+    assert [name for name in files if changed[name]] == [*list(files)[:3], "benchmarks/words.txt"]
+
+
+def test_make_figures_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def run(command, cwd):
+        name = command[-1].removeprefix("benchmarks.")
+        calls.append(name)
+        if name == "page" and calls.count("page") == 1:
+            raise KeyboardInterrupt
+        write(tmp_path, name, ["a"], [[1]])
+        return Namespace(returncode=int(name == "own"))
+
+    monkeypatch.setattr(figures, "MINUTES", {"failures": 1, "page": 2, "own": 3})
+    monkeypatch.setattr(figures, "RESULTS", tmp_path)
+    monkeypatch.setattr(figures, "git_commit", lambda: "def5678")
+    monkeypatch.setattr(figures, "code_hash", lambda module: f"hash of {module}")
+    monkeypatch.setattr(figures, "make_files", lambda: calls.append("files"))
+    monkeypatch.setattr(figures.tables, "main", lambda argv: 0)
+    monkeypatch.setattr(figures.subprocess, "run", run)
+    with pytest.raises(KeyboardInterrupt):
+        figures.main([])
+    assert figures.main([]) == 1
+    assert calls == ["failures", "page", "page", "own"], "one that fails keeps the pictures as they are"
+    assert "failed: python -m benchmarks.own" in capsys.readouterr().out
+    assert figures.main(["--list"]) == 0
+    assert capsys.readouterr().out.split("\n")[:3] == ["failures: measured", "page: measured", "own: about 3 minutes"]
+    measured = json.loads((tmp_path / "failures.json").read_text())
+    assert measured["code"] == "hash of benchmarks.failures"
+    assert measured["commit"] == "def5678"
+    assert 0 <= measured["machine"]["stolen"] <= 1
+    assert measured["machine"]["other_cores"] >= 0
+    monkeypatch.setattr(figures, "git_commit", lambda: "def5678+")
+    with pytest.raises(InputError, match="commit it first"):
+        figures.main([])
 
 
 def test_every_benchmark_and_command_that_the_tables_name_exists():
