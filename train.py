@@ -129,7 +129,8 @@ def build_model(settings: Settings, pairs: OwnPairs | None = None) -> CLIP:
     if settings.loss == "sigmoid":
         arch["init_logit_bias"] = SIGMOID_BIAS
     if settings.data:
-        arch |= pairs.arch()
+        _, channels, side, _ = pairs.images.shape
+        arch |= {"side": side, "channels": channels, "classes": pairs.split.classes, "sentences": pairs.split.texts}
     model = CLIP(**arch)
     model.config = vars(settings).copy()
     return model
