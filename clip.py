@@ -380,13 +380,20 @@ def pixels(images, size: tuple[int, int] | None = None) -> Tensor:
 
 
 def fit(image: Image.Image, channels: int, side: int) -> Tensor:
-    """A Pillow image, turned as its camera says, on white if transparent -> a square, uint8 [channels, side, side]."""
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    """A Pillow image, turned as its camera says, `on_background` -> a square, uint8 [channels, side, side]."""
+    image = on_background(ImageOps.exif_transpose(image))
     image = grey(image, "L" if channels == 1 else "RGB").resize((side, side))
     return torch.from_numpy(np.array(image)).view(side, side, channels).permute(2, 0, 1)
+
+
+def on_background(image: Image.Image) -> Image.Image:
+    """A Pillow image whose transparent parts become white, or black if all that is visible is bright."""
+    if not image.has_transparency_data:
+        return image
+    pixels = np.asarray(image := image.convert("RGBA"))  # [H, W, 4]
+    visible = pixels[pixels[..., 3] > 127, :3]
+    background = "black" if visible.min(initial=255) > 127 and visible.size else "white"
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
 
 
 def grey(image: Image.Image, mode: str = "L") -> Image.Image:
