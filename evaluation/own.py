@@ -1,5 +1,7 @@
 """Own data: recall at k in both directions."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -15,14 +17,11 @@ ROWS = 500  # texts that are read, or queries that are compared with all candida
 
 def embed_texts(model: CLIP, texts: tuple[str, ...]) -> Tensor:
     """Texts -> unit vectors [T, embed_dim]. One that the model cannot read is a zero vector."""
-
-    def can_read(text: str) -> bool:
-        try:
-            return model.tokenize(text) is not None
-        except InputError:  # an unknown word, or too many words
-            return False
-
-    embeds, known = torch.zeros(len(texts), model.arch["embed_dim"]), [i for i, x in enumerate(texts) if can_read(x)]
+    embeds, known = torch.zeros(len(texts), model.arch["embed_dim"]), []
+    for i, text in enumerate(texts):
+        with contextlib.suppress(InputError):  # an unknown word, or too many words
+            model.tokenize(text)
+            known.append(i)
     for part in (known[first : first + ROWS] for first in range(0, len(known), ROWS)):
         embeds[part] = model.prompt_ensemble([texts[i] for i in part], paraphrases=1).cpu()
     return embeds
