@@ -292,13 +292,13 @@ class CLIP(nn.Module):
         Raises InputError for a file that is no CLIP, or if nothing fits.
         """
         other, own = CLIP.load(path), self.state_dict()
-        saved, options = other.state_dict(), [model.arch["text_options"].get("vocabulary") for model in (self, other)]
-        left = [name for name in own if name not in saved or saved[name].shape != own[name].shape]
-        left += ["towers.text.table.weight"] * (options[0] != options[1] and "towers.text.table.weight" not in left)
-        if all(name in left for name, weight in own.items() if weight.ndim > 1):
+        fits = {name: x for name, x in other.state_dict().items() if name in own and x.shape == own[name].shape}
+        if self.arch["text_options"].get("vocabulary") != other.arch["text_options"].get("vocabulary"):
+            fits.pop("towers.text.table.weight", None)
+        if all(x.ndim < 2 for x in fits.values()):
             raise InputError(f"nothing in {path} fits this model: train one with the same flags, or leave out --init")
-        self.load_state_dict({name: own[name] if name in left else saved[name] for name in own})
-        return f"{len(own) - len(left)} of {len(own)} tensors; new are {', '.join(left) or 'none'}"
+        left = self.load_state_dict(fits, strict=False).missing_keys
+        return f"{len(fits)} of {len(own)} tensors; new are {', '.join(left) or 'none'}"
 
     def save(self, path: str | Path) -> None:
         """Write weights, architecture, config and metrics to one file, all that `CLIP.load` needs.
@@ -390,8 +390,8 @@ def on_background(image: Image.Image) -> Image.Image:
     """A Pillow image whose transparent parts become white, or black if all that is visible is bright."""
     if not image.has_transparency_data:
         return image
-    pixels = np.asarray(image := image.convert("RGBA"))  # [H, W, 4]
-    visible = pixels[pixels[..., 3] > 127, :3]
+    levels = np.asarray(image := image.convert("RGBA"))  # [H, W, 4]
+    visible = levels[levels[..., 3] > 127, :3]
     background = "black" if visible.min(initial=255) > 127 and visible.size else "white"
     return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
 
