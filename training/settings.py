@@ -57,12 +57,7 @@ class Settings(RunSettings):
     width: int = option(16, "channels of the CNN's first stage", low=1, high=256)
     init_temperature: float = option(0.1, "temperature of the logits at the start", low=0.01, high=10)
     captions: str = option("attributes", "what a text says, see below", choices=tuple(MIN_TEMPERATURE))
-    unseen_seed: int = option(
-        0,
-        "which fifth of the combinations of attributes, or of the pairs in scenes, is never trained",
-        low=0,
-        high=2**31,
-    )
+    unseen_seed: int = option(0, "which fifth of combinations, or of pairs in scenes, is unseen", low=0, high=2**31)
     data: str | None = option(None, "folder of your own pictures with texts; MNIST without it", type=str)
     image_size: int = option(28, "data: pixels to which pictures are resized, in width and height", low=28, high=128)
     channels: int | None = option(None, "data: 1 is grey, 3 RGB; None: 3, of IDX files 1", type=int, choices=(1, 3))
