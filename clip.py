@@ -404,7 +404,5 @@ def grey(image: Image.Image, mode: str = "L") -> Image.Image:
     if image.has_transparency_data:
         raise InputError("the image is transparent: put it on a background first, with Image.alpha_composite")
     if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
-        raise InputError(
-            f"images of Pillow's mode {image.mode} have more than 8 bits: pass floats, such as np.array(image) / 65535"
-        )
+        raise InputError(f"mode {image.mode} has more than 8 bits: pass floats, such as np.array(image) / 65535")
     return (image.convert("RGB") if image.mode in ("P", "LAB", "HSV") else image).convert(mode)

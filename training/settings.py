@@ -87,10 +87,7 @@ class Settings(RunSettings):
         if self.text_encoder != "plus" and overrides.keys() & {"freeze_text", "text_model"}:
             raise InputError("--text-model and --freeze-text are for sentences: add --text-encoder plus")
         if overrides.get("augment", "none") != "none" and self.epochs <= PLAIN_EPOCHS:
-            raise InputError(
-                f"--augment {self.augment} changes no image in a run of {PLAIN_EPOCHS} epochs or less: add --epochs"
-                f" {PLAIN_EPOCHS + 1} or more"
-            )
+            raise InputError(f"--augment changes no image in {PLAIN_EPOCHS} epochs or less: make --epochs larger")
         if self.captions != "attributes" and "part_weight" in overrides:
             raise InputError("--part-weight is for --captions attributes: leave it out")
         if not self.data and (self.captions == "own" or overrides.keys() & {"image_size", "channels"}):
@@ -101,15 +98,10 @@ class Settings(RunSettings):
             raise InputError("--unseen-seed is for --captions attributes or scenes: leave it out")
         wrong, right = ("fast", "scene") if self.captions in ("scenes", "own") else ("scene", "fast")
         if self.image_encoder == wrong:
-            raise InputError(
-                f"--image-encoder {wrong} does not read the images of --captions {self.captions}: choose residual, or"
-                f" {right}"
-            )
-        if self.init_temperature < MIN_TEMPERATURE[self.captions]:
-            raise InputError(
-                f"--init-temperature {self.init_temperature} is below {MIN_TEMPERATURE[self.captions]}, the least with"
-                f" --captions {self.captions}: make it larger"
-            )
+            what = f"the images of --captions {self.captions}"
+            raise InputError(f"--image-encoder {wrong} does not read {what}: choose residual, or {right}")
+        if self.init_temperature < (low := MIN_TEMPERATURE[self.captions]):
+            raise InputError(f"--init-temperature is below {low}, the least with --captions {self.captions}: raise it")
         if self.chunk_size and self.chunk_size > self.batch_size:
             raise InputError(f"--chunk-size {self.chunk_size} is larger than --batch-size {self.batch_size}")
         if self.chunk_size and self.batch_size % self.chunk_size == 1:
