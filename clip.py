@@ -292,13 +292,13 @@ class CLIP(nn.Module):
         Raises InputError for a file that is no CLIP, or if nothing fits.
         """
         other, own = CLIP.load(path), self.state_dict()
-        saved, options = other.state_dict(), [model.arch["text_options"].get("vocabulary") for model in (self, other)]
-        left = [name for name in own if name not in saved or saved[name].shape != own[name].shape]
-        left += ["towers.text.table.weight"] * (options[0] != options[1] and "towers.text.table.weight" not in left)
-        if all(name in left for name, weight in own.items() if weight.ndim > 1):
+        fits = {name: x for name, x in other.state_dict().items() if name in own and x.shape == own[name].shape}
+        if self.arch["text_options"].get("vocabulary") != other.arch["text_options"].get("vocabulary"):
+            fits.pop("towers.text.table.weight", None)
+        if all(x.ndim < 2 for x in fits.values()):
             raise InputError(f"nothing in {path} fits this model: train one with the same flags, or leave out --init")
-        self.load_state_dict({name: own[name] if name in left else saved[name] for name in own})
-        return f"{len(own) - len(left)} of {len(own)} tensors; new are {', '.join(left) or 'none'}"
+        left = self.load_state_dict(fits, strict=False).missing_keys
+        return f"{len(fits)} of {len(own)} tensors; new are {', '.join(left) or 'none'}"
 
     def save(self, path: str | Path) -> None:
         """Write weights, architecture, config and metrics to one file, all that `CLIP.load` needs.
@@ -380,13 +380,20 @@ def pixels(images, size: tuple[int, int] | None = None) -> Tensor:
 
 
 def fit(image: Image.Image, channels: int, side: int) -> Tensor:
-    """A Pillow image, turned as its camera says, on white if transparent -> a square, uint8 [channels, side, side]."""
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    """A Pillow image, turned as its camera says, `on_background` -> a square, uint8 [channels, side, side]."""
+    image = on_background(ImageOps.exif_transpose(image))
     image = grey(image, "L" if channels == 1 else "RGB").resize((side, side))
     return torch.from_numpy(np.array(image)).view(side, side, channels).permute(2, 0, 1)
+
+
+def on_background(image: Image.Image) -> Image.Image:
+    """A Pillow image whose transparent parts become white, or black if all that is visible is bright."""
+    if not image.has_transparency_data:
+        return image
+    levels = np.asarray(image := image.convert("RGBA"))  # [H, W, 4]
+    visible = levels[levels[..., 3] > 127, :3]
+    background = "black" if visible.min(initial=255) > 127 and visible.size else "white"
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
 
 
 def grey(image: Image.Image, mode: str = "L") -> Image.Image:
@@ -397,7 +404,5 @@ def grey(image: Image.Image, mode: str = "L") -> Image.Image:
     if image.has_transparency_data:
         raise InputError("the image is transparent: put it on a background first, with Image.alpha_composite")
     if image.mode not in ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
-        raise InputError(
-            f"images of Pillow's mode {image.mode} have more than 8 bits: pass floats, such as np.array(image) / 65535"
-        )
+        raise InputError(f"mode {image.mode} has more than 8 bits: pass floats, such as np.array(image) / 65535")
     return (image.convert("RGB") if image.mode in ("P", "LAB", "HSV") else image).convert(mode)

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from captions import (
     unknown_labels,
 )
 from data.augment import augment
-from data.mnist import download
+from data.mnist import download, read_idx
 from data.outliers import Outliers, make_outliers
 from scenes import Scenes
 
@@ -73,10 +72,8 @@ def load_mnist(split: str, data_path: str | Path = DATA_PATH, device: str | torc
     """
     prefix = {"train": "train", "val": "train", "test": "t10k"}[split]
     raw = download(data_path)
-    # The MD5 sums have vouched for the headers (16 and 8 bytes), so the rest is pixels and labels.
-    pixels = np.fromfile(raw / f"{prefix}-images-idx3-ubyte", np.uint8, offset=16).reshape(-1, 28, 28)
-    labels = np.fromfile(raw / f"{prefix}-labels-idx1-ubyte", np.uint8, offset=8)
-    images, labels = torch.from_numpy(pixels), torch.from_numpy(labels).long()
+    images, labels = (read_idx(raw / f"{prefix}-{end}") for end in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+    labels = labels.long()
     if split != "test":
         is_val = torch.zeros(len(labels), dtype=torch.bool)
         is_val[stratified_indices(labels, VAL_SIZE, SPLIT_SEED)] = True
@@ -288,11 +285,6 @@ class OwnPairs:
 
     def __len__(self) -> int:
         return len(self.split.pairs)
-
-    def arch(self) -> dict:
-        """What a CLIP of these pairs needs to know of them."""
-        _, channels, side, _ = self.images.shape
-        return {"side": side, "channels": channels, "classes": self.split.classes, "sentences": self.split.texts}
 
     def epoch(
         self, batch_size: int, seed: int = 0, epoch: int = 0, rank: int = 0, world_size: int = 1

@@ -7,12 +7,10 @@ Needs a trained CLIP of single digits (`make train`). Files that cannot be read 
 then 1.
 """
 
-import csv
-import io
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas as pd
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -63,21 +61,20 @@ def main(argv: list[str]) -> int:
             captions["description"] = (list(map(combination_caption, range(len(ids)))), model.embed_descriptions(ids))
 
     images, problems = {}, []  # uint8 [28, 28] by name; what is wrong with the other files
-    paths = find_pictures(args.pictures)
-    with ThreadPoolExecutor() as pool:
-        for path, image in zip(paths, tqdm(pool.map(read, paths), "pictures", len(paths), disable=None), strict=True):
-            problems.append(image) if isinstance(image, InputError) else images.update({str(path): image})
+    for path in tqdm(find_pictures(args.pictures), "pictures", disable=None):
+        try:
+            images[str(path)] = photo_to_mnist(read_picture(path))
+        except InputError as error:
+            problems.append(error)
+        except Exception as error:  # what a file says of its picture, such as EXIF, can be anything
+            problems.append(f"{path} cannot be read: {short(error)}")
     if images:
         table = predict(model, images, captions, NEAREST if args.csv or texts else 1)
-        rows = [list(table), *zip(*table.values(), strict=True)]
         if args.csv:
-            csv.writer(file := io.StringIO(newline="")).writerows(rows)
-            atomic_write(args.csv, file.getvalue().encode(errors="backslashreplace"))  # file names are any bytes
+            atomic_write(args.csv, table.to_csv(index=False).encode(errors="backslashreplace"))  # names are any bytes
         else:
-            widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-            for row in rows:
-                print("  ".join(map(str.ljust, row, widths)).rstrip())
-        print(f"{table['digit'].count('yes'):,} of {len(images):,} pictures show a digit")
+            print(table.to_string(index=False))
+        print(f"{(table['digit'] == 'yes').sum():,} of {len(images):,} pictures show a digit")
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     return int(bool(problems))
@@ -92,18 +89,8 @@ def find_pictures(places: list[str]) -> list[Path]:
     return list(dict.fromkeys(paths))
 
 
-def read(path: Path) -> Tensor | InputError:
-    """A picture's file -> uint8 [28, 28]; or why it cannot be read."""
-    try:
-        return photo_to_mnist(read_picture(path))
-    except InputError as error:
-        return error
-    except Exception as error:  # what a file says of its picture, such as EXIF, can be anything
-        return InputError(f"{path} cannot be read: {short(error)}")
-
-
-def predict(model: CLIP, images: dict[str, Tensor], captions: dict, count: int) -> dict[str, list[str]]:
-    """Images uint8 [28, 28] by name -> columns by name: is it a digit, nearest captions, measured attributes."""
+def predict(model: CLIP, images: dict[str, Tensor], captions: dict, count: int) -> pd.DataFrame:
+    """Images uint8 [28, 28] by name -> a table of texts: is it a digit, nearest captions, measured attributes."""
     x = torch.stack(list(images.values()))
     features = embed_images(model, x)  # [N, embed_dim]
     table = {"file": list(images), "digit": ["yes" if yes else "no" for yes in is_digit(model, features)]}
@@ -114,7 +101,7 @@ def predict(model: CLIP, images: dict[str, Tensor], captions: dict, count: int) 
             table[f"cosine {title} {k + 1}"] = [f"{cosine:.3f}" for cosine in cosines[:, k]]
     for attribute, values in zip(ATTRIBUTES, measure(x).T, strict=True):
         table[f"{attribute.name} {attribute.format.split()[-1]}"] = [f"{value:.2f}" for value in values]
-    return table
+    return pd.DataFrame(table, dtype=object)  # (file names are any bytes)
 
 
 if __name__ == "__main__":

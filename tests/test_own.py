@@ -12,7 +12,7 @@ from PIL import Image
 
 import evaluate
 from benchmarks.own import make_shapes
-from clip import CLIP
+from clip import CLIP, fit
 from conftest import metrics_of, train_here
 from data.augment import augment
 from data.own import read_folder
@@ -137,6 +137,13 @@ def test_what_is_wrong_in_a_folder_is_one_sentence_with_the_row(tmp_path, monkey
     write_table(tmp_path / "metadata.csv", rows)
     monkeypatch.setattr("os.sysconf", lambda name: 100)
     assert "40 pictures of 128 pixels take 0.0 GB of memory" in refused(tmp_path, side=128)
+
+
+@pytest.mark.parametrize(("ink", "paper"), [("white", 0), ("black", 255)])
+def test_what_is_drawn_on_nothing_stays_visible(ink, paper):
+    image = Image.new("RGBA", (40, 40))
+    image.paste(ink, (10, 10, 30, 30))
+    assert fit(image, 3, 40)[:, [0, 20], [0, 20]].tolist() == [[paper, 255 - paper]] * 3
 
 
 # ---- pairs, evaluation, a run ----

@@ -53,7 +53,7 @@ WRONG = {
     "does not read the images of": ("--captions scenes --image-encoder fast", "--image-encoder scene"),
     "add --data FOLDER": ("--captions own", "--preset own", "--image-size 32"),
     "leave out --captions": ("--data x --captions digit", "--data x --data-path y"),
-    "neither grey": ("--data x --channels 2",),
+    "invalid choice: 2": ("--data x --channels 2",),
     "--data has settings of its own": ("--data x --preset speed",),
     "add --text-encoder plus": ("--freeze-text", "--text-model bert"),
     "changes no image": ("--preset speed --augment elastic", "--epochs 2 --augment affine"),

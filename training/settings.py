@@ -57,15 +57,10 @@ class Settings(RunSettings):
     width: int = option(16, "channels of the CNN's first stage", low=1, high=256)
     init_temperature: float = option(0.1, "temperature of the logits at the start", low=0.01, high=10)
     captions: str = option("attributes", "what a text says, see below", choices=tuple(MIN_TEMPERATURE))
-    unseen_seed: int = option(
-        0,
-        "which fifth of the combinations of attributes, or of the pairs in scenes, is never trained",
-        low=0,
-        high=2**31,
-    )
+    unseen_seed: int = option(0, "which fifth of combinations, or of pairs in scenes, is unseen", low=0, high=2**31)
     data: str | None = option(None, "folder of your own pictures with texts; MNIST without it", type=str)
     image_size: int = option(28, "data: pixels to which pictures are resized, in width and height", low=28, high=128)
-    channels: int | None = option(None, "data: 1 is grey, 3 RGB; None: RGB, of IDX files grey", type=int, low=1, high=3)
+    channels: int | None = option(None, "data: 1 is grey, 3 RGB; None: 3, of IDX files 1", type=int, choices=(1, 3))
     init: str | None = option(None, "a checkpoint whose weights the run starts from, as far as they fit", type=str)
     text_encoder: str = option("table", "the text tower, see below", choices=tuple(TEXT_ENCODERS))
     text_model: str = option("albert-base-v2", "plus: the language model, a Hugging Face name or a folder")
@@ -92,31 +87,21 @@ class Settings(RunSettings):
         if self.text_encoder != "plus" and overrides.keys() & {"freeze_text", "text_model"}:
             raise InputError("--text-model and --freeze-text are for sentences: add --text-encoder plus")
         if overrides.get("augment", "none") != "none" and self.epochs <= PLAIN_EPOCHS:
-            raise InputError(
-                f"--augment {self.augment} changes no image in a run of {PLAIN_EPOCHS} epochs or less: add --epochs"
-                f" {PLAIN_EPOCHS + 1} or more"
-            )
+            raise InputError(f"--augment changes no image in {PLAIN_EPOCHS} epochs or less: make --epochs larger")
         if self.captions != "attributes" and "part_weight" in overrides:
             raise InputError("--part-weight is for --captions attributes: leave it out")
         if not self.data and (self.captions == "own" or overrides.keys() & {"image_size", "channels"}):
             raise InputError("--captions own, --image-size and --channels are for your own pictures: add --data FOLDER")
         if self.data and (self.captions != "own" or "data_path" in overrides):
             raise InputError("--data FOLDER has captions of its own: leave out --captions, --preset and --data-path")
-        if self.channels == 2:
-            raise InputError("--channels 2 is neither grey (1) nor RGB (3): choose one of them")
         if self.captions in ("digit", "own") and "unseen_seed" in overrides:
             raise InputError("--unseen-seed is for --captions attributes or scenes: leave it out")
         wrong, right = ("fast", "scene") if self.captions in ("scenes", "own") else ("scene", "fast")
         if self.image_encoder == wrong:
-            raise InputError(
-                f"--image-encoder {wrong} does not read the images of --captions {self.captions}: choose residual, or"
-                f" {right}"
-            )
-        if self.init_temperature < MIN_TEMPERATURE[self.captions]:
-            raise InputError(
-                f"--init-temperature {self.init_temperature} is below {MIN_TEMPERATURE[self.captions]}, the least with"
-                f" --captions {self.captions}: make it larger"
-            )
+            what = f"the images of --captions {self.captions}"
+            raise InputError(f"--image-encoder {wrong} does not read {what}: choose residual, or {right}")
+        if self.init_temperature < (low := MIN_TEMPERATURE[self.captions]):
+            raise InputError(f"--init-temperature is below {low}, the least with --captions {self.captions}: raise it")
         if self.chunk_size and self.chunk_size > self.batch_size:
             raise InputError(f"--chunk-size {self.chunk_size} is larger than --batch-size {self.batch_size}")
         if self.chunk_size and self.batch_size % self.chunk_size == 1:
@@ -143,27 +128,13 @@ class OnClipSettings(RunSettings):
     text_model: str | None = option(None, "the folder of its language model, if it moved", type=str)
 
 
+# What keeps the places of what a picture shows, and the order of words.
+PLACES = dict(image_encoder="scene", text_encoder="transformer", embed_dim=128)
 # What --preset changes; flags that are given win over it. `--captions scenes` means `--preset scenes`, `--data` "own".
 PRESETS = {
     "default": {},
-    "scenes": dict(
-        captions="scenes",
-        image_encoder="scene",
-        text_encoder="transformer",
-        embed_dim=128,
-        epochs=5,
-        runs_dir="runs/scenes",
-    ),
-    "own": dict(
-        captions="own",
-        image_encoder="scene",
-        text_encoder="transformer",
-        embed_dim=128,
-        init_temperature=0.07,
-        epochs=20,
-        augment="shift",
-        runs_dir="runs/own",
-    ),
+    "scenes": dict(captions="scenes", epochs=5, runs_dir="runs/scenes", **PLACES),
+    "own": dict(captions="own", init_temperature=0.07, epochs=20, augment="shift", runs_dir="runs/own", **PLACES),
     # A wider CNN for longer, on images that are bent too; the moving average evens out what the last steps saw.
     "accuracy": dict(captions="digit", init_temperature=0.07, epochs=30, width=24, augment="elastic", ema_decay=0.998),
     # No border, a single convolution, one epoch without augmentation.
@@ -213,7 +184,7 @@ def parse_flags(kind: type, argv: list[str], prog: str, description: str, preset
         if type_ is bool:
             parser.add_argument(flag(one.name), action="store_true", default=None, help=help)
         elif "choices" in checks:
-            parser.add_argument(flag(one.name), choices=checks["choices"], help=help)
+            parser.add_argument(flag(one.name), choices=checks["choices"], type=type_, help=help)
         else:
             const = {"nargs": "?", "const": checks["const"]} if "const" in checks else {}
             convert = text if type_ is str else number(type_, checks["low"], checks["high"])
