@@ -3,9 +3,10 @@
 import os
 from pathlib import Path
 
+from benchmarks.tables import HEADLINE, RESULTS, read_result
 from clip import CLIP
 from my_utils import InputError, atomic_write, quote, save_folder, short
-from training.settings import LOCATION, NOT_RECORDED
+from training.settings import LOCATION, NOT_RECORDED, Settings
 
 MNIST = """Images and texts: MNIST (LeCun, Cortes and Burges), CC BY-SA 3.0 as Keras's documentation says. Rules write
   the captions, from the labels and from measurements of the images."""
@@ -21,21 +22,30 @@ def write(model: CLIP, folder: str | Path) -> None:
     atomic_write(place / "README.md", model_card(model).encode())
 
 
-def model_card(model: CLIP) -> str:
-    """card.md with the model's own figures."""
+def model_card(model: CLIP, results: Path = RESULTS) -> str:
+    """card.md with the model's own figures and, if its settings are the default's, those of the benchmarks."""
     figures, origin = ["Not measured."], "Seed {seed}, {device}, torch {torch_version}, commit {commit}, {date}."
     if "commit" in model.metrics:  # the run has finished
         figures = [f"- {key}: {value:.2%}" for key, value in model.metrics.items() if key.startswith(("val_", "test_"))]
         figures += ["", f"`train.py` with the settings in config.json. {origin.format(**model.metrics)}"]
+    changed = {name for name, value in vars(Settings()).items() if model.config.get(name) != value}
+    if changed <= {*LOCATION, *NOT_RECORDED, "seed"}:
+        figures += ["", "| models of these settings, over seeds | test | command | device |", "|---|---|---|---|"]
+        for title, name, row, column in HEADLINE:
+            if name in ("combinations", *model.towers) and (result := read_result(name, results)):
+                figure = next(values for values in result["rows"] if values[0] == row)[result["columns"].index(column)]
+                figures.append(f"| {title} | {figure} | `{result['command']}` | {result['device']} |")
     data = MNIST if model.captions.kind != "own" else "Images and texts: of the person who trained it."
     template = (Path(__file__).parent / "card.md").read_text(encoding="utf-8")
     return template.format(model=model, data=data, towers=", ".join(model.towers), figures="\n".join(figures))
 
 
 def find_folder(source: str | Path) -> Path:
-    """The folder or file of this name, else a copy of the repository OWNER/NAME. Raises InputError if there is none."""
-    if os.path.exists(source):
+    """The folder of this name, else a copy of the repository OWNER/NAME. Raises InputError if there is neither."""
+    if os.path.isdir(source):
         return Path(source)
+    if os.path.isfile(source):
+        raise InputError(f"{source} is a file: load it with CLIP.load")
     reason = f"there is no folder {quote(source)}"
     if str(source).count("/") == 1:
         from huggingface_hub import snapshot_download

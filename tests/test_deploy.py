@@ -17,6 +17,7 @@ from deploy.pretrained import model_card
 from generation.model import Generator
 from my_dataset import load_mnist
 from my_utils import InputError
+from training.settings import Settings
 
 
 @pytest.fixture
@@ -83,11 +84,14 @@ def test_onnxruntime_computes_what_pytorch_does(data_path, tmp_path, text_encode
             torch.testing.assert_close(torch.from_numpy(embeds), model.encode(name, some), atol=1e-5, rtol=0)
 
 
-def test_the_card_has_the_figures_of_the_model_if_it_was_measured(model):
-    assert "## Figures\n\nNot measured.\n" in model_card(model)
-    model.metrics = {"test_digit_accuracy": 0.25}
+def test_the_card_quotes_the_results_for_a_default_model_alone(model):
+    assert "\nNot measured.\n\n## Limits" in model_card(model)
+    model.config, model.metrics = vars(Settings(seed=3)), {"test_digit_accuracy": 0.25}
     model.metrics |= dict.fromkeys(("seed", "device", "torch_version", "commit", "date"), "some")
-    assert "- test_digit_accuracy: 25.00%\n\n`train.py` with" in (card := model_card(model))
+    card, result = model_card(model), json.loads((RESULTS / "combinations.json").read_text())
+    figure = result["rows"][0][result["columns"].index("unseen")]
+    assert "- test_digit_accuracy: 25.00%" in card
+    assert f"| {figure} | `{result['command']}` | {result['device']} |" in card
     assert ("license: unknown" in card) is not (ROOT / "LICENSE").exists(), "deploy/card.md names the licence"
 
 
