@@ -38,7 +38,7 @@ SCORES = {"digit": "val_digit_accuracy", "attributes": "val_seen_accuracy", "sce
 SCORES["own"] = "val_image_to_text_recall_at_1"
 # Of the metrics, those that a run prints in the end.
 PRINTED = ("digit_accuracy", "text_to_image_precision", "seen_accuracy", "unseen_accuracy", "seen_swap", "unseen_swap")
-PRINTED += (*RECALLS, "unread_texts")
+PRINTED += ("class_accuracy", *RECALLS, "unread_texts")
 
 
 def main(argv: list[str]) -> None:
