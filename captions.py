@@ -23,6 +23,7 @@ from attributes import ATTRIBUTES, BIN_GRADES, BINS, GRADE_OF_BIN, GRADES, all_c
 
 DATA = Path(__file__).parent / "data"
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+WORD_OF_NUMERAL = {str(digit): word for digit, word in enumerate(DIGIT_WORDS)}
 
 
 class Texts(NamedTuple):
@@ -53,7 +54,7 @@ def words_of(text: str) -> list[str]:
     """
     text = text.lower().replace("\u2019", "'").replace("\u2212", "-")  # typographic apostrophe and minus
     words = TOKEN.findall(re.sub(r"(?<=\w)-", " ", text))  # "left-leaning" are two words, "-7" is one
-    return [DIGIT_WORDS[int(word)] if re.fullmatch("[0-9]", word) else word for word in words]
+    return [WORD_OF_NUMERAL.get(word, word) for word in words]
 
 
 def negated_words(text: str) -> list[tuple[str, bool]]:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import math
@@ -58,6 +59,7 @@ def exit_on_error(memory: str = "end other programs, or use --device cpu"):
 
     The exit code is 2, after Ctrl-C 130.
     """
+    gc.freeze()  # what the imports made lives to the end: no search for garbage need look at it (a second in a run)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell, as with 2>&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
