@@ -16,6 +16,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -107,7 +108,7 @@ def measure_towers(args: Namespace, test: Split) -> None:
 
 def measure_shares(args: Namespace, test: Split) -> None:
     """Swap and five captions on unseen pairs over the share of pairs that are trained, for two text towers."""
-    rows, metrics, curves = [], [], {title: [] for title in SHARE_TOWERS}
+    rows, metrics, figures_by_tower = [], [], {title: [] for title in SHARE_TOWERS}
     counts = SHARES[:1] if args.quick else SHARES
     for count in counts:
         figures = []
@@ -115,29 +116,32 @@ def measure_shares(args: Namespace, test: Split) -> None:
             model = trained_variant(args, args.seeds[0], kind, count)
             measured = evaluate_scenes(model, test, 1 if args.quick else PER_PAIR)
             figures += [measured["unseen_swap"], measured["unseen_five_captions"]]
-            curves[title].append(measured["unseen_five_captions"])
+            figures_by_tower[title].append(figures[-2:])
             metrics.append(model.metrics)
         rows.append([f"{1 - count / 45:.0%}", *map(cell, figures)])
     columns = [f"{title}: {what}" for title in SHARE_TOWERS for what in ("swap", "five captions")]
     if not args.quick:
-        figure = share_curves([100 * (1 - count / 45) for count in counts], curves)
+        figure = share_curves([1 - count / 45 for count in counts], figures_by_tower)
         save_figure(figure, common.ROOT / "docs" / "pictures" / f"order_share{args.suffix}.png")
     origin = common.shared_origin(metrics)
     note = f"One run for each cell, seed {args.seeds[0]}."
     common.write_result(args, "order-share" + args.suffix, ["pairs trained", *columns], rows, origin, note)
 
 
-def share_curves(shares: list[float], curves: dict[str, list[float]]) -> Figure:
-    """Accuracy among five captions, on unseen pairs, over the share of pairs in per cent."""
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for (title, accuracies), colour in zip(curves.items(), (RIGHT, WRONG), strict=True):
-        axes.plot(shares, [100 * one for one in accuracies], "o-", color=colour, label=title)
-    axes.axhline(20, color="grey", linestyle="--", label="chance")
-    axes.set(xlabel="pairs of digits that are trained (%)", ylabel="right of five captions,\npairs never trained (%)")
-    axes.set(xlim=(0, 100), ylim=(0, 101))
-    axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+def share_curves(shares: list[float], figures: dict[str, list]) -> Figure:
+    """Swap and five captions, on unseen pairs, over the share of pairs; of each tower [shares, 2], all in 0..1."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    x = 100 * np.array(shares)
+    for place, (axes, title, chance) in enumerate(
+        zip(figure.subplots(1, 2), ("swap", "five captions"), (50, 20), strict=True)
+    ):
+        for (tower, values), colour in zip(figures.items(), (RIGHT, WRONG), strict=True):
+            axes.plot(x, 100 * np.array(values)[:, place], "o-", color=colour, label=tower)
+        axes.axhline(chance, color="grey", linestyle="--", label="chance")
+        axes.set(xlabel="pairs of digits that are trained (%)", title=title, xlim=(0, 100), ylim=(0, 102))
+        axes.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("accuracy, pairs never trained (%)")
+    figure.axes[1].legend(loc="lower right")
     return figure
 
 

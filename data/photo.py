@@ -61,19 +61,19 @@ def photo_to_mnist(image: Image.Image) -> Tensor:
        counts less towards the corners. All but this one and those near it is erased, except for a rim of one pixel.
     4. The WHITE quantile of these strokes' ink, and all above it, becomes white; then `to_mnist_form`.
     """
-    pixels = reduced_rgb(image)  # [H, W, 3]
-    paper = np.ones((*pixels.shape[:2], 1), np.float32)  # 0 where there is ink
-    is_edge = np.ones(pixels.shape[:2], bool)
+    pixels = reduced_rgb(image)  # [3, H, W]
+    paper = np.ones_like(pixels[:1])  # [1, H, W], 0 where there is ink
+    is_edge = np.ones(pixels.shape[1:], bool)
     is_edge[1:-1, 1:-1] = False
     for _ in range(2):
-        total, count = (uniform_filter(x, (WINDOW, WINDOW, 1), mode="constant") for x in (pixels * paper, paper))
-        difference = total / count.clip(1e-4) - pixels  # [H, W, 3]
-        inks = [side.max(axis=2) * (count[..., 0] > 1e-4) for side in (difference, -difference)]  # [H, W] each
+        total, count = (uniform_filter(x, (1, WINDOW, WINDOW), mode="constant") for x in (pixels * paper, paper))
+        difference = total / count.clip(1e-4) - pixels  # [3, H, W]
+        inks = [side.max(axis=0) * (count[0] > 1e-4) for side in (difference, -difference)]  # [H, W] each
         smooths = [uniform_filter(x, SMOOTH) for x in inks]
         stronger = np.argmax([x.max() - x[is_edge].mean() for x in smooths])
         ink, smooth = inks[stronger], smooths[stronger]
         is_ink = smooth > max(INK * smooth.max(), MIN_CONTRAST)
-        paper = 1 - is_ink[..., None].astype(np.float32)
+        paper = 1 - is_ink[None].astype(np.float32)
     if not is_ink.any():
         return torch.zeros(28, 28, dtype=torch.uint8)
     digit = find_digit(smooth, is_ink)  # bool [H, W]
@@ -82,14 +82,14 @@ def photo_to_mnist(image: Image.Image) -> Tensor:
 
 
 def reduced_rgb(image: Image.Image) -> np.ndarray:
-    """Step 1: float32 [H, W, 3] in 0..255. More than 8 bits are stretched from the darkest to the brightest pixel."""
+    """Step 1: float32 [3, H, W] in 0..255. More than 8 bits are stretched from the darkest to the brightest pixel."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         levels = np.nan_to_num(np.asarray(image, np.float32))
         image = Image.fromarray((255 * (levels - levels.min()) / max(np.ptp(levels), 1e-6)).astype(np.uint8))
     size = [max(1, round(side * SIDE / max(image.size))) for side in image.size]
     image = image.convert("RGBA" if image.has_transparency_data else "RGB").resize(size, Image.Resampling.BILINEAR)
-    return np.asarray(on_background(image), np.float32)
+    return np.asarray(on_background(image), np.float32).transpose(2, 0, 1).copy()
 
 
 def find_digit(ink: np.ndarray, is_ink: np.ndarray) -> np.ndarray:
