@@ -70,10 +70,9 @@ def main(argv: list[str]) -> None:
     test = load_mnist("test", args.data_path)
     page = build(clip, generator, test, scenes)
     atomic_write(args.page, page.html.encode())
-    parts = build(clip, None, test, scenes), build(clip, generator, test)
-    size, *others = (len(one.html.encode()) / 1e6 for one in (page, *parts))
-    sizes = [f"{size - other:.2f} MB" for other in others]
-    print(f"written: {args.page}, {size:.2f} MB, of these {sizes[0]} for the generator and {sizes[1]} for scenes")
+    sizes = [len(x.html.encode()) / 1e6 for x in (page, build(clip, None, test, scenes), build(clip, generator, test))]
+    print(f"written: {args.page}, {sizes[0]:.2f} MB, of these {sizes[0] - sizes[1]:.2f} MB for the generator", end="")
+    print(f", {sizes[0] - sizes[2]:.2f} MB for scenes" if scenes else "")
     if not args.no_open:
         webbrowser.open(Path(args.page).resolve().as_uri())
 
@@ -108,8 +107,7 @@ def build(clip: CLIP, generator: Generator | None, test: Split, scenes: CLIP | N
         pixels = 255 * evaluation_scenes(test, per_pair=1)[0].images[::5]  # [36, 1, 48, 48]
         arrays["test.scenes.images"] = pixels.round().byte().flatten(1).numpy()
         tower, captions = scenes.towers["text"], [relation_texts()[place] for place in CANDIDATES]
-        words = {"heads": tower.heads, "vocabulary": list(tower.vocabulary), "captions": captions}
-        header["scenes"] = words | {"side": scenes.side}
+        header["scenes"] = tower.options | {"heads": tower.heads, "side": scenes.side, "captions": captions}
     header |= {"tensors": [(name, str(x.dtype), x.shape) for name, x in arrays.items()]}
     header = json.dumps(header, ensure_ascii=False).encode()
     content = np.uint32(len(header)).tobytes() + header + b"".join(x.tobytes() for x in arrays.values())

@@ -98,6 +98,7 @@ const TEXTS = {
 const MAX_BYTES = 64e6; // of a file
 const MAX_SIDE = 2048; // of a picture in the worker, pixels
 const KEY_STEP = 10; // of the pen on the canvas, pixels
+const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0] };
 
 const find = (id) => document.getElementById(id);
 const PLACES = { see: find("seen"), find: find("found"), hear: find("heard"), scene: find("scene-seen") };
@@ -212,6 +213,7 @@ function show(kind) {
 // A canvas to draw on with the mouse, a pen, a finger or the keys; `changed` is called after each line. -> its context.
 function make_pad(id, clear, changed) {
   const [canvas, dot] = find(id).children;
+  Object.assign(canvas, { tabIndex: 0, role: "img" });
   const pen = canvas.getContext("2d", { willReadFrequently: true });
 
   function start_line(x, y) {
@@ -251,7 +253,7 @@ function make_pad(id, clear, changed) {
 
   const cursor = { x: 140, y: 60, is_down: false }; // of the keyboard
   canvas.onkeydown = (event) => {
-    const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0] }[event.key];
+    const step = STEPS[event.key];
     if (!step) return;
     event.preventDefault();
     [cursor.x, cursor.y] = [cursor.x + KEY_STEP * step[0], cursor.y + KEY_STEP * step[1]].map((side) =>
@@ -284,8 +286,7 @@ function wipe(pen) {
   pen.fillRect(0, 0, pen.canvas.width, pen.canvas.height);
 }
 
-// What is on a canvas, as the worker takes it.
-function content(pen) {
+function read_canvas(pen) {
   const { width, height } = pen.canvas;
   return { rgba: pen.getImageData(0, 0, width, height).data, width, height };
 }
@@ -300,12 +301,12 @@ function see() {
 }
 
 function see_canvas() {
-  seen = content(pen);
+  seen = read_canvas(pen);
   see();
 }
 
 function see_scene() {
-  ask("scene", { ...content(scene_pen), caption: find("caption").value });
+  ask("scene", { ...read_canvas(scene_pen), caption: find("caption").value });
 }
 
 function show_test_scene() {
@@ -332,7 +333,7 @@ async function see_file(file) {
   const copy = element("canvas", { width, height }).getContext("2d");
   copy.imageSmoothingQuality = "high";
   copy.drawImage(image, 0, 0, width, height);
-  seen = content(copy);
+  seen = read_canvas(copy);
   wipe(pen);
   const fit = pen.canvas.width / Math.max(width, height);
   const [w, h] = [width * fit, height * fit];
@@ -413,7 +414,7 @@ function start() {
 }
 
 find("language").onclick = () => switch_language(language === "en" ? "zh" : "en");
-find("test-scene").onclick = show_test_scene;
+find("sample").onclick = show_test_scene;
 find("caption").oninput = see_scene;
 find("sentences").oninput = see;
 find("record").onclick = record;

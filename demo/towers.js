@@ -237,7 +237,7 @@ function encode_text({ layers, vocabulary }, text) {
 function encode_caption({ layers, scenes }, caption) {
   const [table, places] = ["table", "places"].map((name) => layers[`scenes.text.${name}`]);
   const row = ({ weight, shape: [, width] }, i) => weight.subarray(i * width, (i + 1) * width);
-  const tokens = tokenize(caption, scenes.vocabulary, places.shape[0]);
+  const tokens = tokenize(caption, scenes.vocabulary, scenes.max_words);
   let words = tokens.map(([token], place) => add(row(table, token), row(places, place))); // [L][width]
   for (let block = 0; layers[`scenes.text.attention.layers.${block}.norm1`]; block++) {
     const layer = (name) => layers[`scenes.text.attention.layers.${block}.${name}`];
