@@ -119,6 +119,16 @@ def test_the_digits_of_a_caption_are_exchanged_with_their_articles(page):
 
 
 @needs_node
+@torch.no_grad()
+def test_a_sentence_that_both_models_read_is_embedded_by_each(page):
+    embed, models = torch.ones(32), (page.clip, page.scenes)
+    job = """return [encode_text, encode_caption].map((encode) =>
+      compare(model, Float32Array.from(inputs.embed), ["seven"], encode).captions[0][1]);"""
+    cosines = [(model.encode_text(["seven"])[0] @ embed).item() for model in models]
+    assert run_in_node(page, job, embed=embed) == pytest.approx(cosines, abs=1e-4)
+
+
+@needs_node
 def test_words_and_negations_are_those_of_captions(page, clip):
     texts = ["It's LEFT-leaning, not 7.0! -7 7th 07 \u22127 \u0667 ½ ²x x_y 不是七，粗的。一个7 no\u2019t; ß İ", ""]
     texts += random.Random(0).choices(clip.captions.sentences, k=200)
