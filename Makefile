@@ -55,7 +55,7 @@ export: .venv/dev
 
 pretrained: .venv/use
 	$(BIN)/python -m deploy.export --folder pretrained $(ARGS)
-	$(BIN)/python -m demo.build --clip pretrained --generator none --page docs/minist-clip.html --no-open
+	$(BIN)/python -m demo.build --clip pretrained --generator none --scenes none --page docs/minist-clip.html --no-open
 
 # Every figure, table and picture of the documents, of the code as it is: about four hours on two quiet CPU cores.
 figures: .venv/dev

@@ -137,7 +137,8 @@ def make_files() -> None:
     )
     pictures.main(["--clip", clip, "--generator", generator, "--scenes", scenes])
     export.main(["--clip", clip, "--folder", "pretrained"])
-    build.main(["--clip", "pretrained", "--generator", "none", "--page", "docs/minist-clip.html", "--no-open"])
+    flags = ["--clip", "pretrained", "--generator", "none", "--scenes", "none", "--page", "docs/minist-clip.html"]
+    build.main([*flags, "--no-open"])
 
 
 if __name__ == "__main__":

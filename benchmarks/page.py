@@ -19,6 +19,7 @@ from benchmarks.common import DATA, make_parser, origin, parse, trained_clip, wr
 from clip import CLIP
 from demo.build import Page, build
 from evaluation.metrics import caption_accuracy, embed_images
+from evaluation.scenes import CANDIDATES, evaluation_scenes, relation_texts
 from generation.model import Generator
 from my_dataset import load_mnist
 from my_utils import InputError, exit_on_error
@@ -32,6 +33,8 @@ IN_NODE = """;(async () => {
 TOWERS = """return { images: inputs.images.map((x) => encode_image(model, x)),
   values: inputs.images.map((x) => [thickness(model, x), slant(x)]),
   texts: inputs.texts.map((text) => encode_text(model, text)) };"""
+SCENES = """return { images: inputs.images.map((x) => encode_scene(model, x)),
+  texts: inputs.texts.map((text) => encode_caption(model, text)) };"""
 SPEED = """const median = (work) => Array.from({ length: 40 }, () => {
   const start = performance.now(); work(); return performance.now() - start; }).sort((a, b) => a - b)[20];
 const [side, sentences, text] = [280, model.sentences.en, "a thick seven leaning left"];
@@ -61,10 +64,14 @@ def run_in_node(page: Page, job: str, **inputs) -> object:
 
 @torch.no_grad()
 def compare(page: Page, images: Tensor, texts: list[str]) -> tuple[Tensor, dict[str, float]]:
-    """Images uint8 [N, 28, 28] and texts [T] -> JavaScript's embeddings of the images; largest differences from
-    PyTorch's of images, texts and attributes; and the number of images with another nearest text."""
-    got = {k: torch.tensor(x) for k, x in run_in_node(page, TOWERS, images=images.flatten(1), texts=texts).items()}
-    want = {"images": embed_images(page.clip, images), "texts": page.clip.encode_text(texts), "values": measure(images)}
+    """Images uint8 [N, 28, 28], or [N, 48, 48] of scenes, and texts [T] -> JavaScript's embeddings of the images;
+    largest differences from PyTorch's of images, texts and attributes; the number of images with another nearest
+    text."""
+    is_digit = images.shape[-1] == page.clip.side
+    clip, job = (page.clip, TOWERS) if is_digit else (page.scenes, SCENES)
+    got = {k: torch.tensor(x) for k, x in run_in_node(page, job, images=images.flatten(1), texts=texts).items()}
+    want = {"images": embed_images(clip, images), "texts": clip.encode_text(texts)}
+    want |= {"values": measure(images)} if is_digit else {}
     result = {name: (got[name] - want[name]).abs().max().item() for name in want}
     other = 0  # texts of the same words are equally near, up to rounding
     for x, y in zip(got["images"].split(500), want["images"].split(500), strict=True):
@@ -88,6 +95,13 @@ def main(argv: list[str]) -> None:
     if (path := args.runs / "generator" / "default-seed0" / "best_model.pth").exists():
         page = build(clip, Generator.load(path, clip), test)
         rows.append(["size with the generator", f"{len(page.html) / 1e6:.2f} MB"])
+    if (path := args.runs / "scenes0-seed0" / "best_model.pth").exists():  # of benchmarks/order.py
+        with_scenes = build(clip, None, test, CLIP.load(path))
+        scenes, captions = evaluation_scenes(test)[0], [relation_texts()[place] for place in CANDIDATES]
+        found = compare(with_scenes, (255 * scenes.images[:, 0]).round().byte(), captions)[1]
+        rows.append([f"{len(scenes.images):,} scenes with another nearest caption of 180", found["other_caption"]])
+        rows += [[f"largest difference, {name} of scenes", f"{found[name]:.0e}"] for name in ("images", "texts")]
+        rows.append(["size with scenes", f"{len(with_scenes.html) / 1e6:.2f} MB"])
     rows += [[f"median time, {name}", f"{time:.1f} ms"] for name, time in run_in_node(page, SPEED).items()]
     note = "Values: thickness and slant. Times, in node: a drawing seen, a text's images found, an image drawn."
     write_result(args, "page", ["figure", "value"], rows, origin(args.device), note)

@@ -2,9 +2,9 @@
 
     make demo          demo/minist-clip.html from runs/best_model.pth; opens it
 
-With the generator and the speech tower if they are trained; without any model it is the page of pretrained/. The towers
-run in the browser (towers.js): batch norms are folded into the convolutions, weights rounded to float16, those of the
-generator's linear layers to int8.
+With the generator, the speech tower and the CLIP of scenes (docs/word-order.md) if they are trained; without any model
+it is the page of pretrained/. The towers run in the browser (towers.js): batch norms are folded into the convolutions,
+weights rounded to float16, those of the generator's linear layers to int8.
 """
 
 import base64
@@ -30,6 +30,7 @@ from data import photo
 from evaluation.claims import combination_caption
 from evaluation.metrics import embed_images
 from evaluation.ood import MIN_SCORE
+from evaluation.scenes import CANDIDATES, evaluation_scenes, relation_texts
 from generation import model as generation
 from generation.model import Generator
 from generation.rows import add_model_flags
@@ -46,11 +47,13 @@ class Page(NamedTuple):
     html: str
     clip: CLIP  # with the page's weights: folded and rounded
     generator: Generator | None  # the same
+    scenes: CLIP | None  # the same, of scenes
 
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(prog="python -m demo.build", description=__doc__.split("\n")[0])
     add_model_flags(parser)
+    parser.add_argument("--scenes", type=text, default="runs/scenes/best_model.pth", help="a CLIP of scenes; none: without")
     parser.add_argument("--page", type=text, default=HERE / "minist-clip.html", help="the file to write")
     parser.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
     args = parser.parse_args(argv)
@@ -62,7 +65,9 @@ def main(argv: list[str]) -> None:
         generator = Generator.load(args.generator, clip)
     except InputError as error:
         generator = print(f"the page draws no images from texts: {error}")
-    page = build(clip, generator, load_mnist("test", args.data_path))
+    has_scenes = args.scenes != "none" and (args.scenes != parser.get_default("scenes") or Path(args.scenes).exists())
+    scenes = CLIP.load(args.scenes, args.device) if has_scenes else None
+    page = build(clip, generator, load_mnist("test", args.data_path), scenes)
     atomic_write(args.page, page.html.encode())
     print(f"written: {args.page}, {len(page.html.encode()) / 1e6:.2f} MB")
     if not args.no_open:
@@ -70,13 +75,16 @@ def main(argv: list[str]) -> None:
 
 
 @torch.no_grad()
-def build(clip: CLIP, generator: Generator | None, test: Split) -> Page:
-    """The page of a model. Raises InputError for towers that it cannot run."""
+def build(clip: CLIP, generator: Generator | None, test: Split, scenes: CLIP | None = None) -> Page:
+    """The page of a model, with that of scenes. Raises InputError for towers that it cannot run."""
     clip.require_digits()
     towers = [clip.arch["image_encoder"], clip.arch["text_encoder"]]
     if towers != ["residual", "table"]:
         raise InputError(f"the page runs the towers residual and table, not {' and '.join(towers)}: name another CLIP")
-    clip, generator = fold(copy.deepcopy(clip).cpu()), generator and fold(copy.deepcopy(generator).cpu())
+    wanted = {"captions": "scenes", "image_encoder": "scene", "text_encoder": "transformer"}
+    if scenes and not wanted.items() <= scenes.arch.items():
+        raise InputError('--scenes needs a CLIP of scenes, with a transformer: `make train ARGS="--captions scenes"`')
+    clip, generator, scenes = (model and fold(copy.deepcopy(model).cpu()) for model in (clip, generator, scenes))
     arrays = pack(clip.towers["image"], "image.") | pack(clip.towers["text"], "text.")
     if generator:
         arrays |= pack(generator, "")
@@ -90,14 +98,21 @@ def build(clip: CLIP, generator: Generator | None, test: Split) -> Page:
     images, digits = (x[:N_IMAGES].cpu() for x in test)
     arrays |= {"test.images": images.flatten(1).numpy(), "test.digits": digits.byte().numpy()}
     arrays["test.weight"] = embed_images(clip, images).half().numpy()
-    header = constants(clip) | {"tensors": [(name, str(x.dtype), x.shape) for name, x in arrays.items()]}
+    header = constants(clip)
+    if scenes:
+        arrays |= pack(scenes.towers["image"], "scenes.image.") | pack(scenes.towers["text"], "scenes.text.")
+        pixels = 255 * evaluation_scenes(test, per_pair=1)[0].images[::5]  # [36, 1, 48, 48]
+        arrays["test.scenes.images"] = pixels.round().byte().flatten(1).numpy()
+        tower, captions = scenes.towers["text"], [relation_texts()[place] for place in CANDIDATES]
+        header["scenes"] = tower.options | {"heads": tower.heads, "side": scenes.side, "captions": captions}
+    header |= {"tensors": [(name, str(x.dtype), x.shape) for name, x in arrays.items()]}
     header = json.dumps(header, ensure_ascii=False).encode()
     content = np.uint32(len(header)).tobytes() + header + b"".join(x.tobytes() for x in arrays.values())
     html = (HERE / "page.html").read_text("utf-8")
     for name in ("style.css", "towers.js", "photo.js", "worker.js", "page.js"):
         html = html.replace(f"{{{name}}}", (HERE / name).read_text("utf-8"))
     html = html.replace("{model}", base64.b64encode(zlib.compress(content, 9)).decode())
-    return Page(html, clip, generator)
+    return Page(html, clip, generator, scenes)
 
 
 def fold(model: nn.Module) -> nn.Module:

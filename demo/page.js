@@ -10,6 +10,10 @@ const TEXTS = {
     pen: "pen",
     clear: "clear",
     picture: "or choose a picture",
+    scenes: "Draw two digits, and describe them",
+    test_scene: "test scene",
+    caption: "a caption of your own",
+    exchanged: "your caption, and with its digits exchanged",
     sentences: "sentences to compare with, one per line",
     type: "Describe a digit",
     search: "search",
@@ -30,6 +34,8 @@ const TEXTS = {
     no_generator: "Nothing is generated: this page has no generator. `make generator` trains one.",
     no_speech: "This page has no tower for speech. `make speech` trains one.",
     empty: "The canvas is empty: draw a digit with the mouse, a pen or a finger.",
+    empty_scene: "The canvas is empty: draw two digits in its frames, beside or above each other.",
+    many_words: (most) => `The caption has more than ${most} words: shorten it.`,
     no_word: "The text has no word: name a digit, such as “seven”.",
     lone_not: "不 is understood before 是 alone: write 不是.",
     unknown_word: (word) => `The model does not know the word “${word}”: use words such as those of the examples.`,
@@ -50,6 +56,10 @@ const TEXTS = {
     pen: "笔粗",
     clear: "清除",
     picture: "或选择图片",
+    scenes: "画两个数字，并加以描述",
+    test_scene: "测试场景",
+    caption: "写一句自己的描述（英语）",
+    exchanged: "你的描述，以及交换两个数字后的描述",
     sentences: "用于比较的句子，每行一句",
     type: "描述一个数字",
     search: "搜索",
@@ -70,6 +80,8 @@ const TEXTS = {
     no_generator: "无法生成图像：此页面没有生成器，可用 `make generator` 训练。",
     no_speech: "此页面没有语音编码器，可用 `make speech` 训练。",
     empty: "画布是空的：请用鼠标、触控笔或手指写一个数字。",
+    empty_scene: "画布是空的：请在虚线框内左右或上下写两个数字。",
+    many_words: (most) => `描述超过 ${most} 个词：请缩短。`,
     no_word: "文字中没有词语：请说出一个数字，例如“七”。",
     lone_not: "模型只理解“不是”：请把“不”写成“不是”。",
     unknown_word: (word) => `模型不认识“${word}”：请使用示例中那样的词语。`,
@@ -86,9 +98,10 @@ const TEXTS = {
 const MAX_BYTES = 64e6; // of a file
 const MAX_SIDE = 2048; // of a picture in the worker, pixels
 const KEY_STEP = 10; // of the pen on the canvas, pixels
+const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0] };
 
 const find = (id) => document.getElementById(id);
-const PLACES = { see: find("seen"), find: find("found"), hear: find("heard") };
+const PLACES = { see: find("seen"), find: find("found"), hear: find("heard"), scene: find("scene-seen") };
 let language = navigator.language.startsWith("zh") ? "zh" : "en";
 let page = null; // what the worker says of the model, when it is there
 const shown = {}; // by kind of question: its id, and what is shown for it
@@ -143,9 +156,10 @@ function values_of({ values: [thickness, slant] }) {
 }
 
 function picture(pixels, label) {
-  const canvas = element("canvas", { width: 28, height: 28, role: "img", ariaLabel: label });
+  const side = Math.sqrt(pixels.length);
+  const canvas = element("canvas", { width: side, height: side, role: "img", ariaLabel: label });
   const rgba = Uint8ClampedArray.from({ length: 4 * pixels.length }, (_, i) => (i % 4 === 3 ? 255 : pixels[i >> 2]));
-  canvas.getContext("2d").putImageData(new ImageData(rgba, 28, 28), 0, 0);
+  canvas.getContext("2d").putImageData(new ImageData(rgba, side, side), 0, 0);
   return canvas;
 }
 
@@ -165,13 +179,13 @@ function reading({ is_digit, digit, outlier, bins, grades }) {
   return bins.length ? [caption, text("grades", ...grades.map((grade) => grade.toFixed(1)))] : [caption];
 }
 
-function bars({ captions, problems }) {
+function bars(title, { captions, problems }) {
   const nodes = captions.map(([sentence, cosine]) => {
     const bar = element("progress", { max: 1, value: Math.max(0, cosine), ariaLabel: sentence });
     const [name, value] = [sentence, cosine.toFixed(2)].map((line) => element("span", {}, line));
     return element("div", { className: "bar" }, name, bar, value);
   });
-  return [element("h3", {}, text("captions")), ...problems.map(({ key, what }) => problem(key, what)), ...nodes];
+  return [element("h3", {}, title), ...problems.map(({ key, what }) => problem(key, what)), ...nodes];
 }
 
 function show(kind) {
@@ -185,100 +199,123 @@ function show(kind) {
     nodes.push(element("h3", {}, text("seen")));
     nodes.push(element("div", { className: "image" }, image, element("div", {}, ...paragraphs)));
   }
-  if (answer?.captions) nodes.push(...bars(answer));
-  if (answer) nodes.push(...figures(text("nearest"), answer.nearest));
+  if (answer?.own) nodes.push(...bars(text("exchanged"), answer.own));
+  if (answer?.captions) nodes.push(...bars(text("captions"), answer));
+  if (answer?.nearest) nodes.push(...figures(text("nearest"), answer.nearest));
   if (drawings) nodes.push(...figures(text("drawings"), drawings));
   if (progress < 1) nodes.push(element("p", {}, text("progress", Math.round(100 * progress))));
-  if (answer && kind !== "see" && !page.has.generator) nodes.push(problem("no_generator"));
+  if (answer?.nearest && kind !== "see" && !page.has.generator) nodes.push(problem("no_generator"));
   PLACES[kind].replaceChildren(...nodes);
 }
 
-// ---- the canvas ----
+// ---- the canvases ----
 
-const canvas = document.querySelector("#pad canvas");
-const pen = canvas.getContext("2d", { willReadFrequently: true });
-let pointer = null; // the mouse, pen or finger that draws; all others are ignored until it leaves
-let is_empty = true;
+// A canvas to draw on with the mouse, a pen, a finger or the keys; `changed` is called after each line. -> its context.
+function make_pad(id, clear, changed) {
+  const [canvas, dot] = find(id).children;
+  Object.assign(canvas, { tabIndex: 0, role: "img" });
+  const pen = canvas.getContext("2d", { willReadFrequently: true });
+
+  function start_line(x, y) {
+    Object.assign(pen, { lineWidth: find("pen").value, lineCap: "round", lineJoin: "round", strokeStyle: "black" });
+    pen.beginPath();
+    pen.moveTo(x, y);
+    line_to(x, y); // a tap is a dot
+  }
+
+  function line_to(x, y) {
+    pen.lineTo(x, y);
+    pen.stroke();
+  }
+
+  function place(event) {
+    const box = canvas.getBoundingClientRect();
+    return [event.clientX - box.left, event.clientY - box.top].map((side) => (side * canvas.width) / box.width);
+  }
+
+  let pointer = null; // the mouse, pen or finger that draws; all others are ignored until it leaves
+  canvas.onpointerdown = (event) => {
+    if (pointer !== null || event.button !== 0) return;
+    pointer = event.pointerId;
+    canvas.setPointerCapture(pointer);
+    start_line(...place(event));
+  };
+  canvas.onpointermove = (event) => {
+    if (event.pointerId !== pointer) return;
+    const steps = event.getCoalescedEvents?.() ?? [];
+    for (const step of steps.length ? steps : [event]) line_to(...place(step));
+  };
+  canvas.onpointerup = canvas.onpointercancel = canvas.onlostpointercapture = (event) => {
+    if (event.pointerId !== pointer) return;
+    pointer = null;
+    changed();
+  };
+
+  const cursor = { x: 140, y: 60, is_down: false }; // of the keyboard
+  canvas.onkeydown = (event) => {
+    const step = STEPS[event.key];
+    if (!step) return;
+    event.preventDefault();
+    [cursor.x, cursor.y] = [cursor.x + KEY_STEP * step[0], cursor.y + KEY_STEP * step[1]].map((side) =>
+      Math.min(canvas.width, Math.max(0, side)));
+    if (event.key === " ") {
+      cursor.is_down = !cursor.is_down;
+      if (cursor.is_down) start_line(cursor.x, cursor.y);
+      else changed();
+    } else if (cursor.is_down) line_to(cursor.x, cursor.y);
+    show_cursor();
+  };
+
+  function show_cursor() {
+    dot.classList.toggle("down", cursor.is_down);
+    const percent = (side) => `${(100 * side) / canvas.width}%`;
+    Object.assign(dot.style, { left: percent(cursor.x), top: percent(cursor.y) });
+  }
+
+  find(clear).onclick = () => {
+    wipe(pen);
+    changed();
+  };
+  wipe(pen);
+  show_cursor();
+  return pen;
+}
+
+function wipe(pen) {
+  pen.fillStyle = "white";
+  pen.fillRect(0, 0, pen.canvas.width, pen.canvas.height);
+}
+
+function read_canvas(pen) {
+  const { width, height } = pen.canvas;
+  return { rgba: pen.getImageData(0, 0, width, height).data, width, height };
+}
+
+const [pen, scene_pen] = [make_pad("pad", "clear", see_canvas), make_pad("scene-pad", "clear-scene", see_scene)];
 let seen = null; // the canvas, or the picture that was chosen: {rgba, width, height}
 
 const lines_of = () => find("sentences").value.split("\n").map((line) => line.trim()).filter(Boolean);
 
 function see() {
-  if (!page) return;
-  if (is_empty) return fail("see", "empty");
-  ask("see", { ...seen, sentences: lines_of() });
+  if (page) ask("see", { ...seen, sentences: lines_of() });
 }
 
 function see_canvas() {
-  seen = { rgba: pen.getImageData(0, 0, canvas.width, canvas.height).data, width: canvas.width, height: canvas.height };
+  seen = read_canvas(pen);
   see();
 }
 
-function wipe() {
-  pen.fillStyle = "white";
-  pen.fillRect(0, 0, canvas.width, canvas.height);
-  is_empty = true;
+function see_scene() {
+  ask("scene", { ...read_canvas(scene_pen), caption: find("caption").value });
 }
 
-function clear() {
-  wipe();
-  see();
-}
-
-function start_line(x, y) {
-  Object.assign(pen, { lineWidth: find("pen").value, lineCap: "round", lineJoin: "round", strokeStyle: "black" });
-  pen.beginPath();
-  pen.moveTo(x, y);
-  line_to(x, y); // a tap is a dot
-}
-
-function line_to(x, y) {
-  pen.lineTo(x, y);
-  pen.stroke();
-  is_empty = false;
-}
-
-function place(event) {
-  const box = canvas.getBoundingClientRect();
-  return [event.clientX - box.left, event.clientY - box.top].map((side) => (side * canvas.width) / box.width);
-}
-
-canvas.onpointerdown = (event) => {
-  if (pointer !== null || event.button !== 0) return;
-  pointer = event.pointerId;
-  canvas.setPointerCapture(pointer);
-  start_line(...place(event));
-};
-canvas.onpointermove = (event) => {
-  if (event.pointerId !== pointer) return;
-  const steps = event.getCoalescedEvents?.() ?? [];
-  for (const step of steps.length ? steps : [event]) line_to(...place(step));
-};
-canvas.onpointerup = canvas.onpointercancel = canvas.onlostpointercapture = (event) => {
-  if (event.pointerId !== pointer) return;
-  pointer = null;
-  see_canvas();
-};
-
-const cursor = { x: 140, y: 60, is_down: false, node: document.querySelector("#pad i") }; // of the keyboard
-canvas.onkeydown = (event) => {
-  const step = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], " ": [0, 0] }[event.key];
-  if (!step) return;
-  event.preventDefault();
-  [cursor.x, cursor.y] = [cursor.x + KEY_STEP * step[0], cursor.y + KEY_STEP * step[1]].map((side) =>
-    Math.min(canvas.width, Math.max(0, side)));
-  if (event.key === " ") {
-    cursor.is_down = !cursor.is_down;
-    if (cursor.is_down) start_line(cursor.x, cursor.y);
-    else see_canvas();
-  } else if (cursor.is_down) line_to(cursor.x, cursor.y);
-  show_cursor();
-};
-
-function show_cursor() {
-  cursor.node.classList.toggle("down", cursor.is_down);
-  const percent = (side) => `${(100 * side) / canvas.width}%`;
-  Object.assign(cursor.node.style, { left: percent(cursor.x), top: percent(cursor.y) });
+function show_test_scene() {
+  const { images, side } = page.test_scenes;
+  const start = Math.floor((Math.random() * images.length) / side ** 2) * side ** 2;
+  const dark = picture(images.slice(start, start + side ** 2).map((pixel) => 255 - pixel)); // on white
+  scene_pen.imageSmoothingEnabled = false;
+  scene_pen.drawImage(dark, 0, 0, scene_pen.canvas.width, scene_pen.canvas.height);
+  see_scene();
 }
 
 // ---- files and sounds ----
@@ -296,12 +333,11 @@ async function see_file(file) {
   const copy = element("canvas", { width, height }).getContext("2d");
   copy.imageSmoothingQuality = "high";
   copy.drawImage(image, 0, 0, width, height);
-  seen = { rgba: copy.getImageData(0, 0, width, height).data, width, height };
-  wipe();
-  const fit = canvas.width / Math.max(width, height);
+  seen = read_canvas(copy);
+  wipe(pen);
+  const fit = pen.canvas.width / Math.max(width, height);
   const [w, h] = [width * fit, height * fit];
-  pen.drawImage(copy.canvas, (canvas.width - w) / 2, (canvas.height - h) / 2, w, h);
-  is_empty = false;
+  pen.drawImage(copy.canvas, (pen.canvas.width - w) / 2, (pen.canvas.height - h) / 2, w, h);
   see();
 }
 
@@ -362,7 +398,7 @@ function switch_language(to) {
   language = to;
   if (page && is_default) find("sentences").value = page.sentences[language].join("\n");
   translate();
-  if (page && is_default && !is_empty) see();
+  if (page && is_default) see();
 }
 
 function start() {
@@ -372,11 +408,14 @@ function start() {
     shown.hear = { error: { key: "no_speech" } };
   }
   translate();
-  is_empty ? clear() : see_canvas();
+  see_canvas();
+  find("scenes").hidden = !page.test_scenes;
+  if (page.test_scenes) see_scene();
 }
 
 find("language").onclick = () => switch_language(language === "en" ? "zh" : "en");
-find("clear").onclick = clear;
+find("sample").onclick = show_test_scene;
+find("caption").oninput = see_scene;
 find("sentences").oninput = see;
 find("record").onclick = record;
 find("type").onsubmit = (event) => {
@@ -390,7 +429,5 @@ for (const [id, use] of [["picture", see_file], ["sound", hear_file]]) {
     target.value = ""; // the same file can be chosen again
   };
 }
-wipe();
-show_cursor();
 translate();
 ask("load", { base64: find("model").textContent });

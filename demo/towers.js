@@ -107,10 +107,19 @@ const silu = (vector) => vector.map((value) => value * sigmoid(value));
 const largest = (values) => values.reduce((most, value) => Math.max(most, value), -Infinity);
 const dot = (a, b) => a.reduce((sum, value, i) => sum + value * b[i], 0);
 
+const add = (a, b) => a.map((value, i) => value + b[i]);
+
+// Values [N] -> positive shares of the sum 1.
+function softmax(values) {
+  const exp = values.map((value) => Math.exp(value - largest(values)));
+  const sum = exp.reduce((total, value) => total + value, 0);
+  return exp.map((value) => value / sum);
+}
+
 function residual_block(map, layers, path) {
   const inner = relu(conv(map, layers[`${path}.branch.0`]));
   const branch = conv(inner, layers[`${path}.branch.3`]);
-  return relu({ ...map, data: map.data.map((value, i) => value + branch.data[i]) });
+  return relu({ ...map, data: add(map.data, branch.data) });
 }
 
 // A vector [D] -> the same of length 1.
@@ -119,27 +128,42 @@ function normalize(vector) {
   return vector.map((value) => value / length);
 }
 
-// A vector [D] -> the same with mean 0 and variance 1.
-function layer_norm(vector) {
+// A vector [D] -> the same with mean 0 and variance 1; then times weight, plus bias, if the layer has them.
+function layer_norm(vector, { weight, bias } = {}) {
   const mean = vector.reduce((sum, value) => sum + value, 0) / vector.length;
   const variance = vector.reduce((sum, value) => sum + (value - mean) ** 2, 0) / vector.length;
-  return vector.map((value) => (value - mean) / Math.sqrt(variance + 1e-5));
+  const normed = vector.map((value) => (value - mean) / Math.sqrt(variance + 1e-5));
+  return weight ? normed.map((value, i) => value * weight[i] + bias[i]) : normed;
 }
 
-// ---- image tower ----
+// ---- image towers ----
 
-// Pixels [28 * 28] in 0..255, bright on black -> a unit vector [embed_dim].
-function encode_image({ layers, pixel_mean, pixel_std }, pixels) {
+// Pixels [side * side] in 0..255, bright on black -> the last map of the tower at a path.
+function encode_map({ layers, pixel_mean, pixel_std }, path, pixels) {
+  const side = Math.sqrt(pixels.length);
   const data = Float32Array.from(pixels, (pixel) => (pixel / 255 - pixel_mean) / pixel_std);
-  let map = { height: 28, width: 28, channels: 1, data };
-  for (const stage of [0, 4, 8]) { // [14, 14, width], [7, 7, 2 * width], [4, 4, 4 * width]
-    map = relu(conv(map, layers[`image.stages.${stage}`], 2));
-    map = residual_block(map, layers, `image.stages.${stage + 3}`);
+  let map = { height: side, width: side, channels: 1, data };
+  for (const stage of [0, 4, 8]) { // of a digit [14, 14, width], [7, 7, 2 * width], [4, 4, 4 * width]
+    map = relu(conv(map, layers[`${path}.stages.${stage}`], 2));
+    map = residual_block(map, layers, `${path}.stages.${stage + 3}`);
   }
-  const { channels, height, width } = map;
+  return map;
+}
+
+// Pixels [28 * 28] of a digit -> a unit vector [embed_dim].
+function encode_image(model, pixels) {
+  const { channels, height, width, data } = encode_map(model, "image", pixels);
   const mean = new Float32Array(channels); // over the map, which forgets where in the image something is
-  map.data.forEach((value, i) => (mean[i % channels] += value / (height * width)));
-  return normalize(linear(mean, layers["image.projection"]));
+  data.forEach((value, i) => (mean[i % channels] += value / (height * width)));
+  return normalize(linear(mean, model.layers["image.projection"]));
+}
+
+// Pixels [48 * 48] of a scene of two digits -> a unit vector [embed_dim]. The whole map counts: it keeps places.
+function encode_scene(model, pixels) {
+  const { channels, height, width, data } = encode_map(model, "scenes.image", pixels); // [6, 6, channels]
+  const area = height * width;
+  const flat = data.map((_, i) => data[(i % area) * channels + Math.floor(i / area)]); // [channels, 6, 6], as PyTorch's
+  return normalize(linear(flat, model.layers["scenes.image.projection"]));
 }
 
 // ---- text tower: a bag of words ----
@@ -181,20 +205,70 @@ class InputError extends Error {
   }
 }
 
-// A text -> a unit vector [embed_dim]: the sum of its words' vectors, through a linear layer. The vector of a negated
-// word is multiplied by `negation`. Raises InputError for a text without words or with an unknown one.
-function encode_text({ layers, vocabulary }, text) {
-  const { weight: table, negation } = { ...layers["text.table"], ...layers["text"] }; // [words + 1, dim], [dim]
+// A text -> its words' rows in a table, each with whether the word is negated. Raises InputError for a text without
+// words, with an unknown one, or with more than `most`.
+function tokenize(text, vocabulary, most = Infinity) {
   const words = negated_words(text);
   if (!words.length) throw new InputError("no_word");
+  if (words.length > most) throw new InputError("many_words", most);
   if (/不(?!是)/u.test(text)) throw new InputError("lone_not");
-  const sum = new Float32Array(negation.length);
-  for (const [word, is_negated] of words) {
+  return words.map(([word, is_negated]) => {
     const row = vocabulary.indexOf(word) + 1; // row 0 is padding
     if (row === 0) throw new InputError("unknown_word", word);
+    return [row, is_negated];
+  });
+}
+
+// A text -> a unit vector [embed_dim]: the sum of its words' vectors, through a linear layer. The vector of a negated
+// word is multiplied by `negation`. Raises InputError as `tokenize`.
+function encode_text({ layers, vocabulary }, text) {
+  const { weight: table, negation } = { ...layers["text.table"], ...layers["text"] }; // [words + 1, dim], [dim]
+  const sum = new Float32Array(negation.length);
+  for (const [row, is_negated] of tokenize(text, vocabulary)) {
     for (let i = 0; i < sum.length; i++) sum[i] += table[row * sum.length + i] * (is_negated ? negation[i] : 1);
   }
   return normalize(linear(sum, layers["text.linear"]));
+}
+
+// ---- text tower of scenes: a transformer, in which the order of words counts ----
+
+// A caption -> a unit vector [embed_dim], by the mean of its words. Each is its own vector plus that of its place, to
+// which each block adds what it takes from all words, then what two layers make of it. Raises as `tokenize`.
+function encode_caption({ layers, scenes }, caption) {
+  const [table, places] = ["table", "places"].map((name) => layers[`scenes.text.${name}`]);
+  const row = ({ weight, shape: [, width] }, i) => weight.subarray(i * width, (i + 1) * width);
+  const tokens = tokenize(caption, scenes.vocabulary, scenes.max_words);
+  let words = tokens.map(([token], place) => add(row(table, token), row(places, place))); // [L][width]
+  for (let block = 0; layers[`scenes.text.attention.layers.${block}.norm1`]; block++) {
+    const layer = (name) => layers[`scenes.text.attention.layers.${block}.${name}`];
+    const taken = self_attention(words.map((word) => layer_norm(word, layer("norm1"))), layer, scenes.heads);
+    words = words.map((word, i) => add(word, taken[i]));
+    words = words.map((word) => {
+      const hidden = linear(layer_norm(word, layer("norm2")), layer("linear1")).map((value) => Math.max(0, value));
+      return add(word, linear(hidden, layer("linear2")));
+    });
+  }
+  const sum = words.map((word) => layer_norm(word, layers["scenes.text.attention.norm"])).reduce(add);
+  return normalize(linear(sum.map((value) => value / words.length), layers["scenes.text.projection"]));
+}
+
+// Words [L][width] -> the same form: each word takes the mean of all words' values, weighted by how well their keys fit
+// its query. It does so in each head by itself, with a query, keys and values of width / heads numbers.
+function self_attention(words, layer, heads) {
+  const { in_proj_weight: weight, in_proj_bias: bias } = layer("self_attn");
+  const size = bias.length / 3 / heads;
+  const projected = words.map((word) => linear(word, { weight, bias })); // [L][3 * width]: queries, keys, values
+  const of_head = (part, head) => projected.map((row) => row.subarray((part * heads + head) * size).subarray(0, size));
+  const means = words.map(() => new Float32Array(heads * size)); // [L][width]
+  for (let head = 0; head < heads; head++) {
+    const [queries, keys, values] = [0, 1, 2].map((part) => of_head(part, head)); // [L][size] each
+    queries.forEach((query, word) => {
+      const shares = softmax(keys.map((key) => dot(query, key) / Math.sqrt(size))); // [L]
+      const mean = values.map((value, i) => value.map((x) => x * shares[i])).reduce(add); // [size]
+      means[word].set(mean, head * size);
+    });
+  }
+  return means.map((mean) => linear(mean, layer("self_attn.out_proj")));
 }
 
 // ---- what the captions say of an image ----
@@ -224,10 +298,7 @@ function read({ layers, part_temperature, min_score }, embed) {
   reading.is_digit = score - largest(outliers) > min_score;
   reading.outlier = argmax(outliers.subarray(1));
   for (const name of ["thickness", "slant"]) {
-    const logits = cosines(embed, layers[`captions.${name}`]).map((cosine) => cosine / part_temperature); // [5]
-    const exp = logits.map((logit) => Math.exp(logit - largest(logits)));
-    const sum = exp.reduce((total, value) => total + value, 0);
-    const probs = exp.map((value) => value / sum); // [5]
+    const probs = softmax(cosines(embed, layers[`captions.${name}`]).map((cosine) => cosine / part_temperature)); // [5]
     reading.bins.push(argmax([probs[0] + probs[1], probs[2], probs[3] + probs[4]]));
     reading.grades.push(probs.reduce((mean, p, grade) => mean + p * grade, 0));
   }

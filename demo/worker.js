@@ -12,25 +12,23 @@ function nearest({ layers: { test }, ...model }, embed) {
   return places.map((i) => describe(model, test.images.subarray(i * 784, (i + 1) * 784), test.digits[i]));
 }
 
-// A sentence -> its embedding, which is kept.
-const known = new Map();
-function embed_sentence(model, sentence) {
-  if (!known.has(sentence)) known.set(sentence, encode_text(model, sentence));
-  return known.get(sentence);
-}
-
 // The sentences closest to an embedding, with their cosines; and why others cannot be read.
-function compare(model, embed, sentences) {
-  const problems = sentences.length ? [] : [{ key: "no_sentences", what: "" }];
+const known = new Map(); // embeddings, by function and sentence
+function compare(model, embed, sentences, encode = encode_text) {
+  const problems = new Map(); // each once
+  if (!sentences.length) problems.set("", { key: "no_sentences", what: "" });
   const pairs = [];
   for (const sentence of new Set(sentences)) {
+    const key = `${encode.name} ${sentence}`;
     try {
-      pairs.push([sentence, dot(embed, embed_sentence(model, sentence))]);
+      if (!known.has(key)) known.set(key, encode(model, sentence));
+      pairs.push([sentence, dot(embed, known.get(key))]);
     } catch (error) {
-      problems.push({ key: error.key, what: error.what });
+      problems.set(error.message, { key: error.key, what: error.what });
     }
   }
-  return { captions: pairs.sort((a, b) => b[1] - a[1]).slice(0, N_CAPTIONS), problems };
+  const captions = pairs.sort((a, b) => b[1] - a[1]).slice(0, N_CAPTIONS);
+  return { captions, problems: [...problems.values()] };
 }
 
 // A picture, RGBA, and sentences -> what the model finds in it.
@@ -40,6 +38,35 @@ function see(model, { rgba, width, height, sentences }) {
   const embed = encode_image(model, pixels);
   const answer = { image: describe(model, pixels), reading: read(model, embed), nearest: nearest(model, embed) };
   return { ...answer, ...compare(model, embed, sentences) };
+}
+
+// A drawing of two digits, RGBA, and a caption -> the nearest captions of scenes; and of the user's own caption and the
+// same with its digits exchanged, which is nearer.
+function see_scene(model, { rgba, width, caption }) {
+  const pixels = drawing_to_scene(model, rgba, width);
+  if (!pixels.some(Boolean)) throw new InputError("empty_scene");
+  const embed = encode_scene(model, pixels);
+  const own = compare(model, embed, exchange_digits(caption), encode_caption);
+  return { own, ...compare(model, embed, model.scenes.captions, encode_caption) };
+}
+
+// RGBA [width * width * 4], black on white -> pixels [48 * 48] in 0..255, bright on black: the means of squares of the
+// drawing. The digits stay where and as large as they were drawn: the page's frames are where scenes.py puts them.
+function drawing_to_scene({ scenes: { side } }, rgba, width) {
+  const size = width / side;
+  const sums = box_sum(Float32Array.from({ length: width ** 2 }, (_, i) => 255 - rgba[4 * i]), width, width, size);
+  const middle = (place) => place * size + (size >> 1); // of a square
+  const at = (row, column) => sums[middle(row) * width + middle(column)];
+  return Uint8Array.from({ length: side ** 2 }, (_, i) => Math.round(at(Math.floor(i / side), i % side) / size ** 2));
+}
+
+// A caption -> it, and the same words with its two digits exchanged; it alone if it does not name two.
+function exchange_digits(caption) {
+  const words = words_of(caption);
+  const [first, second, third] = words.flatMap((word, i) => (DIGIT_WORDS.includes(word) ? [i] : []));
+  if (second === undefined || third !== undefined) return [caption];
+  [words[first], words[second]] = [words[second], words[first]];
+  return [caption, words.join(" ").replaceAll(/\ban? /g, "a ").replaceAll(/\ba (?=[aeiou](?!ne\b))/g, "an ")];
 }
 
 // A sound at 8 kHz and sentences -> what the model hears; `embed` is for drawings.
@@ -74,11 +101,12 @@ if (typeof importScripts !== "undefined") {
       const model = await loading;
       if (latest[kind] !== id) return;
       if (kind === "load") {
-        const { layers, sentences, outliers, speech } = model;
+        const { layers, sentences, outliers, speech, scenes } = model;
         const has = { generator: "prior.proj_in" in layers, speech: "speech.projection" in layers };
-        return postMessage({ id, kind, answer: { has, sentences, outliers, rate: speech.rate } });
+        const test_scenes = scenes && { ...layers["test.scenes"], side: scenes.side };
+        return postMessage({ id, kind, answer: { has, sentences, outliers, rate: speech.rate, test_scenes } });
       }
-      const { embed, ...answer } = { see, hear, find }[kind](model, question);
+      const { embed, ...answer } = { see, hear, find, scene: see_scene }[kind](model, question);
       postMessage({ id, kind, answer });
       if (!embed || !model.layers["prior.proj_in"]) return;
       for (let count = 1; count <= N_DRAWINGS; count++) {

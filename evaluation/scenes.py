@@ -53,6 +53,10 @@ def text_id(relation, a, b):
     return (relation * 10 + a) * 10 + b
 
 
+# a left of b, a above b: 180 places, ascending.
+CANDIDATES = [text_id(relation, *pair) for relation in (0, 2) for pair in ORDERED_PAIRS]
+
+
 def evaluate_scenes(model: CLIP, split: Split, per_pair: int = PER_PAIR) -> dict[str, float]:
     """Figures of scenes of a split, for pairs of digits seen and unseen in training; plain numbers."""
     scenes, exchanged = evaluation_scenes(split, per_pair)
@@ -64,7 +68,7 @@ def evaluate_scenes(model: CLIP, split: Split, per_pair: int = PER_PAIR) -> dict
     own, swapped = (text_id(axis, *pair)[:, None] for pair in ((first, second), (second, first)))  # [N, 1]
 
     # ---- the nearest of the 180 captions a left of b, a above b ----
-    candidates = torch.cat([text_id(relation, *torch.tensor(ORDERED_PAIRS).T) for relation in (0, 2)])  # ascending
+    candidates = torch.tensor(CANDIDATES)
     results = {"accuracy": is_nearest(similarity[:, candidates], torch.searchsorted(candidates, own))}
 
     # ---- five captions, in both forms: "a left of b" and "b right of a" ----

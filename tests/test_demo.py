@@ -19,6 +19,7 @@ from conftest import train_here
 from data.photo import photo_to_mnist
 from demo import build
 from evaluation.metrics import caption_accuracy, embed_images
+from evaluation.scenes import CANDIDATES, evaluation_scenes, relation_texts
 from generation.model import STEPS, Generator
 from modalities.speech import mel_spectrogram, standardized_log_mel
 from my_dataset import Split, load_mnist
@@ -30,6 +31,8 @@ needs_node = pytest.mark.skipif(not shutil.which("node"), reason="no node: insta
 
 # Paths of the pen on the canvas of 280 by 280.
 SEVEN = [(80, 70), (200, 70), (130, 220)]
+SCENE = [[(30, 120), (120, 120), (70, 230)], [(240, 110), (240, 230)]]  # of 336 by 336: a seven left of a one
+SCENE_CAPTIONS = [relation_texts()[place] for place in CANDIDATES]
 ZERO = [(140, 60), (100, 80), (85, 140), (100, 200), (140, 220), (180, 200), (195, 140), (180, 80), (140, 60)]
 
 
@@ -51,14 +54,26 @@ def clip(data_path, tmp_path_factory) -> CLIP:
 
 
 @pytest.fixture(scope="module")
-def page(clip, split) -> build.Page:
+@torch.no_grad()
+def scenes() -> CLIP:
+    """An untrained model of scenes, random where a new one has zeros and ones, and in what batch norms know."""
+    torch.manual_seed(0)
+    clip = CLIP(32, "scene", width=4, captions="scenes", text_encoder="transformer").eval()
+    for x in clip.state_dict().values():
+        if x.is_floating_point():
+            x.add_(0.3 * (torch.rand(x.shape) if x.ndim == 1 else torch.randn(x.shape)))  # variances stay positive
+    return clip
+
+
+@pytest.fixture(scope="module")
+def page(clip, split, scenes) -> build.Page:
     """With an untrained generator, random where a new one has zeros."""
     sizes = {"latent_dim": 6, "autoencoder_width": 2, "decoder_width": 16, "decoder_blocks": 2}
     generator = Generator(32, clip.fingerprint(), **sizes, prior_width=16, prior_blocks=1).eval()
     for parameter in generator.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
-    return build.build(clip, generator, split)
+    return build.build(clip, generator, split, scenes)
 
 
 def draw(path, width=18, paper="white", ink="black", side=280) -> Image.Image:
@@ -80,6 +95,37 @@ def test_the_towers_are_those_of_pytorch(page, clip, split):
     accuracies = [caption_accuracy(x @ digits, labels) for x in (embeds, embed_images(clip, images))]
     assert abs(accuracies[0] - accuracies[1]) <= 1 / 500
     assert accuracies[0] > 0.8
+
+
+@needs_node
+@torch.no_grad()
+def test_the_towers_of_scenes_are_those_of_pytorch(page, split):
+    images = (255 * evaluation_scenes(split, per_pair=2)[0].images[::9, 0]).round().byte()  # [40, 48, 48]
+    images = torch.cat([images, *(images.roll(shift, dims=2) for shift in (-4, -2, 2, 4))])  # 200
+    embeds, differences = compare(page, images, SCENE_CAPTIONS)
+    assert differences.pop("other_caption") == 0
+    assert max(differences.values()) < 1e-4, differences
+    texts = page.scenes.encode_text(SCENE_CAPTIONS)
+    assert len((embeds @ texts.T).argmax(dim=1).unique()) > 1
+    swapped = page.scenes.encode_text(["a seven left of a three", "a three left of a seven"])
+    assert (swapped[0] - swapped[1]).abs().max() > 1e-2, "order counts"
+
+
+@needs_node
+def test_the_digits_of_a_caption_are_exchanged_with_their_articles(page):
+    texts = ["an 8 left of a thick one", "a fine two with an eight", "a seven", "1, 2 and 3"]
+    exchanged = run_in_node(page, "return inputs.texts.map((text) => exchange_digits(text).slice(1));", texts=texts)
+    assert exchanged == [["a one left of a thick eight"], ["a fine eight with a two"], [], []]
+
+
+@needs_node
+@torch.no_grad()
+def test_a_sentence_that_both_models_read_is_embedded_by_each(page):
+    embed, models = torch.ones(32), (page.clip, page.scenes)
+    job = """return [encode_text, encode_caption].map((encode) =>
+      compare(model, Float32Array.from(inputs.embed), ["seven"], encode).captions[0][1]);"""
+    cosines = [(model.encode_text(["seven"])[0] @ embed).item() for model in models]
+    assert run_in_node(page, job, embed=embed) == pytest.approx(cosines, abs=1e-4)
 
 
 @needs_node
@@ -161,7 +207,7 @@ def test_the_command_writes_the_page_and_opens_it(clip, data_path, tmp_path, cap
 def test_without_a_trained_model_the_page_is_that_of_the_pretrained_one(clip, data_path, tmp_path, capsys, monkeypatch):
     clip.save_pretrained(tmp_path / "pretrained")
     monkeypatch.setattr(build, "PRETRAINED", tmp_path / "pretrained")
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(tmp_path)  # where there is no model of scenes either
     build.main(["--no-open", "--page", "page.html", "--data-path", str(data_path)])
     assert (tmp_path / "page.html").exists()
     assert "there is no runs/best_model.pth (`make train` makes it)" in capsys.readouterr().out
@@ -172,6 +218,17 @@ def test_a_model_that_the_page_cannot_run_is_one_sentence(split):
         build.build(CLIP(8, "fast", width=2, captions="digit"), None, split)
     with pytest.raises(InputError, match=r"there is no file .*no\.pth"):
         build.main(["--clip", "no.pth", "--no-open"])
+
+
+def test_a_model_that_is_not_of_scenes_is_one_sentence(clip, scenes, split, tmp_path):
+    for other in (clip, CLIP(8, "scene", width=2, captions="scenes")):
+        with pytest.raises(InputError, match="--scenes needs a CLIP of scenes, with a transformer"):
+            build.build(clip, None, split, other)
+    clip.save(tmp_path / "clip.pth")
+    with pytest.raises(InputError, match=r"there is no file .*no\.pth"):
+        build.main(["--clip", str(tmp_path / "clip.pth"), "--scenes", "no.pth", "--no-open"])
+    with pytest.raises(InputError, match="reads scenes of two digits"):
+        build.build(scenes, None, split)
 
 
 # ---- in a browser, from a file, without a network ----
@@ -206,13 +263,18 @@ def open_page(browser, page, tmp_path):
     assert errors == []
 
 
-def draw_with_mouse(tab, path) -> None:
-    box = tab.locator("#pad canvas").bounding_box()
+def draw_line(tab, canvas, path, side) -> None:
+    tab.locator(canvas).scroll_into_view_if_needed()
+    box = tab.locator(canvas).bounding_box()
     for i, (x, y) in enumerate(path):
-        tab.mouse.move(box["x"] + x * box["width"] / 280, box["y"] + y * box["width"] / 280, steps=4)
+        tab.mouse.move(box["x"] + x * box["width"] / side, box["y"] + y * box["width"] / side, steps=4)
         if i == 0:
             tab.mouse.down()
     tab.mouse.up()
+
+
+def draw_with_mouse(tab, path) -> None:
+    draw_line(tab, "#pad canvas", path, side=280)
     expect(tab.locator("#seen figure")).to_have_count(12)
 
 
@@ -220,7 +282,7 @@ def test_a_drawing_is_read_as_python_reads_it(open_page, page):
     tab = open_page()
     for path in (SEVEN, ZERO):
         draw_with_mouse(tab, path)
-        drawing = Image.open(urlopen(tab.evaluate("canvas.toDataURL()")))
+        drawing = Image.open(urlopen(tab.evaluate("pen.canvas.toDataURL()")))
         embed = embed_images(page.clip, photo_to_mnist(drawing)[None])
         sentences = tab.locator("#sentences").input_value().split("\n")
         best = sentences[(page.clip.encode_text(sentences) @ embed[0]).argmax()]
@@ -245,7 +307,36 @@ def test_descriptions_find_and_draw_images_in_both_languages_on_a_phone(open_pag
         tab.press("#text", "Enter")
         expect(tab.locator("#found .problem")).to_contain_text(problem)
     draw_with_mouse(tab, SEVEN)
+    tab.get_by_role("button", name="test scene").click()
+    expect(tab.locator("#scene-seen .bar")).to_have_count(2 + 8)
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390, "nothing is clipped"
+
+
+@torch.no_grad()
+def test_a_scene_is_compared_with_all_captions_and_with_one_of_the_users_own(open_page, page, split):
+    tab = open_page()
+    problem, bars = (tab.locator(f"#scene-seen {name}") for name in (".problem", ".bar span"))
+    expect(problem).to_contain_text("The canvas is empty")
+    tab.evaluate("Math.random = () => 0")
+    tab.get_by_role("button", name="test scene").click()  # the first one
+    expect(bars).to_have_count(2 * (2 + 8))
+    embed = embed_images(page.scenes, evaluation_scenes(split, per_pair=1)[0].images[:1])[0]
+    own, cosines = (
+        page.scenes.encode_text(x) @ embed for x in (["a 7 left of a 3", "a 3 left of a 7"], SCENE_CAPTIONS)
+    )
+    shown = bars.all_text_contents()
+    assert [float(x) for x in shown[1:4:2]] == pytest.approx(own.sort(descending=True).values.tolist(), abs=6e-3)
+    assert shown[4] == SCENE_CAPTIONS[cosines.argmax()]
+    for caption, sentence in (("a purple 7 and a 3", "“purple”"), ("a " * 11, "more than 10 words"), ("", "no word")):
+        tab.fill("#caption", caption)
+        expect(problem).to_contain_text(sentence)  # once
+        expect(bars).to_have_count(2 * 8)
+    tab.locator("#clear-scene").click()
+    expect(bars).to_have_count(0)
+    tab.fill("#caption", "an upper half")
+    for line in SCENE:
+        draw_line(tab, "#scene-pad canvas", line, side=336)
+    expect(bars).to_have_count(2 * (1 + 8))
 
 
 def test_files_and_recordings_are_read_or_refused_in_one_sentence(open_page, tmp_path):
@@ -276,6 +367,10 @@ def test_the_keyboard_alone_draws_and_every_control_has_a_name(open_page):
     for key in ("Tab", "Tab", "Space", *["ArrowDown"] * 12, "Space"):  # the canvas is second
         tab.keyboard.press(key)
     expect(tab.locator("#seen .bar")).to_have_count(8)
+    tab.locator("#scene-pad canvas").focus()
+    for key in ("Space", *["ArrowDown"] * 12, "Space"):
+        tab.keyboard.press(key)
+    expect(tab.locator("#scene-seen .bar")).to_have_count(2 + 8)
     for control in tab.locator("button, input, textarea, canvas, progress").all():
         assert re.match(r"""- '?\w+ "\w""", control.aria_snapshot()), control.aria_snapshot()  # role "name"
 
@@ -283,6 +378,7 @@ def test_the_keyboard_alone_draws_and_every_control_has_a_name(open_page):
 def test_a_page_without_generator_speech_and_attributes_says_so(open_page, split):
     tab = open_page(build.build(CLIP(8, width=2, captions="digit").eval(), None, split).html)
     assert tab.locator("#record").is_disabled()
+    expect(tab.locator("#scenes")).to_be_hidden()
     tab.get_by_role("button", name="seven").click()
     expect(tab.locator("#found .problem")).to_contain_text("make generator")
     draw_with_mouse(tab, SEVEN)
