@@ -53,7 +53,7 @@ class Page(NamedTuple):
 def main(argv: list[str]) -> None:
     parser = ArgumentParser(prog="python -m demo.build", description=__doc__.split("\n")[0])
     add_model_flags(parser)
-    parser.add_argument("--scenes", type=text, default="runs/scenes/best_model.pth", help="a CLIP of scenes; none: without")
+    parser.add_argument("--scenes", type=text, default="runs/scenes/best_model.pth", help="a CLIP of scenes, or none")
     parser.add_argument("--page", type=text, default=HERE / "minist-clip.html", help="the file to write")
     parser.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
     args = parser.parse_args(argv)
