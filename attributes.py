@@ -105,17 +105,17 @@ ATTRIBUTES = (
             "thin": (
                 ("thin", "fine", "delicate"),
                 ("in light strokes", "in fine strokes", "as if with a thin pen"),
-                ("细体", "较细", "略细", "笔画偏细", "线条较细", "线条细", "笔画细"),
+                ("细体", "较细", "笔画偏细", "线条较细", "线条细", "笔画细"),
             ),
             "medium": (
                 ("medium", "ordinary"),
                 ("in medium strokes", "of medium thickness", "as if with an ordinary pen"),
-                ("粗细中等", "粗细适中", "中等粗细", "线条中等", "笔画适中", "线条适中", "笔画粗细中等"),
+                ("粗细中等", "粗细适中", "中等粗细", "线条粗细中等", "笔画粗细中等", "笔画适中"),
             ),
             "thick": (
                 ("thick", "bold", "heavy"),
                 ("in heavy strokes", "in bold strokes", "as if with a broad pen"),
-                ("粗体", "较粗", "略粗", "笔画偏粗", "线条较粗", "线条粗", "笔画粗"),
+                ("粗体", "较粗", "笔画偏粗", "线条较粗", "线条粗", "笔画粗"),
             ),
             "very thick": (
                 ("fat", "massive"),
@@ -135,27 +135,27 @@ ATTRIBUTES = (
             "leaning far left": (
                 ("backhand", "backslanted"),
                 ("in backhand", "falling backwards"),
-                ("极度左倾", "极度左斜", "大幅左斜", "大幅往左歪", "向左大幅倾斜", "朝左大幅倾斜"),
+                ("极度左倾", "极度左斜", "大幅左斜", "向左大幅倾斜", "朝左大幅倾斜"),
             ),
             "leaning left": (
                 ("left-leaning",),
                 ("leaning to the left", "leaning left", "tilted left", "slanting to the left"),
-                ("向左倾斜", "朝左倾斜", "左倾", "左斜", "往左斜", "左倾斜", "往左歪", "朝左歪"),
+                ("向左倾斜", "朝左倾斜", "左倾", "左斜", "往左斜", "往左歪", "朝左歪"),
             ),
             "upright": (
                 ("upright", "straight"),
                 ("standing upright", "standing straight"),
-                ("直立", "竖直", "端正", "笔直", "挺直", "竖立", "竖着", "直立端正"),
+                ("直立", "竖直", "端正", "挺直", "竖着", "直立端正"),
             ),
             "leaning right": (
                 ("right-leaning",),
                 ("leaning to the right", "leaning right", "tilted right", "slanting to the right"),
-                ("向右倾斜", "朝右倾斜", "右倾", "右斜", "往右斜", "右倾斜", "往右歪", "朝右歪"),
+                ("向右倾斜", "朝右倾斜", "右倾", "右斜", "往右斜", "往右歪", "朝右歪"),
             ),
             "leaning far right": (
                 ("italic", "oblique"),
                 ("in italics", "falling forwards"),
-                ("极度右倾", "极度右斜", "大幅右斜", "大幅往右歪", "向右大幅倾斜", "朝右大幅倾斜"),
+                ("极度右倾", "极度右斜", "大幅右斜", "向右大幅倾斜", "朝右大幅倾斜"),
             ),
         },
     ),

@@ -73,7 +73,8 @@ def main(argv: list[str]) -> int:
         if args.csv:
             atomic_write(args.csv, table.to_csv(index=False).encode(errors="backslashreplace"))  # names are any bytes
         else:
-            print(table.to_string(index=False))
+            aligned = table.apply(lambda column: column.str.ljust(column.str.len().max()))
+            print(aligned.to_string(index=False, justify="left"))
         print(f"{(table['digit'] == 'yes').sum():,} of {len(images):,} pictures show a digit")
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)

@@ -1,17 +1,19 @@
-"""Measure every figure of the documents on the code as it is, and write their tables, pictures and notebook.
+"""Measure every number of the documents on the code as it is, then write their tables, pictures and the notebook.
 
-    make figures                               about four hours on two quiet CPU cores
-    python -m benchmarks.figures --list        what is measured on this code, and how long the rest takes
+    make figures                               on the CPU; about four hours on two quiet cores
+    python -m benchmarks.figures --list        which results are missing, and how long each takes
 
-What was measured on the same code is skipped: a result keeps a hash of the files that it depends on. After Ctrl-C, a
-kill or a reboot the same command continues, with the interrupted training too. Each result also records how busy the
-machine was with other programs; the tables mark a result if they used more than a tenth of a core.
+A result keeps a hash of the modules and texts that its benchmark imports, and is not measured again while they stay the
+same. After Ctrl-C, a kill or a reboot the same command continues: benchmarks keep their trained models in
+runs/benchmarks/COMMIT/ and resume an interrupted training. Each result also records how much other programs used the
+machine meanwhile (after a resumed training: since then); the tables mark it above a tenth of a core.
 """
 
 import hashlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -20,19 +22,20 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks import common, pictures, tables
+from benchmarks import common, generation, order, pictures, tables
 from benchmarks.tables import COMMANDS, RESULTS, ROOT
 from demo import build
 from deploy import export
 from my_utils import ArgumentParser, InputError, atomic_write, exit_on_error, git_commit
 
-# Results, the shortest first but for those that need a model of another one, and their minutes on two quiet cores.
-MINUTES = {
+# In this order, a result of each command and its minutes on two quiet cores: quick ones first, each behind those whose
+# models it uses.
+PLAN = {
     "default": 4,
     "languages": 1,
     "failures": 1,
     "speed-preset": 1,
-    "speed": 4,
+    "speed": 2,
     "photos": 5,
     "own": 6,
     "negation": 6,
@@ -42,101 +45,115 @@ MINUTES = {
     "strokes": 3,
     "speech": 10,
     "generation": 18,
-    "page": 2,
     "combinations": 16,
     "sentences": 10,
     "order": 30,
+    "page": 2,
     "order-share": 25,
     "accuracy-preset": 25,
     "speed-slow": 16,
     "gap": 5,
     "losses": 30,
 }
-NO_CODE_OF_FIGURES = ["benchmarks.tables", "deploy"]  # modules that only write what others measured
-TEXTS = ("*.txt", "*.js", "*.css", "page.html")  # files beside a module that its figures depend on
+NOT_HASHED = ["benchmarks.tables", "deploy"]  # modules that benchmarks import and that change no result
+TEXTS = ("*.txt", "*.js", "*.css", "page.html")  # files in the folder of a module that it may read
 
 
 def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="benchmarks.figures", description=__doc__.split("\n")[0])
-    parser.add_argument("--list", action="store_true", help="measure nothing; say what is missing")
+    parser.add_argument("--list", action="store_true", help="measure nothing; say which results are missing")
     args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the benchmark that runs then ends too
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # `make gpu` measures a GPU
     if git_commit().endswith(("+", "unknown")):
-        raise InputError("the code differs from its commit, which each figure names: commit it first")
+        raise InputError("each figure names the commit of its code: commit it first, in a git checkout")
     failed = []
-    for name, minutes in MINUTES.items():
-        command = COMMANDS[name]
-        names = [other for other in COMMANDS if COMMANDS[other] == command]
-        code = code_hash(f"benchmarks.{command.split()[0]}")
-        is_measured = all((tables.read_result(one, RESULTS) or {}).get("code") == code for one in names)
+    for result, minutes in PLAN.items():
+        command = f"python -m benchmarks.{COMMANDS[result]}"
+        results = [name for name in COMMANDS if COMMANDS[name] == COMMANDS[result]]
+        code = code_hash(command.split()[2])
+        wanted = {"command": command, "code": code}
+        is_measured = all(wanted.items() <= (tables.read_result(name, RESULTS) or {}).items() for name in results)
         print(f"{command}: {'measured' if is_measured else f'about {minutes} minutes'}", flush=True)
-        if is_measured and not args.list:
-            record(names, commit=git_commit())  # this code is part of it
-        elif not args.list:
-            busy = Busy()
-            if subprocess.run([sys.executable, "-m", *f"benchmarks.{command}".split()], cwd=ROOT).returncode:
-                failed.append(command)
-            else:
-                record(names, code=code, machine=busy.since())
+        if args.list:
+            continue
+        if is_measured:
+            update(results, commit=git_commit())  # its code is the same in this commit
+            continue
+        load = MachineLoad()
+        if subprocess.run([sys.executable, *command.split()[1:]], cwd=ROOT).returncode:
+            failed.append(command)
+        else:
+            update(results, code=code, machine=load.measure())
     if args.list:
         return 0
-    if not failed:
-        make_files()
     tables.main([])
-    print("\n".join(f"failed: python -m benchmarks.{command}" for command in failed))
+    if not failed:
+        write_pictures_and_models()
+    for command in failed:
+        print(f"failed: {command}")
     return int(bool(failed))
 
 
 def code_hash(module: str) -> str:
-    """Of the files of this repository that a module depends on: the modules that it imports, and texts beside them."""
-    finder = ModuleFinder([str(ROOT)], excludes=NO_CODE_OF_FIGURES)
+    """A hash of a module, of the modules of this repository that it imports, directly or not, and of texts beside them.
+
+    Import statements are followed without being run.
+    """
+    finder = ModuleFinder([str(ROOT)], excludes=NOT_HASHED)
     finder.import_hook(module)
     paths = {Path(one.__file__) for one in finder.modules.values() if one.__file__}
-    paths |= {text for folder in {path.parent for path in paths} for form in TEXTS for text in folder.glob(form)}
+    folders = {path.parent for path in paths} - {ROOT}
+    paths |= {text for folder in folders for form in TEXTS for text in folder.glob(form)}
     content = hashlib.sha256()
     for path in sorted(paths):
         content.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return content.hexdigest()[:16]
 
 
-def record(names: list[str], **values) -> None:
-    """Add values to results."""
-    for name in names:
+def update(results: list[str], **values) -> None:
+    """Put values into result files."""
+    for name in results:
         result = tables.read_result(name, RESULTS) | values
         atomic_write(RESULTS / f"{name}.json", (json.dumps(result, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-class Busy:
-    """What else the machine does, from now on."""
+class MachineLoad:
+    """How much the machine does beside a benchmark: `measure` covers the time since this object was made."""
 
     def __init__(self):
-        self.started, self.load, self.cpu, self.own = time.time(), os.getloadavg()[0], psutil.cpu_times(), own_seconds()
+        self.start, self.load = time.time(), os.getloadavg()[0]
+        self.all_before, self.own_before = psutil.cpu_times(), own_seconds()
 
-    def since(self) -> dict[str, float]:
-        """Cores that other programs used, the share of time that the machine was stolen, load before and after."""
-        now, elapsed = psutil.cpu_times(), time.time() - self.started
-        busy = sum(getattr(now, kind) - getattr(self.cpu, kind) for kind in ("user", "nice", "system"))
+    def measure(self) -> dict[str, float]:
+        """Cores that other programs used on average, the share of CPU time that the host of a virtual machine gave to
+        others, and the load averages of one minute before and after."""
+        now, seconds = psutil.cpu_times(), time.time() - self.start
+        busy = sum(getattr(now, kind) - getattr(self.all_before, kind) for kind in ("user", "nice", "system"))
+        stolen = getattr(now, "steal", 0) - getattr(self.all_before, "steal", 0)  # (Linux alone knows it)
         return {
-            "other_cores": round(max(0, busy - own_seconds() + self.own) / elapsed, 3),
-            "stolen": round((now.steal - self.cpu.steal) / elapsed / psutil.cpu_count(), 4),
+            "other_cores": round(max(0, busy - (own_seconds() - self.own_before)) / seconds, 3),
+            "stolen": round(stolen / seconds / psutil.cpu_count(), 4),
             "load_before": round(self.load, 2),
             "load_after": round(os.getloadavg()[0], 2),
         }
 
 
 def own_seconds() -> float:
-    """CPU seconds of this process and of those that it has started and that have ended."""
+    """CPU seconds of this process and of its descendants that have ended."""
     usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
-def make_files() -> None:
-    """The pictures, the notebook, pretrained/ and its page, of the models behind the figures."""
-    runs = common.RUNS / git_commit()
-    clip, generator, scenes = (
-        str(runs / name / "best_model.pth") for name in ("default-seed0", "generator/default-seed0", "scenes0-seed0")
-    )
-    pictures.main(["--clip", clip, "--generator", generator, "--scenes", scenes])
-    export.main(["--clip", clip, "--folder", "pretrained"])
+def write_pictures_and_models() -> None:
+    """Pictures, notebook, pretrained/ and docs/minist-clip.html, of the models of seed 0."""
+    args = common.parse(common.make_parser("figures", __doc__), [])
+    clip = common.trained_clip(args)
+    generation.trained_generator(args, common.load_clip(clip.parent))
+    order.trained(args, 0, "scenes0", 0)
+    generator, scenes = (args.runs / name / "best_model.pth" for name in ("generator/default-seed0", "scenes0-seed0"))
+    pictures.main(["--clip", str(clip), "--generator", str(generator), "--scenes", str(scenes)])
+    export.main(["--clip", str(clip), "--folder", "pretrained"])
     flags = ["--clip", "pretrained", "--generator", "none", "--scenes", "none", "--page", "docs/minist-clip.html"]
     build.main([*flags, "--no-open"])
 

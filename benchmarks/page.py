@@ -16,11 +16,12 @@ from torch import Tensor
 
 from attributes import measure
 from benchmarks.common import DATA, make_parser, origin, parse, trained_clip, write_result
+from benchmarks.generation import trained_generator
+from benchmarks.order import trained
 from clip import CLIP
 from demo.build import Page, build
 from evaluation.metrics import caption_accuracy, embed_images
 from evaluation.scenes import CANDIDATES, evaluation_scenes, relation_texts
-from generation.model import Generator
 from my_dataset import load_mnist
 from my_utils import InputError, exit_on_error
 
@@ -92,16 +93,14 @@ def main(argv: list[str]) -> None:
         accuracy = caption_accuracy(x @ model.zero_shot_classifier().T, labels)
         rows.append([f"accuracy, {name}", f"{accuracy:.2%}"])
     rows.append(["size", f"{len(page.html) / 1e6:.2f} MB"])
-    if (path := args.runs / "generator" / "default-seed0" / "best_model.pth").exists():
-        page = build(clip, Generator.load(path, clip), test)
-        rows.append(["size with the generator", f"{len(page.html) / 1e6:.2f} MB"])
-    if (path := args.runs / "scenes0-seed0" / "best_model.pth").exists():  # of benchmarks/order.py
-        with_scenes = build(clip, None, test, CLIP.load(path))
-        scenes, captions = evaluation_scenes(test)[0], [relation_texts()[place] for place in CANDIDATES]
-        found = compare(with_scenes, (255 * scenes.images[:, 0]).round().byte(), captions)[1]
-        rows.append([f"{len(scenes.images):,} scenes with another nearest caption of 180", found["other_caption"]])
-        rows += [[f"largest difference, {name} of scenes", f"{found[name]:.0e}"] for name in ("images", "texts")]
-        rows.append(["size with scenes", f"{len(with_scenes.html) / 1e6:.2f} MB"])
+    page = build(clip, trained_generator(args, clip), test)
+    rows.append(["size with the generator", f"{len(page.html) / 1e6:.2f} MB"])
+    with_scenes = build(clip, None, test, trained(args, 0, "scenes0", 0))
+    scenes, captions = evaluation_scenes(test)[0], [relation_texts()[place] for place in CANDIDATES]
+    found = compare(with_scenes, (255 * scenes.images[:, 0]).round().byte(), captions)[1]
+    rows.append([f"{len(scenes.images):,} scenes with another nearest caption of 180", found["other_caption"]])
+    rows += [[f"largest difference, {name} of scenes", f"{found[name]:.0e}"] for name in ("images", "texts")]
+    rows.append(["size with scenes", f"{len(with_scenes.html) / 1e6:.2f} MB"])
     rows += [[f"median time, {name}", f"{time:.1f} ms"] for name, time in run_in_node(page, SPEED).items()]
     note = "Values: thickness and slant. Times, in node: a drawing seen, a text's images found, an image drawn."
     write_result(args, "page", ["figure", "value"], rows, origin(args.device), note)

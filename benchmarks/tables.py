@@ -90,7 +90,8 @@ def render(text: str, document: str, folder: Path = RESULTS) -> str:
 
     def block(match: re.Match) -> str:
         if match[2] == "printed":  # the last lines of a run of train.py
-            return f"{match[1]}```text\n{read_result('default', folder)['printed']}\n```\n{match[3]}"
+            result = read_result("default", folder)
+            return f"{match[1]}```text\n{result['printed']}\n```\n{match[3]}" if result else match[0]
         names = match[2].split(" + ")
         results = {name: read_result(name, folder) for name in names}
         return match[1] + "\n".join(markdown(results, document)) + "\n" + match[3]

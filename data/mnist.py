@@ -50,7 +50,7 @@ def read_idx(path: Path) -> Tensor:
     content = read_file(path, what="an IDX file")
     try:
         content = gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
-        shape = struct.unpack_from(f">{content[3]}i", content, 4)
+        shape = struct.unpack_from(f">{content[3]}I", content, 4)
         return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=4 + 4 * len(shape)).view(shape)
     except Exception as error:  # gzip, struct and torch raise many kinds
         raise InputError(f"{path} is no IDX file, or is damaged: {short(error)}") from None

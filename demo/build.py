@@ -65,8 +65,10 @@ def main(argv: list[str]) -> None:
         generator = Generator.load(args.generator, clip)
     except InputError as error:
         generator = print(f"the page draws no images from texts: {error}")
-    has_scenes = args.scenes != "none" and (args.scenes != parser.get_default("scenes") or Path(args.scenes).exists())
-    scenes = CLIP.load(args.scenes, args.device) if has_scenes else None
+    try:
+        scenes = CLIP.load(args.scenes, args.device)
+    except InputError as error:
+        scenes = print(f"the page has no canvas for two digits: {error}")
     page = build(clip, generator, load_mnist("test", args.data_path), scenes)
     atomic_write(args.page, page.html.encode())
     print(f"written: {args.page}, {len(page.html.encode()) / 1e6:.2f} MB")

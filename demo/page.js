@@ -199,7 +199,7 @@ function show(kind) {
     nodes.push(element("h3", {}, text("seen")));
     nodes.push(element("div", { className: "image" }, image, element("div", {}, ...paragraphs)));
   }
-  if (answer?.own) nodes.push(...bars(text("exchanged"), answer.own));
+  if (answer?.own) nodes.push(...bars(text(answer.own.captions.length > 1 ? "exchanged" : "caption"), answer.own));
   if (answer?.captions) nodes.push(...bars(text("captions"), answer));
   if (answer?.nearest) nodes.push(...figures(text("nearest"), answer.nearest));
   if (drawings) nodes.push(...figures(text("drawings"), drawings));

@@ -24,6 +24,7 @@ function compare(model, embed, sentences, encode = encode_text) {
       if (!known.has(key)) known.set(key, encode(model, sentence));
       pairs.push([sentence, dot(embed, known.get(key))]);
     } catch (error) {
+      if (!error.key) throw error;
       problems.set(error.message, { key: error.key, what: error.what });
     }
   }

@@ -113,6 +113,14 @@ def test_a_figure_depends_on_what_its_module_imports_and_on_texts_beside_it(tmp_
     assert [name for name in files if changed[name]] == [*list(files)[:3], "benchmarks/words.txt"]
 
 
+def test_make_figures_measures_all_that_the_tables_show_each_behind_what_it_uses():
+    planned = [tables.COMMANDS[name] for name in figures.PLAN]
+    assert len(set(planned)) == len(planned)
+    assert set(tables.COMMANDS.values()) - set(planned) == {tables.COMMANDS["accuracy-50"]}, "this one is for a GPU"
+    places = {name: place for place, name in enumerate(figures.PLAN)}
+    assert places["page"] > max(places["default"], places["generation"], places["order"])
+
+
 def test_make_figures_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
     calls = []
 
@@ -124,25 +132,29 @@ def test_make_figures_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
         write(tmp_path, name, ["a"], [[1]])
         return Namespace(returncode=int(name == "own"))
 
-    monkeypatch.setattr(figures, "MINUTES", {"failures": 1, "page": 2, "own": 3})
+    monkeypatch.setattr(figures, "PLAN", {"failures": 1, "page": 2, "own": 3})
     monkeypatch.setattr(figures, "RESULTS", tmp_path)
     monkeypatch.setattr(figures, "git_commit", lambda: "def5678")
     monkeypatch.setattr(figures, "code_hash", lambda module: f"hash of {module}")
-    monkeypatch.setattr(figures, "make_files", lambda: calls.append("files"))
+    monkeypatch.setattr(figures, "write_pictures_and_models", lambda: calls.append("pictures"))
     monkeypatch.setattr(figures.tables, "main", lambda argv: 0)
     monkeypatch.setattr(figures.subprocess, "run", run)
     with pytest.raises(KeyboardInterrupt):
         figures.main([])
     assert figures.main([]) == 1
-    assert calls == ["failures", "page", "page", "own"], "one that fails keeps the pictures as they are"
-    assert "failed: python -m benchmarks.own" in capsys.readouterr().out
+    assert calls == ["failures", "page", "page", "own"], "where one fails the pictures stay"
+    assert "\nfailed: python -m benchmarks.own\n" in capsys.readouterr().out
     assert figures.main(["--list"]) == 0
-    assert capsys.readouterr().out.split("\n")[:3] == ["failures: measured", "page: measured", "own: about 3 minutes"]
+    lines = ["failures: measured", "page: measured", "own: about 3 minutes"]
+    assert capsys.readouterr().out.split("\n")[:3] == [f"python -m benchmarks.{line}" for line in lines]
     measured = json.loads((tmp_path / "failures.json").read_text())
     assert measured["code"] == "hash of benchmarks.failures"
     assert measured["commit"] == "def5678"
     assert 0 <= measured["machine"]["stolen"] <= 1
     assert measured["machine"]["other_cores"] >= 0
+    write(tmp_path, "page", ["a"], [[1]], code="hash of benchmarks.page", command="python -m benchmarks.page --quick")
+    figures.main(["--list"])
+    assert "benchmarks.page: about 2 minutes" in capsys.readouterr().out, "with other flags it is another figure"
     monkeypatch.setattr(figures, "git_commit", lambda: "def5678+")
     with pytest.raises(InputError, match="commit it first"):
         figures.main([])

@@ -73,7 +73,8 @@ STATED = {
 def test_prose_states_no_figure_that_a_table_should_hold(document):
     text = tables.MARKER.sub("", read(document))
     text = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.DOTALL)
-    figures = re.findall(r"\d[\d.,]* ?%|\d[\d.,]* (?:s|ms|seconds|minutes|points|MB|kB|images/s|秒|毫秒|分钟)\b", text)
+    units = r"(?:s|ms|seconds|minutes|hours|points|MB|kB|GB|TFLOP|images/s)\b|秒|毫秒|分钟|小时"
+    figures = re.findall(rf"\d[\d.,]* ?%|\d[\d.,]* (?:{units})", text)
     assert sorted(figures) == sorted(re.findall(r"\S+%|\S+ \w+", STATED.get(document, "")))
 
 

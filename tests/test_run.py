@@ -154,10 +154,21 @@ def test_no_two_processes_train_in_one_folder(unfinished, tmp_path):
         for flags, message in (
             (["--resume"], "no unfinished run"),
             (["--resume", "run"], busy),
-            (["--run-name", "new"], "new is there already"),
+            (["--run-name", "new"], busy),
         ):
             with pytest.raises(InputError, match=message):
                 train_here(*flags, "--runs-dir", tmp_path)
+
+
+def test_what_a_run_leaves_that_is_killed_before_its_first_save_is_in_nobodys_way(tmp_path):
+    settings = Settings(runs_dir=str(tmp_path), run_name="new")
+    (tmp_path / "new").mkdir()
+    for name in (".lock", ".minist-clip-last.pth.1"):
+        (tmp_path / "new" / name).touch()
+    assert Run.open(settings, {}, label="", program=[]).folder == tmp_path / "new"
+    (tmp_path / "new" / "config.json").touch()
+    with pytest.raises(InputError, match="new is there already"):
+        Run.open(settings, {}, label="", program=[])
 
 
 def test_resume_says_what_it_cannot_use(unfinished):

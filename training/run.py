@@ -75,7 +75,7 @@ class Run:
         if settings.resume is None:
             name = settings.run_name or f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{label}_seed{settings.seed}"
             run = cls(runs_dir / distributed.broadcast(name), settings, program)  # the name may hold the time
-            if is_main and os.path.lexists(run.folder):
+            if is_main and _is_taken(run.folder):
                 resume = f", or resume that run with {run.resume_command()}" if can_resume(run.folder) else ""
                 raise InputError(f"{run.folder} is there already: choose another --run-name{resume}")
         else:
@@ -287,6 +287,13 @@ class Run:
 def can_resume(folder: Path) -> bool:
     """Whether it holds a run that is not finished."""
     return (folder / "last.pth").is_file() and not (folder / "metrics.json").exists()
+
+
+def _is_taken(folder: Path) -> bool:
+    """Whether something is there. (A run that was killed before its first save leaves its lock.)"""
+    if not folder.is_dir():
+        return os.path.lexists(folder)
+    return any(path.name != ".lock" and not path.name.startswith(TEMPORARY) for path in folder.iterdir())
 
 
 def _find_unfinished(resume: str, runs_dir: Path) -> Path:
