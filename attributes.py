@@ -110,7 +110,7 @@ ATTRIBUTES = (
             "medium": (
                 ("medium", "ordinary"),
                 ("in medium strokes", "of medium thickness", "as if with an ordinary pen"),
-                ("粗细中等", "粗细适中", "中等粗细", "线条粗细中等", "笔画粗细中等", "笔画适中"),
+                ("粗细中等", "粗细适中", "中等粗细", "线条中等", "笔画适中", "线条适中", "笔画粗细中等"),
             ),
             "thick": (
                 ("thick", "bold", "heavy"),
@@ -145,7 +145,7 @@ ATTRIBUTES = (
             "upright": (
                 ("upright", "straight"),
                 ("standing upright", "standing straight"),
-                ("直立", "竖直", "端正", "挺直", "竖着", "直立端正"),
+                ("直立", "竖直", "端正", "笔直", "挺直", "竖着", "直立端正"),
             ),
             "leaning right": (
                 ("right-leaning",),

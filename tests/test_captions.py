@@ -48,7 +48,7 @@ WORDS = {
 CHINESE = {
     **dict.fromkeys(("一个", "一张"), ""),
     **dict.fromkeys(("极细", "特别细", "细如发丝"), "very thin"),
-    **dict.fromkeys(("粗细中等", "粗细适中", "中等粗细", "笔画适中"), "medium"),
+    **dict.fromkeys(("粗细中等", "粗细适中", "中等粗细", "线条中等", "笔画适中", "线条适中"), "medium"),
     **dict.fromkeys(("极粗", "特别粗", "粗如毛笔"), "very thick"),
     **dict.fromkeys(("细体", "较细", "偏细", "线条细", "笔画细"), "thin"),
     **dict.fromkeys(("粗体", "较粗", "偏粗", "线条粗", "笔画粗"), "thick"),
@@ -56,7 +56,7 @@ CHINESE = {
     **dict.fromkeys(("极度右倾", "极度右斜", "大幅右斜", "向右大幅倾斜", "朝右大幅倾斜"), "leaning far right"),
     **dict.fromkeys(("向左倾斜", "朝左倾斜", "左倾", "左斜", "往左歪", "朝左歪"), "leaning left"),
     **dict.fromkeys(("向右倾斜", "朝右倾斜", "右倾", "右斜", "往右歪", "朝右歪"), "leaning right"),
-    **dict.fromkeys(("直立", "竖直", "端正", "挺直", "竖着"), "upright"),
+    **dict.fromkeys(("直立", "竖直", "端正", "笔直", "挺直", "竖着"), "upright"),
     **dict(zip("零一二三四五六七八九", DIGIT_WORDS, strict=True)),
 }
 
