@@ -147,7 +147,7 @@ def markdown(results: dict[str, dict | None], document: str) -> list[str]:
     for result in measured if document == DETAILS else ():
         origin = f"{result['device']}, torch {result['torch_version']}, commit {result['commit']}, {result['date']}"
         if (cores := result.get("machine", {}).get("other_cores", 0)) > 0.1:
-            origin += f"; other programs used {cores:.1f} cores meanwhile, so seconds are too high"
+            origin += f"; other programs used {cores:.1f} cores meanwhile, so seconds, if any, are too high"
         lines += ["", f"{result['note']} `{result['command']}`, {origin}".strip()]
     commands = ["make gpu" if name.endswith("-cuda") else f"python -m benchmarks.{COMMANDS[name]}" for name in missing]
     for command in dict.fromkeys(commands):
