@@ -68,7 +68,7 @@ def main(argv: list[str]) -> None:
     try:
         scenes = CLIP.load(args.scenes, args.device)
     except InputError as error:
-        scenes = print(f"the page has no canvas for two digits: {error}")
+        scenes = print(f'the page has no canvas for two digits (`make train ARGS="--captions scenes"`): {error}')
     page = build(clip, generator, load_mnist("test", args.data_path), scenes)
     atomic_write(args.page, page.html.encode())
     print(f"written: {args.page}, {len(page.html.encode()) / 1e6:.2f} MB")

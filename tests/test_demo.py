@@ -211,7 +211,7 @@ def test_without_a_trained_model_the_page_is_that_of_the_pretrained_one(clip, da
     assert (tmp_path / "page.html").exists()
     output = capsys.readouterr().out
     assert "there is no runs/best_model.pth (`make train` makes it)" in output
-    assert "the page has no canvas for two digits: there is no file" in output
+    assert """ARGS="--captions scenes"`): there is no file""" in output
 
 
 def test_a_model_that_the_page_cannot_run_is_one_sentence(split):
