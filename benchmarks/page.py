@@ -13,18 +13,17 @@ import tempfile
 from pathlib import Path
 
 import torch
-from playwright.sync_api import sync_playwright
 from torch import Tensor
 
 from attributes import measure
 from benchmarks.common import DATA, make_parser, origin, parse, trained_clip, write_result
 from benchmarks.generation import trained_generator
 from benchmarks.order import trained
-from benchmarks.pictures import CHROMIUM
+from benchmarks.pictures import CHROMIUM, opened_page
 from clip import CLIP
-from demo.build import Page, build
+from demo.build import Page, build, candidate_captions
 from evaluation.metrics import caption_accuracy, embed_images
-from evaluation.scenes import CANDIDATES, evaluation_scenes, relation_texts
+from evaluation.scenes import evaluation_scenes
 from my_dataset import load_mnist
 from my_utils import InputError, exit_on_error
 
@@ -74,25 +73,19 @@ def run_in_node(page: Page, job: str, **inputs) -> object:
 
 def stroke_to_captions(page: Page) -> list[float]:
     """Milliseconds in Chromium from the end of each stroke until its captions are on the page."""
-    with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
+    with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "page.html"
         path.write_text(page.html, "utf-8")
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab = browser.new_page()
-        tab.goto(path.as_uri())
-        tab.locator("#seen .problem").wait_for()  # the model is there, the canvas empty
-        tab.evaluate(WATCH)
-        canvas = tab.locator("#pad canvas").bounding_box()
-        for stroke in range(STROKES):
-            for y in (0.2, 0.8):  # from the top to the bottom, each a little further right
-                tab.mouse.move(
-                    canvas["x"] + (0.4 + 0.01 * stroke) * canvas["width"], canvas["y"] + y * canvas["height"]
-                )
-                tab.mouse.down() if y < 0.5 else tab.mouse.up()
-            tab.wait_for_function("count => window.times.length > count", arg=stroke)
-        times = tab.evaluate("window.times")
-        browser.close()
-    return times
+        with opened_page(path) as (tab, canvas):
+            tab.evaluate(WATCH)
+            for stroke in range(STROKES):  # from the top to the bottom, each a little further right
+                x = canvas["x"] + (0.4 + 0.01 * stroke) * canvas["width"]
+                tab.mouse.move(x, canvas["y"] + 0.2 * canvas["height"])
+                tab.mouse.down()
+                tab.mouse.move(x, canvas["y"] + 0.8 * canvas["height"])
+                tab.mouse.up()
+                tab.wait_for_function("count => window.times.length > count", arg=stroke)
+            return tab.evaluate("window.times")
 
 
 @torch.no_grad()
@@ -131,8 +124,8 @@ def main(argv: list[str]) -> None:
         page = build(clip, trained_generator(args, clip), test)
         rows.append(["size with the generator", f"{len(page.html) / 1e6:.2f} MB"])
         with_scenes = build(clip, None, test, trained(args, 0, "scenes0", 0))
-        scenes, captions = evaluation_scenes(test)[0], [relation_texts()[place] for place in CANDIDATES]
-        found = compare(with_scenes, (255 * scenes.images[:, 0]).round().byte(), captions)[1]
+        scenes = evaluation_scenes(test)[0]
+        found = compare(with_scenes, (255 * scenes.images[:, 0]).round().byte(), candidate_captions())[1]
         rows.append([f"{len(scenes.images):,} scenes with another nearest caption of 180", found["other_caption"]])
         rows += [[f"largest difference, {name} of scenes", f"{found[name]:.0e}"] for name in ("images", "texts")]
         rows.append(["size with scenes", f"{len(with_scenes.html) / 1e6:.2f} MB"])

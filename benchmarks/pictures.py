@@ -7,16 +7,18 @@ Runs evaluate.py, generate.py, the notebook and the demo in a folder of their ow
 documents name to docs/pictures/, and the executed notebook to inference.ipynb.
 """
 
+import contextlib
 import os
 import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 import evaluate
 import generate
@@ -86,12 +88,7 @@ def photograph_demo(place: Path, picture: Path) -> None:
     runs, page = place / "runs", place / "page.html"
     files = ["--clip", str(runs / "best_model.pth"), "--generator", str(runs / "generator" / "best_model.pth")]
     build.main([*files, "--data-path", str(place / DATA_PATH), "--page", str(page), "--no-open"])
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab = browser.new_page(viewport={"width": 1280, "height": 740}, locale="en-US")
-        tab.goto(page.as_uri())
-        tab.locator("#seen .problem").wait_for()  # the page is there, and the canvas empty
-        canvas = tab.locator("#pad canvas").bounding_box()
+    with opened_page(page, viewport={"width": 1280, "height": 740}, locale="en-US") as (tab, canvas):
         for i, (x, y) in enumerate(SEVEN):
             tab.mouse.move(canvas["x"] + x * canvas["width"], canvas["y"] + y * canvas["height"], steps=8)
             if i == 0:
@@ -99,6 +96,17 @@ def photograph_demo(place: Path, picture: Path) -> None:
         tab.mouse.up()
         tab.locator("#seen .bar").first.wait_for()
         tab.screenshot(path=picture)
+
+
+@contextlib.contextmanager
+def opened_page(path: Path, **options) -> Iterator[tuple[Page, dict]]:
+    """The demo's page in Chromium, when its model is there, and the box of its empty canvas."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page(**options)
+        tab.goto(path.as_uri())
+        tab.locator("#seen .problem").wait_for()
+        yield tab, tab.locator("#pad canvas").bounding_box()
         browser.close()
 
 

@@ -105,8 +105,8 @@ def build(clip: CLIP, generator: Generator | None, test: Split, scenes: CLIP | N
         arrays |= pack(scenes.towers["image"], "scenes.image.") | pack(scenes.towers["text"], "scenes.text.")
         pixels = 255 * evaluation_scenes(test, per_pair=1)[0].images[::5]  # [36, 1, 48, 48]
         arrays["test.scenes.images"] = pixels.round().byte().flatten(1).numpy()
-        tower, captions = scenes.towers["text"], [relation_texts()[place] for place in CANDIDATES]
-        header["scenes"] = tower.options | {"heads": tower.heads, "side": scenes.side, "captions": captions}
+        tower = scenes.towers["text"]
+        header["scenes"] = tower.options | {"heads": tower.heads, "side": scenes.side, "captions": candidate_captions()}
     header |= {"tensors": [(name, str(x.dtype), x.shape) for name, x in arrays.items()]}
     header = json.dumps(header, ensure_ascii=False).encode()
     content = np.uint32(len(header)).tobytes() + header + b"".join(x.tobytes() for x in arrays.values())
@@ -115,6 +115,12 @@ def build(clip: CLIP, generator: Generator | None, test: Split, scenes: CLIP | N
         html = html.replace(f"{{{name}}}", (HERE / name).read_text("utf-8"))
     html = html.replace("{model}", base64.b64encode(zlib.compress(content, 9)).decode())
     return Page(html, clip, generator, scenes)
+
+
+def candidate_captions() -> list[str]:
+    """The captions of scenes that the page ranks: [180]."""
+    texts = relation_texts()
+    return [texts[place] for place in CANDIDATES]
 
 
 def fold(model: nn.Module) -> nn.Module:

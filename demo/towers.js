@@ -111,7 +111,8 @@ const add = (a, b) => a.map((value, i) => value + b[i]);
 
 // Values [N] -> positive shares of the sum 1.
 function softmax(values) {
-  const exp = values.map((value) => Math.exp(value - largest(values)));
+  const most = largest(values);
+  const exp = values.map((value) => Math.exp(value - most));
   const sum = exp.reduce((total, value) => total + value, 0);
   return exp.map((value) => value / sum);
 }

@@ -19,7 +19,7 @@ from conftest import train_here
 from data.photo import photo_to_mnist
 from demo import build
 from evaluation.metrics import caption_accuracy, embed_images
-from evaluation.scenes import CANDIDATES, evaluation_scenes, relation_texts
+from evaluation.scenes import evaluation_scenes
 from generation.model import STEPS, Generator
 from modalities.speech import mel_spectrogram, standardized_log_mel
 from my_dataset import Split, load_mnist
@@ -32,7 +32,7 @@ needs_node = pytest.mark.skipif(not shutil.which("node"), reason="no node: insta
 # Paths of the pen on the canvas of 280 by 280.
 SEVEN = [(80, 70), (200, 70), (130, 220)]
 SCENE = [[(30, 120), (120, 120), (70, 230)], [(240, 110), (240, 230)]]  # of 336 by 336: a seven left of a one
-SCENE_CAPTIONS = [relation_texts()[place] for place in CANDIDATES]
+SCENE_CAPTIONS = build.candidate_captions()
 ZERO = [(140, 60), (100, 80), (85, 140), (100, 200), (140, 220), (180, 200), (195, 140), (180, 80), (140, 60)]
 
 
