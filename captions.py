@@ -256,6 +256,13 @@ class Captions:
         self.digit_ids = digit_ids
         self.paraphrases = len(self.sentences) // max(1, len(claims))
 
+    @functools.cache  # noqa: B019  (they live as long as the program)
+    def in_language(self, is_chinese: bool) -> "Captions":
+        """The same descriptions in one language alone: of each, the last third of the paraphrases is Chinese."""
+        n_english = 2 * self.paraphrases // 3
+        sentences = [x for i, x in enumerate(self.sentences) if (i % self.paraphrases >= n_english) == is_chinese]
+        return Captions(self.kind, sentences, self.claims, self.parts, self.digit_ids)
+
     def sample(self, ids: Tensor) -> Texts:
         """Descriptions [B] -> a paraphrase of each at random."""
         which = torch.randint(self.paraphrases, ids.shape, device=ids.device)
@@ -294,7 +301,10 @@ def attribute_captions() -> Captions:
         sentences += paraphrase(*names)
         claims.append(multi_hot(*([] if names[0] in DIGIT_WORDS else ["a digit"]), *filter(None, names)))
     for kind, phrases in {"no digit": NO_DIGIT, **OUTLIERS}.items():
-        sentences += itertools.islice(itertools.cycle(phrases), PARAPHRASES)
+        is_han = [bool(re.search(HAN, phrase)) for phrase in phrases]
+        for language, count in ((False, PARAPHRASES - CHINESE), (True, CHINESE)):
+            own = [phrase for phrase, han in zip(phrases, is_han, strict=True) if han == language]
+            sentences += itertools.islice(itertools.cycle(own), count)
         claims.append(multi_hot(kind))
     digits = description_id(torch.arange(10))
     parts = [Part(digits, torch.stack([multi_hot(word, "a digit") for word in DIGIT_WORDS]))]

@@ -7,6 +7,7 @@ logits_per_image = model(images, ["seven", "2"]).logits_per_image
 import hashlib
 import importlib
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub import PyTorchModelHubMixin, snapshot_download
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
@@ -40,12 +42,13 @@ TOWERS: dict[str, type[nn.Module]] = {}
 
 
 def captions_for(kind: str, text_encoder: str, classes: Sequence[str] = ()) -> Captions:
-    """The captions of --captions `kind`; a language model reads whole sentences, a table single words."""
+    """The captions of --captions `kind`. A language model reads whole sentences, in English; a table single words."""
     if kind == "digit":
         return digit_captions(TRAIN_TEMPLATES if text_encoder == "plus" else ("{word}",))
     if kind == "own":
         return own_captions(classes)
-    return {"attributes": attribute_captions, "scenes": scene_captions}[kind]()
+    captions = {"attributes": attribute_captions, "scenes": scene_captions}[kind]()
+    return captions.in_language(is_chinese=False) if text_encoder == "plus" else captions
 
 
 def unseen_for(kind: str, seed: int) -> Tensor:
@@ -63,7 +66,7 @@ class CLIPOutput(NamedTuple):
     logit_scale: Tensor  # scalar: the factor on the cosines, 1 / temperature
 
 
-class CLIP(nn.Module):
+class CLIP(nn.Module, PyTorchModelHubMixin):
     """Images and texts in one space of `embed_dim` dimensions; every embedding has length 1.
 
     `image_encoder` and `text_encoder` are names in IMAGE_ENCODERS, with `width` channels in the first stage, and in
@@ -312,18 +315,25 @@ class CLIP(nn.Module):
         content = {"arch": self.arch, "config": self.config, "metrics": self.metrics, "state_dict": self.state_dict()}
         return content | {"fingerprint": self.fingerprint()}
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write model.safetensors, config.json and a model card, README.md. Raises InputError if it cannot."""
+    def save_pretrained(self, save_directory: str | Path, **options) -> str | None:
+        """As the mixin: model.safetensors, config.json and a model card, README.md. Raises InputError if there is a
+        README.md of something else."""
+        folder = Path(save_directory)
+        if (folder / "README.md").exists() and not (folder / "model.safetensors").exists():
+            raise InputError(f"{folder} has a README.md of something else: name a new folder")
+        return super().save_pretrained(folder, **options)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
         from deploy.pretrained import write  # training needs none of it
 
-        write(self, folder)
+        write(self, save_directory)
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, **options) -> "CLIP":
-        """As `load`, with its options, from such a folder or a repository OWNER/NAME on the Hugging Face hub."""
-        from deploy.pretrained import find_folder
-
-        return cls.load(find_folder(source), **options)
+    def _from_pretrained(cls, *, model_id: str, device="cpu", text_model: str | None = None, **download) -> "CLIP":
+        """What `from_pretrained` calls: `load` a folder, or a repository OWNER/NAME on the Hugging Face hub."""
+        if not os.path.isdir(model_id):
+            model_id = snapshot_download(model_id, allow_patterns=["*.json", "*.safetensors"], **download)
+        return cls.load(model_id, device, text_model)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu", text_model: str | None = None) -> "CLIP":

@@ -236,11 +236,12 @@ class ScenePairs:
         split: str = "train",
         data_path: str | Path = DATA_PATH,
         device: str | torch.device = "cpu",
+        captions: Captions | None = None,
         unseen: Tensor | None = None,
         augment: str = "none",
     ):
         self.images, self.labels = load_mnist(split, data_path, device)
-        self.captions = scenes.scene_captions()
+        self.captions = captions or scenes.scene_captions()
         self.claims = self.captions.claims.to(device)  # bool [C, S]
         unseen = (scenes.unseen_pairs() if unseen is None else unseen).to(device)
         self.seen = ~unseen & ~torch.eye(10, dtype=torch.bool, device=device)  # pairs that are shown

@@ -8,13 +8,14 @@ import functools
 import itertools
 import math
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from attributes import ATTRIBUTES
-from captions import DIGIT_WORDS, UNSAID, Captions, with_article
+from captions import DIGIT_WORDS, HAN_DIGITS, UNSAID, Captions, with_article
 
 CANVAS, TILE = 48, 28  # pixels: a canvas is square, a digit is a tile of MNIST, whose ink lies within 20 x 20
 DISTANCE = 24  # pixels between the digits' centres, along the line on which they stand
@@ -34,13 +35,18 @@ LABELS = (
 FIRST_PLACE, FIRST_GRADE = 10, 10 + 10 * len(PLACES)  # where these labels begin
 FIRST_PAIR = FIRST_GRADE + 10 * len(NAMED_GRADES)
 
-# ---- captions: {a} and {b} stand for "a seven", "a thick seven" ----
+# ---- captions: {a} and {b} stand for "a seven", "a thick seven"; a third of them are Chinese ----
 
 # Of two digits; {a} is the left or the upper one.
 RELATIONS = {
     "beside": ("{a} left of {b}", "{a} to the left of {b}", "{b} right of {a}", "{b} to the right of {a}"),
     "above": ("{a} above {b}", "{a} over {b}", "{b} below {a}", "{b} under {a}"),
     "and": ("{a} and {b}", "{b} and {a}", "{a} with {b}", "{b} with {a}"),
+}
+HAN_RELATIONS = {
+    "beside": ("{a}在{b}的左边", "{a}在{b}左侧", "{b}在{a}的右边", "{b}在{a}右侧"),
+    "above": ("{a}在{b}的上面", "{a}在{b}上方", "{b}在{a}的下面", "{b}在{a}下方"),
+    "and": ("{a}和{b}", "{b}和{a}", "{a}与{b}", "{b}与{a}"),
 }
 BESIDE, ABOVE, AND = range(len(RELATIONS))
 # Of one digit; the scene shows another one, too.
@@ -51,7 +57,13 @@ ONE_DIGIT = {
     "top": ("{a} at the top", "{a} in the upper half", "at the top {a}", "{a} up there"),
     "bottom": ("{a} at the bottom", "{a} in the lower half", "at the bottom {a}", "{a} down there"),
 }
-PARAPHRASES = 8  # sentences for each description: each form twice, its adjectives drawn anew
+HAN_ONE_DIGIT = {
+    "anywhere": ("{a}", "图中有{a}", "这里有{a}", "{a}和另一个数字"),
+    "left": ("{a}在左边", "{a}在左侧", "左边是{a}", "左侧有{a}"),
+    "right": ("{a}在右边", "{a}在右侧", "右边是{a}", "右侧有{a}"),
+    "top": ("{a}在上面", "{a}在上方", "上面是{a}", "上方有{a}"),
+    "bottom": ("{a}在下面", "{a}在下方", "下面是{a}", "下方有{a}"),
+}
 P_RELATION, P_AND = 0.5, 0.1  # of all captions, those that relate two digits, and that list them; the rest name one
 P_PLACE = 0.7  # probability that a caption of one digit names its place
 P_GRADE = 0.5  # probability that a caption says "thin" or "thick" of a digit where that is true
@@ -186,6 +198,11 @@ def one_digit_id(form, digit, grade=UNSAID):
     return math.prod(TWO_DIGITS_SHAPE) + (form * 10 + digit) * GRADE_CHOICES + grade + 1
 
 
+def han_adjective(grade: int) -> str:
+    """The place of a grade in NAMED_GRADES -> 粗体的 and the like."""
+    return f"{THICKNESS.words[NAMED_GRADES[grade]][2][0]}的"
+
+
 @functools.cache
 def scene_captions() -> Captions:
     """Every description of two digits, at `two_digits_id`, then every one of a single digit, at `one_digit_id`."""
@@ -194,6 +211,15 @@ def scene_captions() -> Captions:
     def noun_phrase(digit: int, grade: int) -> str:
         adjectives = THICKNESS.words[NAMED_GRADES[grade]][0] if grade != UNSAID else ("",)
         return with_article(" ".join(f"a {generator.choice(adjectives)} {DIGIT_WORDS[digit]}".split()))
+
+    def han_noun_phrase(digit: int, grade: int) -> str:
+        adjective = han_adjective(grade) if grade != UNSAID else ""
+        return generator.choice(("", "", "", "一个")) + adjective + HAN_DIGITS[digit]
+
+    def paraphrase(forms: Sequence[str], han_forms: Sequence[str], **digits: tuple[int, int]) -> list[str]:
+        """Each English form twice, its adjectives drawn anew, and each Chinese one once: {a} is a digit and a grade."""
+        ways = [(form, noun_phrase) for form in (*forms, *forms)] + [(form, han_noun_phrase) for form in han_forms]
+        return [form.format(**{name: phrase(*own) for name, own in digits.items()}) for form, phrase in ways]
 
     def claimed_labels(digit: int, grade: int, place: str | None) -> list[int]:
         labels = [digit] + ([] if place is None else [place_label(place, digit)])
@@ -205,14 +231,12 @@ def scene_captions() -> Captions:
     for (relation, forms), a, a_grade, b, b_grade in itertools.product(
         RELATIONS.items(), range(10), grades, range(10), grades
     ):
-        for form in itertools.islice(itertools.cycle(forms), PARAPHRASES):
-            sentences.append(form.format(a=noun_phrase(a, a_grade), b=noun_phrase(b, b_grade)))
+        sentences += paraphrase(forms, HAN_RELATIONS[relation], a=(a, a_grade), b=(b, b_grade))
         first, second = places[relation]
         pair = [] if a == b else [pair_label(min(a, b), max(a, b))]
         claims.append(multi_hot(*claimed_labels(a, a_grade, first), *claimed_labels(b, b_grade, second), *pair))
     for (name, forms), digit, grade in itertools.product(ONE_DIGIT.items(), range(10), grades):
-        for form in itertools.islice(itertools.cycle(forms), PARAPHRASES):
-            sentences.append(form.format(a=noun_phrase(digit, grade)))
+        sentences += paraphrase(forms, HAN_ONE_DIGIT[name], a=(digit, grade))
         claims.append(multi_hot(*claimed_labels(digit, grade, None if name == "anywhere" else name)))
     return Captions("scenes", sentences, torch.stack(claims), parts=(), digit_ids=one_digit_id(0, torch.arange(10)))
 

@@ -112,11 +112,10 @@ def build_pairs(settings: Settings, device: torch.device) -> MNISTPairs | SceneP
     """The training pairs of these settings."""
     if settings.data:
         return OwnPairs(load_split("train", settings, device))
-    unseen = unseen_for(settings.captions, settings.unseen_seed)
-    if settings.captions == "scenes":
-        return ScenePairs("train", settings.data_path, device, unseen)
+    pairs = ScenePairs if settings.captions == "scenes" else MNISTPairs
     captions = captions_for(settings.captions, settings.text_encoder)
-    return MNISTPairs("train", settings.data_path, device, captions, unseen)
+    unseen = unseen_for(settings.captions, settings.unseen_seed)
+    return pairs("train", settings.data_path, device, captions, unseen)
 
 
 def build_model(settings: Settings, pairs: OwnPairs | None = None) -> CLIP:

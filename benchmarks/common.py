@@ -189,7 +189,12 @@ def parts_of_facts(facts: Tensor) -> Tensor:
 
 def settings_of(flags: list[str]) -> Settings:
     """The settings of train.py for these flags."""
-    return parse_flags(Settings, ["--data-path", str(DATA), *flags], "train.py", "", PRESETS)[0]
+    return parse_flags(Settings, [*where_mnist_is(flags), *flags], "train.py", "", PRESETS)[0]
+
+
+def where_mnist_is(flags: list[str]) -> list[str]:
+    """The flag that says it, but for flags of a training on own data."""
+    return [] if "--data" in flags else ["--data-path", str(DATA)]
 
 
 class Training:
@@ -233,7 +238,7 @@ def finished_run(
             if quiet:
                 stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
                 stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-            main([*where, "--data-path", str(DATA)])
+            main([*where, *where_mnist_is(flags)])
     return read_metrics(folder)
 
 

@@ -3,12 +3,14 @@
     make figures                               on the CPU; about four hours on two quiet cores
     python -m benchmarks.figures --list        which results are missing, and how long each takes
 
-A result keeps a hash of the modules and texts that its benchmark imports, and is not measured again while they stay the
-same. After Ctrl-C, a kill or a reboot the same command continues: benchmarks keep their trained models in
-runs/benchmarks/COMMIT/ and resume an interrupted training. Each result also records how much other programs used the
-machine meanwhile (after a resumed training: since then); the tables mark it above a tenth of a core.
+A result keeps a hash of the modules and texts that its benchmark imports, without comments and docstrings, and is not
+measured again while it stays the same. After Ctrl-C, a kill or a reboot the same command continues: benchmarks keep
+their trained models in runs/benchmarks/COMMIT/ and resume an interrupted training. Each result also records how much
+other programs used the machine meanwhile (after a resumed training: since then); the tables mark it above a tenth of a
+core.
 """
 
+import ast
 import hashlib
 import json
 import os
@@ -47,13 +49,13 @@ PLAN = {
     "generation": 18,
     "combinations": 16,
     "sentences": 10,
-    "order": 30,
+    "order": 40,
     "page": 2,
-    "order-share": 25,
+    "order-share": 26,
     "accuracy-preset": 25,
     "speed-slow": 16,
     "gap": 5,
-    "losses": 30,
+    "losses": 15,
 }
 NOT_HASHED = ["benchmarks.tables", "deploy"]  # modules that benchmarks import and that change no result
 TEXTS = ("*.txt", "*.js", "*.css", "page.html")  # files in the folder of a module that it may read
@@ -98,7 +100,7 @@ def main(argv: list[str]) -> int:
 def code_hash(module: str) -> str:
     """A hash of a module, of the modules of this repository that it imports, directly or not, and of texts beside them.
 
-    Import statements are followed without being run.
+    Import statements are followed without being run. Comments and docstrings do not count.
     """
     finder = ModuleFinder([str(ROOT)], excludes=NOT_HASHED)
     finder.import_hook(module)
@@ -107,8 +109,19 @@ def code_hash(module: str) -> str:
     paths |= {text for folder in folders for form in TEXTS for text in folder.glob(form)}
     content = hashlib.sha256()
     for path in sorted(paths):
-        content.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+        text = path.read_text("utf-8")
+        text = statements(text) if path.suffix == ".py" else text
+        content.update(f"{path.relative_to(ROOT)}\n{text}\n".encode())
     return content.hexdigest()[:16]
+
+
+def statements(code: str) -> str:
+    """A module's code without comments and docstrings, in one form."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.unparse(tree)
 
 
 def update(results: list[str], **values) -> None:

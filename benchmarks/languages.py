@@ -6,7 +6,6 @@ Each row reads the test images through captions in one language alone: those of 
 never shows (held_out_chinese.txt). Writes results/languages.json.
 """
 
-import itertools
 import sys
 from pathlib import Path
 
@@ -14,15 +13,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import cell
-from captions import (
-    CHINESE,
-    HAN_DIGITS,
-    LABELS,
-    PARAPHRASES,
-    Captions,
-    attribute_captions,
-    combination_description_ids,
-)
+from captions import HAN_DIGITS, LABELS, Captions, attribute_captions, combination_description_ids
 from clip import CLIP
 from evaluation.combinations import evaluate_attributes
 from evaluation.metrics import caption_accuracy, embed_images
@@ -42,8 +33,9 @@ def main(argv: list[str]) -> None:
     args.seeds = args.seeds[:1] if args.quick else args.seeds
     models = [common.load_clip(common.trained_clip(args, seed).parent) for seed in args.seeds]
     metrics, test = [model.metrics for model in models], load_mnist("test", common.DATA)
-    languages = {ENGLISH: part_of_captions(0, PARAPHRASES - CHINESE), HAN: part_of_captions(-CHINESE, PARAPHRASES)}
-    languages[NEW] = held_out_captions()
+    captions = attribute_captions()
+    languages = {ENGLISH: captions.in_language(is_chinese=False), HAN: captions.in_language(is_chinese=True)}
+    languages[NEW] = held_out_captions(captions)
     rows = []
     for name, captions in languages.items():
         measured = []
@@ -63,17 +55,9 @@ def main(argv: list[str]) -> None:
     )
 
 
-def part_of_captions(first: int, last: int) -> Captions:
-    """All descriptions with these of their paraphrases alone."""
-    all_, count = attribute_captions(), len(attribute_captions().claims)
-    sentences = [all_.sentences[i * PARAPHRASES :][:PARAPHRASES][first:last] for i in range(count)]
-    return Captions(all_.kind, itertools.chain.from_iterable(sentences), all_.claims, all_.parts, all_.digit_ids)
-
-
-def held_out_captions() -> Captions:
+def held_out_captions(captions: Captions) -> Captions:
     """The descriptions that name one part alone, in phrasings that are never trained; the others as in training."""
-    captions = part_of_captions(0, 3)
-    sentences = list(captions.sentences)
+    sentences = [sentence for i, sentence in enumerate(captions.sentences) if i % captions.paraphrases < 3]
     for digit, id in enumerate(captions.digit_ids.tolist()):
         names = {"word": HAN_DIGITS[digit], "numeral": digit}
         sentences[3 * id : 3 * id + 3] = HELD_OUT["digit"].format(**names).split("; ")
@@ -82,8 +66,8 @@ def held_out_captions() -> Captions:
             names = [LABELS[i] for i in captions.claims[id].nonzero().flatten().tolist()]
             own = next(name for name in names if name in HELD_OUT)
             sentences[3 * id : 3 * id + 3] = HELD_OUT[own].split("; ")
-    trained = set(attribute_captions().sentences)
-    assert not trained & {text for id in captions.digit_ids.tolist() for text in sentences[3 * id : 3 * id + 3]}
+    held_out = {text for id in captions.digit_ids.tolist() for text in sentences[3 * id : 3 * id + 3]}
+    assert not held_out & set(captions.sentences)
     return Captions(captions.kind, sentences, captions.claims, captions.parts, captions.digit_ids)
 
 

@@ -14,10 +14,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-import train
 from benchmarks.common import cell, finished_run, make_parser, parse, shared_origin, write_result
 from my_utils import exit_on_error
-from training.settings import PRESETS, Settings, parse_flags
 
 CLASSES = "T-shirt or top\ntrouser\npullover\ndress\ncoat\nsandal\nshirt\nsneaker\nbag\nankle boot\n"
 COLOURS = {"red": (220, 40, 40), "green": (40, 170, 60), "blue": (50, 80, 220), "yellow": (235, 210, 50)}
@@ -44,26 +42,14 @@ def main(argv: list[str]) -> None:
     rows, metrics = [], []
     for name, flags in FLAGS.items():
         quick = ["--epochs", "1", "--width", "4", "--augment", "none"] if args.quick else []
-        all_flags = [*flags, *quick, "--data", str(data[name])]
-        all_flags += ["--device", str(args.device)]
-        folders = {seed: args.runs / f"own-{name}{args.suffix}-seed{seed}" for seed in args.seeds}
-        own = [
-            finished_run(folders[seed], [*all_flags, "--seed", f"{seed}"], train_on, settings_of) for seed in folders
-        ]
+        all_flags = [*flags, *quick, "--data", str(data[name]), "--device", str(args.device)]
+        folder = args.runs / f"own-{name}{args.suffix}"
+        own = [finished_run(Path(f"{folder}-seed{seed}"), [*all_flags, "--seed", f"{seed}"]) for seed in args.seeds]
         figures = [cell([one[f"test_{key}"] for one in own]) for key in COLUMNS]
         rows.append([f"{name}: `{' '.join(flags)}`", *figures, cell([one["train_seconds"] for one in own], " s")])
         metrics += own
     columns = ["data, and flags beside `--data`", *(name.replace("_", " ") for name in COLUMNS), "training"]
     write_result(args, "own" + args.suffix, columns, rows, shared_origin(metrics), f"Seeds {args.seeds}.")
-
-
-def train_on(argv: list[str]) -> None:
-    """train.py with these flags, but for the last two: own data have no --data-path."""
-    train.main(argv[:-2])
-
-
-def settings_of(flags: list[str]) -> Settings:
-    return parse_flags(Settings, flags, "train.py", "", PRESETS)[0]
 
 
 def make_shapes(folder: Path, count: int, side: int = 64) -> None:

@@ -21,9 +21,9 @@ from benchmarks.generation import trained_generator
 from benchmarks.order import trained
 from benchmarks.pictures import CHROMIUM, opened_page
 from clip import CLIP
-from demo.build import Page, build, candidate_captions
+from demo.build import Page, build
 from evaluation.metrics import caption_accuracy, embed_images
-from evaluation.scenes import evaluation_scenes
+from evaluation.scenes import candidate_captions, evaluation_scenes
 from my_dataset import load_mnist
 from my_utils import InputError, exit_on_error
 

@@ -30,7 +30,7 @@ from data import photo
 from evaluation.claims import combination_caption
 from evaluation.metrics import embed_images
 from evaluation.ood import MIN_SCORE
-from evaluation.scenes import CANDIDATES, evaluation_scenes, relation_texts
+from evaluation.scenes import candidate_captions, evaluation_scenes
 from generation import model as generation
 from generation.model import Generator
 from generation.rows import add_model_flags
@@ -106,7 +106,8 @@ def build(clip: CLIP, generator: Generator | None, test: Split, scenes: CLIP | N
         pixels = 255 * evaluation_scenes(test, per_pair=1)[0].images[::5]  # [36, 1, 48, 48]
         arrays["test.scenes.images"] = pixels.round().byte().flatten(1).numpy()
         tower = scenes.towers["text"]
-        header["scenes"] = tower.options | {"heads": tower.heads, "side": scenes.side, "captions": candidate_captions()}
+        captions = {"en": candidate_captions(), "zh": candidate_captions(is_chinese=True)}  # those that the page ranks
+        header["scenes"] = tower.options | {"heads": tower.heads, "side": scenes.side, "captions": captions}
     header |= {"tensors": [(name, str(x.dtype), x.shape) for name, x in arrays.items()]}
     header = json.dumps(header, ensure_ascii=False).encode()
     content = np.uint32(len(header)).tobytes() + header + b"".join(x.tobytes() for x in arrays.values())
@@ -115,12 +116,6 @@ def build(clip: CLIP, generator: Generator | None, test: Split, scenes: CLIP | N
         html = html.replace(f"{{{name}}}", (HERE / name).read_text("utf-8"))
     html = html.replace("{model}", base64.b64encode(zlib.compress(content, 9)).decode())
     return Page(html, clip, generator, scenes)
-
-
-def candidate_captions() -> list[str]:
-    """The captions of scenes that the page ranks: [180]."""
-    texts = relation_texts()
-    return [texts[place] for place in CANDIDATES]
 
 
 def fold(model: nn.Module) -> nn.Module:

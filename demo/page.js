@@ -13,6 +13,7 @@ const TEXTS = {
     scenes: "Draw two digits, and describe them",
     test_scene: "test scene",
     caption: "a caption of your own",
+    own_caption: "a seven left of a three",
     exchanged: "your caption, and with its digits exchanged",
     sentences: "sentences to compare with, one per line",
     type: "Describe a digit",
@@ -58,7 +59,8 @@ const TEXTS = {
     picture: "或选择图片",
     scenes: "画两个数字，并加以描述",
     test_scene: "测试场景",
-    caption: "写一句自己的描述（英语）",
+    caption: "写一句自己的描述",
+    own_caption: "七在三的左边",
     exchanged: "你的描述，以及交换两个数字后的描述",
     sentences: "用于比较的句子，每行一句",
     type: "描述一个数字",
@@ -306,7 +308,7 @@ function see_canvas() {
 }
 
 function see_scene() {
-  ask("scene", { ...read_canvas(scene_pen), caption: find("caption").value });
+  ask("scene", { ...read_canvas(scene_pen), caption: find("caption").value, language });
 }
 
 function show_test_scene() {
@@ -393,16 +395,21 @@ function search(description) {
   ask("find", { text: description });
 }
 
+// What stands in the boxes of text, as long as the user has not changed it.
+const defaults = () => ({ sentences: page.sentences[language].join("\n"), caption: text("own_caption") });
+
 function switch_language(to) {
-  const is_default = find("sentences").value === page?.sentences[language].join("\n");
+  const before = page ? defaults() : {};
   language = to;
-  if (page && is_default) find("sentences").value = page.sentences[language].join("\n");
   translate();
-  if (page && is_default) see();
+  if (!page) return;
+  for (const [id, value] of Object.entries(defaults())) if (find(id).value === before[id]) find(id).value = value;
+  see();
+  if (page.test_scenes) see_scene();
 }
 
 function start() {
-  find("sentences").value = page.sentences[language].join("\n");
+  for (const [id, value] of Object.entries(defaults())) find(id).value = value;
   if (!page.has.speech) {
     for (const id of ["record", "sound"]) find(id).disabled = true;
     shown.hear = { error: { key: "no_speech" } };

@@ -41,14 +41,14 @@ function see(model, { rgba, width, height, sentences }) {
   return { ...answer, ...compare(model, embed, sentences) };
 }
 
-// A drawing of two digits, RGBA, and a caption -> the nearest captions of scenes; and of the user's own caption and the
-// same with its digits exchanged, which is nearer.
-function see_scene(model, { rgba, width, caption }) {
+// A drawing of two digits, RGBA, and a caption -> the nearest captions of scenes in a language; and of the user's own
+// caption and the same with its digits exchanged, which is nearer.
+function see_scene(model, { rgba, width, caption, language }) {
   const pixels = drawing_to_scene(model, rgba, width);
   if (!pixels.some(Boolean)) throw new InputError("empty_scene");
   const embed = encode_scene(model, pixels);
   const own = compare(model, embed, exchange_digits(caption), encode_caption);
-  return { own, ...compare(model, embed, model.scenes.captions, encode_caption) };
+  return { own, ...compare(model, embed, model.scenes.captions[language], encode_caption) };
 }
 
 // RGBA [width * width * 4], black on white -> pixels [48 * 48] in 0..255, bright on black: the means of squares of the
@@ -61,13 +61,13 @@ function drawing_to_scene({ scenes: { side } }, rgba, width) {
   return Uint8Array.from({ length: side ** 2 }, (_, i) => Math.round(at(Math.floor(i / side), i % side) / size ** 2));
 }
 
-// A caption -> it, and the same words with its two digits exchanged; it alone if it does not name two.
+// A caption -> it, and the same with its two digits exchanged; it alone if it does not name two. (一个 is "a".)
+const DIGIT = new RegExp(`\\b(?:[0-9]|${DIGIT_WORDS.join("|")})\\b|[零二三四五六七八九]|一(?!个)`, "gi");
 function exchange_digits(caption) {
-  const words = words_of(caption);
-  const [first, second, third] = words.flatMap((word, i) => (DIGIT_WORDS.includes(word) ? [i] : []));
-  if (second === undefined || third !== undefined) return [caption];
-  [words[first], words[second]] = [words[second], words[first]];
-  return [caption, words.join(" ").replaceAll(/\ban? /g, "a ").replaceAll(/\ba (?=[aeiou](?!ne\b))/g, "an ")];
+  const digits = caption.match(DIGIT) ?? [];
+  if (digits.length !== 2) return [caption];
+  const exchanged = caption.replaceAll(DIGIT, () => digits.pop()).replaceAll(/\b(a)n?(?= )/gi, "$1");
+  return [caption, exchanged.replaceAll(/\b(a)(?= (?:8|[aeiou](?!ne\b)))/gi, "$1n")];
 }
 
 // A sound at 8 kHz and sentences -> what the model hears; `embed` is for drawings.

@@ -9,16 +9,18 @@ import itertools
 import torch
 from torch import Tensor
 
-from captions import DIGIT_WORDS, UNSAID, with_article
+from captions import DIGIT_WORDS, HAN_DIGITS, UNSAID, with_article
 from clip import CLIP
 from evaluation.metrics import embed_images
 from evaluation.retrieval import TIE
 from my_dataset import ByDigit, Split
-from scenes import NAMED_GRADES, Scenes, make_scenes, nameable_grades
+from scenes import NAMED_GRADES, Scenes, han_adjective, make_scenes, nameable_grades
 
 ORDERED_PAIRS = tuple(itertools.permutations(range(10), 2))  # of different digits
 
-FORMS = (("left of", "right of"), ("above", "below"))  # of each axis: a R b, b S a
+# Of each axis: a R b, b S a.
+FORMS = (("{} left of {}", "{} right of {}"), ("{} above {}", "{} below {}"))
+HAN_FORMS = (("{}在{}的左边", "{}在{}的右边"), ("{}在{}的上面", "{}在{}的下面"))
 PER_PAIR = 10  # scenes of each of the 90 ordered pairs, in each direction
 
 
@@ -39,13 +41,11 @@ def evaluation_scenes(split: Split, per_pair: int = PER_PAIR) -> tuple[Scenes, S
     return scenes(pairs), scenes(pairs.flip(1))
 
 
-def relation_texts() -> list[str]:
-    """Every relation of FORMS of every two digits, as "a seven left of a three": [4 * 10 * 10], at `text_id`."""
-    relations = itertools.chain.from_iterable(FORMS)
-    return [
-        with_article(f"a {DIGIT_WORDS[a]} {relation} a {DIGIT_WORDS[b]}")
-        for relation, a, b in itertools.product(relations, range(10), range(10))
-    ]
+def relation_texts(is_chinese: bool = False) -> list[str]:
+    """Every relation of every two digits, as "a seven left of a three", 七在三的左边: [4 * 10 * 10], at `text_id`."""
+    forms = itertools.chain.from_iterable(HAN_FORMS if is_chinese else FORMS)
+    nouns = HAN_DIGITS if is_chinese else [f"a {word}" for word in DIGIT_WORDS]
+    return [with_article(form.format(a, b)) for form, a, b in itertools.product(forms, nouns, nouns)]
 
 
 def text_id(relation, a, b):
@@ -57,11 +57,17 @@ def text_id(relation, a, b):
 CANDIDATES = [text_id(relation, *pair) for relation in (0, 2) for pair in ORDERED_PAIRS]
 
 
-def evaluate_scenes(model: CLIP, split: Split, per_pair: int = PER_PAIR) -> dict[str, float]:
+def candidate_captions(is_chinese: bool = False) -> list[str]:
+    """The texts of CANDIDATES."""
+    texts = relation_texts(is_chinese)
+    return [texts[place] for place in CANDIDATES]
+
+
+def evaluate_scenes(model: CLIP, split: Split, per_pair: int = PER_PAIR, is_chinese: bool = False) -> dict[str, float]:
     """Figures of scenes of a split, for pairs of digits seen and unseen in training; plain numbers."""
     scenes, exchanged = evaluation_scenes(split, per_pair)
     features, other_features = (embed_images(model, one.images).cpu() for one in (scenes, exchanged))
-    texts = model.prompt_ensemble(relation_texts(), paraphrases=1).cpu()  # [400, embed_dim]
+    texts = model.prompt_ensemble(relation_texts(is_chinese), paraphrases=1).cpu()  # [400, embed_dim]
     similarity, other_similarity = features @ texts.T, other_features @ texts.T  # [N, 400]
     first, second = scenes.digits.unbind(dim=1)
     axis, is_unseen = 2 * scenes.is_vertical.long(), model.unseen[first, second]
@@ -91,7 +97,7 @@ def evaluate_scenes(model: CLIP, split: Split, per_pair: int = PER_PAIR) -> dict
     scores = {"text_score": text_right, "image_score": image_right, "group_score": text_right & image_right}
     results |= {name: values[:, 0].float() for name, values in scores.items()}
 
-    chosen, values = attribute_swap(model, scenes, features)
+    chosen, values = attribute_swap(model, scenes, features, is_chinese)
     groups = {"seen": ~is_unseen, "unseen": is_unseen}
     metrics = {
         f"{group}_{name}": values[which].mean().item()
@@ -129,22 +135,27 @@ def is_nearest(cosines: Tensor, true: Tensor | None = None) -> Tensor:
     return own[..., 0].float() / is_best.sum(dim=-1)
 
 
-def attribute_swap(model: CLIP, scenes: Scenes, features: Tensor) -> tuple[Tensor, Tensor]:
+def attribute_swap(model: CLIP, scenes: Scenes, features: Tensor, is_chinese: bool) -> tuple[Tensor, Tensor]:
     """ "A thick seven left of a thin three" against "a thin seven left of a thick three", where one is true.
 
     Returns the places of the M scenes where that is so, and `is_nearest` of each [M].
     """
     grades = nameable_grades(scenes.thickness)  # [N, 2]
     chosen = ((grades != UNSAID).all(dim=1) & (grades[:, 0] != grades[:, 1])).nonzero()[:, 0]
-    texts = [text for i in chosen.tolist() for text in grade_texts(scenes, i, grades[i].tolist())]
+    texts = [text for i in chosen.tolist() for text in grade_texts(scenes, i, grades[i].tolist(), is_chinese)]
     embeds = model.prompt_ensemble(texts, paraphrases=1).cpu().view(len(chosen), 2, -1)  # [M, 2, embed_dim]
     return chosen, is_nearest(torch.einsum("md,mtd->mt", features[chosen], embeds))
 
 
-def grade_texts(scenes: Scenes, i: int, grades: list[int]) -> list[str]:
+def grade_texts(scenes: Scenes, i: int, grades: list[int], is_chinese: bool = False) -> list[str]:
     """Two captions of scene i that exchange the grades of its digits: the true one comes first."""
-    (a, b), relation = scenes.digits[i].tolist(), FORMS[scenes.is_vertical[i]][0]
-    return [
-        with_article(f"a {NAMED_GRADES[x]} {DIGIT_WORDS[a]} {relation} a {NAMED_GRADES[y]} {DIGIT_WORDS[b]}")
-        for x, y in (grades, grades[::-1])
-    ]
+    form = (HAN_FORMS if is_chinese else FORMS)[scenes.is_vertical[i]][0]
+
+    def noun_phrase(grade: int, digit: int) -> str:
+        if is_chinese:
+            return han_adjective(grade) + HAN_DIGITS[digit]
+        return f"a {NAMED_GRADES[grade]} {DIGIT_WORDS[digit]}"
+
+    first, second = scenes.digits[i].tolist()
+    pairs = (grades, grades[::-1])
+    return [with_article(form.format(noun_phrase(x, first), noun_phrase(y, second))) for x, y in pairs]

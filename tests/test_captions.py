@@ -135,6 +135,18 @@ def test_an_eight_has_another_article_than_a_one():
     assert captions.fill_templates(("{word}", "a {numeral}"))[14:18] == ("seven", "a 7", "eight", "an 8")
 
 
+@pytest.mark.parametrize("kind", ["attributes", "scenes"])
+def test_a_third_of_the_captions_is_chinese_but_for_language_models(kind):
+    all_ = captions_for(kind, "table")
+    english, chinese = (all_.in_language(is_chinese) for is_chinese in (False, True))
+    assert english.paraphrases == 2 * chinese.paraphrases
+    assert set(all_.sentences) == {*english.sentences, *chinese.sentences}
+    is_chinese = [bool(re.search("[一-鿿]", text)) for text in chinese.sentences]
+    assert sum(is_chinese) / len(is_chinese) > 0.9, "the others are numerals"
+    for model_reads in (english, captions_for(kind, "plus")):
+        assert not any(re.search("[一-鿿]", text) for text in model_reads.sentences)
+
+
 def test_a_sentence_claims_what_its_words_say_and_nothing_if_it_is_not_understood():
     for text, claims in {
         "A bold 7 leaning to the LEFT.": {"seven", "thick", "leaning left"},

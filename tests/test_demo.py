@@ -19,7 +19,7 @@ from conftest import train_here
 from data.photo import photo_to_mnist
 from demo import build
 from evaluation.metrics import caption_accuracy, embed_images
-from evaluation.scenes import evaluation_scenes
+from evaluation.scenes import candidate_captions, evaluation_scenes
 from generation.model import STEPS, Generator
 from modalities.speech import mel_spectrogram, standardized_log_mel
 from my_dataset import Split, load_mnist
@@ -32,7 +32,7 @@ needs_node = pytest.mark.skipif(not shutil.which("node"), reason="no node: insta
 # Paths of the pen on the canvas of 280 by 280.
 SEVEN = [(80, 70), (200, 70), (130, 220)]
 SCENE = [[(30, 120), (120, 120), (70, 230)], [(240, 110), (240, 230)]]  # of 336 by 336: a seven left of a one
-SCENE_CAPTIONS = build.candidate_captions()
+SCENE_CAPTIONS = candidate_captions()
 ZERO = [(140, 60), (100, 80), (85, 140), (100, 200), (140, 220), (180, 200), (195, 140), (180, 80), (140, 60)]
 
 
@@ -112,9 +112,9 @@ def test_the_towers_of_scenes_are_those_of_pytorch(page, split):
 
 @needs_node
 def test_the_digits_of_a_caption_are_exchanged_with_their_articles(page):
-    texts = ["an 8 left of a thick one", "a fine two with an eight", "a seven", "1, 2 and 3"]
+    texts = ["An 8 left of a thick one", "a fine two with an eight", "一个粗体的七在一左侧", "a seven", "1, 2 and 3"]
     exchanged = run_in_node(page, "return inputs.texts.map((text) => exchange_digits(text).slice(1));", texts=texts)
-    assert exchanged == [["a one left of a thick eight"], ["a fine eight with a two"], [], []]
+    assert exchanged == [["A one left of a thick 8"], ["a fine eight with a two"], ["一个粗体的一在七左侧"], [], []]
 
 
 @needs_node
@@ -325,7 +325,7 @@ def test_a_scene_is_compared_with_all_captions_and_with_one_of_the_users_own(ope
     shown = bars.all_text_contents()
     assert [float(x) for x in shown[1:4:2]] == pytest.approx(own.sort(descending=True).values.tolist(), abs=6e-3)
     assert shown[4] == SCENE_CAPTIONS[cosines.argmax()]
-    for caption, sentence in (("a purple 7 and a 3", "“purple”"), ("a " * 11, "more than 10 words"), ("", "no word")):
+    for caption, sentence in (("a purple 7 and a 3", "“purple”"), ("a " * 17, "more than 16 words"), ("", "no word")):
         tab.fill("#caption", caption)
         expect(problem).to_contain_text(sentence)  # once
         expect(bars).to_have_count(2 * 8)

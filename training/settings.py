@@ -133,7 +133,7 @@ PLACES = dict(image_encoder="scene", text_encoder="transformer", embed_dim=128)
 # What --preset changes; flags that are given win over it. `--captions scenes` means `--preset scenes`, `--data` "own".
 PRESETS = {
     "default": {},
-    "scenes": dict(captions="scenes", epochs=5, runs_dir="runs/scenes", **PLACES),
+    "scenes": dict(captions="scenes", epochs=7, runs_dir="runs/scenes", **PLACES),
     "own": dict(captions="own", init_temperature=0.07, epochs=20, augment="shift", runs_dir="runs/own", **PLACES),
     # A wider CNN for longer, on images that are bent too; the moving average evens out what the last steps saw.
     "accuracy": dict(captions="digit", init_temperature=0.07, epochs=30, width=24, augment="elastic", ema_decay=0.998),
