@@ -45,6 +45,11 @@ class Attribute:
         """The names of the three bins."""
         return tuple(self.grades[grade] for grade in GRADE_OF_BIN)
 
+    def han_adjective(self, name: str) -> str:
+        """The name of a grade -> what stands before a noun in Chinese: 粗体的."""
+        _, _, phrases = self.words[name]
+        return f"{phrases[0]}的"
+
     def grade(self, values: Tensor) -> Tensor:
         """Values [B] -> grades [B] in 0..4."""
         return sum((values >= edge).long() for edge in self.edges)

@@ -248,18 +248,27 @@ class Captions:
 
     `kind` is their name in --captions. `sentences` [C * paraphrases]: paraphrase p of description c stands at
     c * paraphrases + p. `claims` bool [C, S]. `parts` are what they can name: the digit, then the grade of each
-    attribute. `digit_ids` int64 [10]: the descriptions that name a digit and nothing else.
+    attribute. `digit_ids` int64 [10]: the descriptions that name a digit and nothing else. The last `n_chinese`
+    paraphrases of each description are Chinese.
     """
 
-    def __init__(self, kind: str, sentences: Sequence[str], claims: Tensor, parts: Sequence[Part], digit_ids: Tensor):
+    def __init__(
+        self,
+        kind: str,
+        sentences: Sequence[str],
+        claims: Tensor,
+        parts: Sequence[Part],
+        digit_ids: Tensor,
+        n_chinese: int = 0,
+    ):
         self.kind, self.sentences, self.claims, self.parts = kind, tuple(sentences), claims, tuple(parts)
-        self.digit_ids = digit_ids
+        self.digit_ids, self.n_chinese = digit_ids, n_chinese
         self.paraphrases = len(self.sentences) // max(1, len(claims))
 
     @functools.cache  # noqa: B019  (they live as long as the program)
     def in_language(self, is_chinese: bool) -> "Captions":
-        """The same descriptions in one language alone: of each, the last third of the paraphrases is Chinese."""
-        n_english = 2 * self.paraphrases // 3
+        """The same descriptions in one language alone."""
+        n_english = self.paraphrases - self.n_chinese
         sentences = [x for i, x in enumerate(self.sentences) if (i % self.paraphrases >= n_english) == is_chinese]
         return Captions(self.kind, sentences, self.claims, self.parts, self.digit_ids)
 
@@ -314,7 +323,7 @@ def attribute_captions() -> Captions:
         low, less, middle, more, high = attribute.grades
         shown = [multi_hot(*names) for names in ((low, less), (less,), (middle,), (more,), (more, high))]
         parts.append(Part(description_id(UNSAID, grades), torch.stack(shown)))
-    return Captions("attributes", sentences, torch.stack(claims), parts, digits)
+    return Captions("attributes", sentences, torch.stack(claims), parts, digits, CHINESE)
 
 
 def description_id(digit, grades: Sequence = ()):

@@ -117,6 +117,7 @@ class CLIP(nn.Module, PyTorchModelHubMixin):
         for name in modalities:
             self.add_tower(name)
         self._tokenized: tuple | None = None  # the last list of sentences, with its rows
+        self._hub_mixin_config = None  # the mixin's copy of all arguments, such as the training texts
 
     # ---- the method ----
 
@@ -315,25 +316,29 @@ class CLIP(nn.Module, PyTorchModelHubMixin):
         content = {"arch": self.arch, "config": self.config, "metrics": self.metrics, "state_dict": self.state_dict()}
         return content | {"fingerprint": self.fingerprint()}
 
-    def save_pretrained(self, save_directory: str | Path, **options) -> str | None:
-        """As the mixin: model.safetensors, config.json and a model card, README.md. Raises InputError if there is a
-        README.md of something else."""
-        folder = Path(save_directory)
-        if (folder / "README.md").exists() and not (folder / "model.safetensors").exists():
-            raise InputError(f"{folder} has a README.md of something else: name a new folder")
-        return super().save_pretrained(folder, **options)
+    def save_pretrained(
+        self, save_directory: str | Path, *, repo_id: str | None = None, push_to_hub: bool = False, **options
+    ) -> str | None:
+        """Write model.safetensors, config.json and a model card, README.md; with `push_to_hub` to the hub, too.
 
-    def _save_pretrained(self, save_directory: Path) -> None:
+        Each file appears whole or not at all. Raises InputError if the folder cannot be written.
+        """
         from deploy.pretrained import write  # training needs none of it
 
-        write(self, save_directory)
+        write(self, folder := Path(save_directory))
+        return self.push_to_hub(repo_id or folder.name, **options) if push_to_hub else None
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options) -> "CLIP":
+        """As `load`, with its options. Or a repository OWNER/NAME on the Hugging Face hub, with the mixin's options."""
+        if os.path.exists(source) or str(source).count("/") != 1:
+            return cls.load(source, **options)
+        return super().from_pretrained(source, **options)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, device="cpu", text_model: str | None = None, **download) -> "CLIP":
-        """What `from_pretrained` calls: `load` a folder, or a repository OWNER/NAME on the Hugging Face hub."""
-        if not os.path.isdir(model_id):
-            model_id = snapshot_download(model_id, allow_patterns=["*.json", "*.safetensors"], **download)
-        return cls.load(model_id, device, text_model)
+        folder = snapshot_download(model_id, allow_patterns=["*.json", "*.safetensors"], **download)
+        return cls.load(folder, device, text_model)
 
     @classmethod
     def load(cls, path: str | Path, device: str | torch.device = "cpu", text_model: str | None = None) -> "CLIP":

@@ -44,8 +44,8 @@ RELATIONS = {
     "and": ("{a} and {b}", "{b} and {a}", "{a} with {b}", "{b} with {a}"),
 }
 HAN_RELATIONS = {
-    "beside": ("{a}在{b}的左边", "{a}在{b}左侧", "{b}在{a}的右边", "{b}在{a}右侧"),
-    "above": ("{a}在{b}的上面", "{a}在{b}上方", "{b}在{a}的下面", "{b}在{a}下方"),
+    "beside": ("{a}在{b}的左边", "{a}在{b}的左侧", "{b}在{a}的右边", "{b}在{a}的右侧"),
+    "above": ("{a}在{b}的上面", "{a}在{b}的上方", "{b}在{a}的下面", "{b}在{a}的下方"),
     "and": ("{a}和{b}", "{b}和{a}", "{a}与{b}", "{b}与{a}"),
 }
 BESIDE, ABOVE, AND = range(len(RELATIONS))
@@ -58,15 +58,15 @@ ONE_DIGIT = {
     "bottom": ("{a} at the bottom", "{a} in the lower half", "at the bottom {a}", "{a} down there"),
 }
 HAN_ONE_DIGIT = {
-    "anywhere": ("{a}", "图中有{a}", "这里有{a}", "{a}和另一个数字"),
-    "left": ("{a}在左边", "{a}在左侧", "左边是{a}", "左侧有{a}"),
-    "right": ("{a}在右边", "{a}在右侧", "右边是{a}", "右侧有{a}"),
-    "top": ("{a}在上面", "{a}在上方", "上面是{a}", "上方有{a}"),
-    "bottom": ("{a}在下面", "{a}在下方", "下面是{a}", "下方有{a}"),
+    "anywhere": ("{a}", "图中的{a}", "{a}和另一个数字", "另一个数字和{a}"),
+    "left": ("{a}在左边", "{a}在左侧", "左边是{a}", "左侧是{a}"),
+    "right": ("{a}在右边", "{a}在右侧", "右边是{a}", "右侧是{a}"),
+    "top": ("{a}在上面", "{a}在上方", "上面是{a}", "上方是{a}"),
+    "bottom": ("{a}在下面", "{a}在下方", "下面是{a}", "下方是{a}"),
 }
-P_RELATION, P_AND = 0.5, 0.1  # of all captions, those that relate two digits, and that list them; the rest name one
+P_RELATION, P_AND = 0.5, 0.1  # the share of captions that relate two digits, and that list two; the rest name one
 P_PLACE = 0.7  # probability that a caption of one digit names its place
-P_GRADE = 0.5  # probability that a caption says "thin" or "thick" of a digit where that is true
+P_GRADE = 0.5  # probability that a caption says "thin" or "thick" of a digit where it can (`nameable_grades`)
 GRADE_CHOICES = len(NAMED_GRADES) + 1  # 0: not said, then NAMED_GRADES
 TWO_DIGITS_SHAPE = (len(RELATIONS), 10, GRADE_CHOICES, 10, GRADE_CHOICES)
 
@@ -155,9 +155,10 @@ def scene_facts(scenes: Scenes) -> Tensor:
 
 
 def unknown_labels(unseen: Tensor) -> Tensor:
-    """Unseen pairs, bool [10, 10] -> for each digit that a scene shows the labels unknown there, bool [10, S].
+    """Unseen pairs, bool [10, 10] -> the labels unknown in a scene that shows the digit, for each digit: bool [10, S].
 
-    These are the labels of each digit that is never shown together with it, and of the pair.
+    These are the labels of each other digit that is never shown together with it, and of the pair: no scene could show
+    them to be true, so training must not call them false.
     """
     low, high = torch.tensor(PAIRS, device=unseen.device).T  # [45] each
     digits = torch.arange(10, device=unseen.device)[:, None]
@@ -180,14 +181,14 @@ def two_digits_id(relation, a, a_grade, b, b_grade):
 
 
 def nameable_grades(thickness: Tensor) -> Tensor:
-    """Thickness in pixels -> its place in NAMED_GRADES, or UNSAID where it is medium or close to an edge."""
+    """Thickness in pixels -> its place in NAMED_GRADES, or UNSAID where it is medium or close to the edge of a bin."""
     bins = THICKNESS.bin(thickness)  # 0 is thin, 2 is thick
     is_clear = (bins != 1) & (THICKNESS.distance_to_edges(thickness) >= THICKNESS.margin)
     return torch.where(is_clear, bins // 2, UNSAID)
 
 
 def swapped_descriptions(ids: Tensor) -> Tensor:
-    """Descriptions [B] -> the same with the two digits exchanged: false, but for "and". Those of one digit stay."""
+    """Descriptions [B] -> the same with the two digits exchanged, now false, except "and". Those of one digit stay."""
     relation, a, a_grade, b, b_grade = torch.unravel_index(ids % math.prod(TWO_DIGITS_SHAPE), TWO_DIGITS_SHAPE)
     swapped = two_digits_id(relation, b, b_grade - 1, a, a_grade - 1)
     return torch.where(ids < math.prod(TWO_DIGITS_SHAPE), swapped, ids)
@@ -196,11 +197,6 @@ def swapped_descriptions(ids: Tensor) -> Tensor:
 def one_digit_id(form, digit, grade=UNSAID):
     """The number of a description of one digit; `form` is the place of its name in ONE_DIGIT."""
     return math.prod(TWO_DIGITS_SHAPE) + (form * 10 + digit) * GRADE_CHOICES + grade + 1
-
-
-def han_adjective(grade: int) -> str:
-    """The place of a grade in NAMED_GRADES -> 粗体的 and the like."""
-    return f"{THICKNESS.words[NAMED_GRADES[grade]][2][0]}的"
 
 
 @functools.cache
@@ -213,7 +209,8 @@ def scene_captions() -> Captions:
         return with_article(" ".join(f"a {generator.choice(adjectives)} {DIGIT_WORDS[digit]}".split()))
 
     def han_noun_phrase(digit: int, grade: int) -> str:
-        adjective = han_adjective(grade) if grade != UNSAID else ""
+        adjective = THICKNESS.han_adjective(NAMED_GRADES[grade]) if grade != UNSAID else ""
+        # Seldom 一个: it moves the words behind it. With it in every other caption order is learned less well.
         return generator.choice(("", "", "", "一个")) + adjective + HAN_DIGITS[digit]
 
     def paraphrase(forms: Sequence[str], han_forms: Sequence[str], **digits: tuple[int, int]) -> list[str]:
@@ -227,7 +224,7 @@ def scene_captions() -> Captions:
 
     grades = range(UNSAID, len(NAMED_GRADES))
     places = {"beside": ("left", "right"), "above": ("top", "bottom"), "and": (None, None)}
-    # (That of a digit and the same digit only fills its number: no scene has two of one kind.)
+    # (Descriptions with a == b are never used; they keep the numbers regular.)
     for (relation, forms), a, a_grade, b, b_grade in itertools.product(
         RELATIONS.items(), range(10), grades, range(10), grades
     ):
@@ -238,7 +235,8 @@ def scene_captions() -> Captions:
     for (name, forms), digit, grade in itertools.product(ONE_DIGIT.items(), range(10), grades):
         sentences += paraphrase(forms, HAN_ONE_DIGIT[name], a=(digit, grade))
         claims.append(multi_hot(*claimed_labels(digit, grade, None if name == "anywhere" else name)))
-    return Captions("scenes", sentences, torch.stack(claims), parts=(), digit_ids=one_digit_id(0, torch.arange(10)))
+    digit_ids, n_chinese = one_digit_id(0, torch.arange(10)), len(HAN_RELATIONS["and"])
+    return Captions("scenes", sentences, torch.stack(claims), (), digit_ids, n_chinese)
 
 
 def sample_descriptions(scenes: Scenes) -> Tensor:

@@ -100,7 +100,7 @@ def main(argv: list[str]) -> int:
 def code_hash(module: str) -> str:
     """A hash of a module, of the modules of this repository that it imports, directly or not, and of texts beside them.
 
-    Import statements are followed without being run. Comments and docstrings do not count.
+    Import statements are followed without being run. Comments and docstrings of Python code do not count.
     """
     finder = ModuleFinder([str(ROOT)], excludes=NOT_HASHED)
     finder.import_hook(module)

@@ -43,8 +43,8 @@ def main(argv: list[str]) -> None:
     for name, flags in FLAGS.items():
         quick = ["--epochs", "1", "--width", "4", "--augment", "none"] if args.quick else []
         all_flags = [*flags, *quick, "--data", str(data[name]), "--device", str(args.device)]
-        folder = args.runs / f"own-{name}{args.suffix}"
-        own = [finished_run(Path(f"{folder}-seed{seed}"), [*all_flags, "--seed", f"{seed}"]) for seed in args.seeds]
+        folders = {seed: args.runs / f"own-{name}{args.suffix}-seed{seed}" for seed in args.seeds}
+        own = [finished_run(folder, [*all_flags, "--seed", f"{seed}"]) for seed, folder in folders.items()]
         figures = [cell([one[f"test_{key}"] for one in own]) for key in COLUMNS]
         rows.append([f"{name}: `{' '.join(flags)}`", *figures, cell([one["train_seconds"] for one in own], " s")])
         metrics += own

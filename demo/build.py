@@ -106,7 +106,8 @@ def build(clip: CLIP, generator: Generator | None, test: Split, scenes: CLIP | N
         pixels = 255 * evaluation_scenes(test, per_pair=1)[0].images[::5]  # [36, 1, 48, 48]
         arrays["test.scenes.images"] = pixels.round().byte().flatten(1).numpy()
         tower = scenes.towers["text"]
-        captions = {"en": candidate_captions(), "zh": candidate_captions(is_chinese=True)}  # those that the page ranks
+        is_bilingual = HAN_DIGITS[0] in tower.vocabulary
+        captions = {"en": candidate_captions(), "zh": candidate_captions(is_bilingual)}  # those that the page ranks
         header["scenes"] = tower.options | {"heads": tower.heads, "side": scenes.side, "captions": captions}
     header |= {"tensors": [(name, str(x.dtype), x.shape) for name, x in arrays.items()]}
     header = json.dumps(header, ensure_ascii=False).encode()
@@ -168,8 +169,8 @@ def constants(clip: CLIP) -> dict:
         english += [NO_DIGIT[0], *map(combination_caption, range(len(all_combinations())))]
         chinese.append(NO_DIGIT[-2])
         for digit, *bins in all_combinations():  # the Chinese captions of these combinations
-            words = [one.words[one.bins[bin]][2][0] for one, bin in zip(ATTRIBUTES, bins, strict=True)]
-            chinese.append("".join(f"{word}的" for word in words) + HAN_DIGITS[digit])
+            adjectives = [one.han_adjective(one.bins[bin]) for one, bin in zip(ATTRIBUTES, bins, strict=True)]
+            chinese.append("".join(adjectives) + HAN_DIGITS[digit])
     outliers = {"en": [own[0] for own in OUTLIERS.values()], "zh": [own[-1] for own in OUTLIERS.values()]}
     return shared | {"vocabulary": vocabulary, "sentences": {"en": english, "zh": chinese}, "outliers": outliers}
 

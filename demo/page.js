@@ -83,7 +83,7 @@ const TEXTS = {
     no_speech: "此页面没有语音编码器，可用 `make speech` 训练。",
     empty: "画布是空的：请用鼠标、触控笔或手指写一个数字。",
     empty_scene: "画布是空的：请在虚线框内左右或上下写两个数字。",
-    many_words: (most) => `描述超过 ${most} 个词：请缩短。`,
+    many_words: (most) => `描述超过 ${most} 个字或词：请缩短。`,
     no_word: "文字中没有词语：请说出一个数字，例如“七”。",
     lone_not: "模型只理解“不是”：请把“不”写成“不是”。",
     unknown_word: (word) => `模型不认识“${word}”：请使用示例中那样的词语。`,
@@ -403,8 +403,9 @@ function switch_language(to) {
   language = to;
   translate();
   if (!page) return;
-  for (const [id, value] of Object.entries(defaults())) if (find(id).value === before[id]) find(id).value = value;
-  see();
+  const changed = Object.keys(before).filter((id) => find(id).value === before[id]);
+  for (const id of changed) find(id).value = defaults()[id];
+  if (changed.includes("sentences")) see();
   if (page.test_scenes) see_scene();
 }
 

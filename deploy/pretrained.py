@@ -4,7 +4,7 @@ from pathlib import Path
 
 from benchmarks.tables import HEADLINE, RESULTS, read_result
 from clip import CLIP
-from my_utils import atomic_write, save_folder
+from my_utils import InputError, atomic_write, save_folder
 from training.settings import LOCATION, NOT_RECORDED, Settings
 
 MNIST = """Images and texts: MNIST (LeCun, Cortes and Burges), CC BY-SA 3.0 as Keras's documentation says. Rules write
@@ -13,6 +13,8 @@ MNIST = """Images and texts: MNIST (LeCun, Cortes and Burges), CC BY-SA 3.0 as K
 
 def write(model: CLIP, folder: Path) -> None:
     """What `CLIP.save_pretrained` writes. The config leaves out the folders of this machine."""
+    if (folder / "README.md").exists() and not (folder / "model.safetensors").exists():
+        raise InputError(f"{folder} has a README.md of something else: name a new folder")
     config = {name: value for name, value in model.config.items() if name not in (*NOT_RECORDED, *LOCATION, "init")}
     save_folder(folder, "CLIP", model.content() | {"config": config})
     atomic_write(folder / "README.md", model_card(model).encode())

@@ -14,20 +14,20 @@ from clip import CLIP
 from evaluation.metrics import embed_images
 from evaluation.retrieval import TIE
 from my_dataset import ByDigit, Split
-from scenes import NAMED_GRADES, Scenes, han_adjective, make_scenes, nameable_grades
+from scenes import NAMED_GRADES, THICKNESS, Scenes, make_scenes, nameable_grades
 
 ORDERED_PAIRS = tuple(itertools.permutations(range(10), 2))  # of different digits
 
-# Of each axis: a R b, b S a.
+# Of each axis a relation R and its reverse S: "a R b" and "b S a" mean the same. Training has these forms, too.
 FORMS = (("{} left of {}", "{} right of {}"), ("{} above {}", "{} below {}"))
 HAN_FORMS = (("{}在{}的左边", "{}在{}的右边"), ("{}在{}的上面", "{}在{}的下面"))
-PER_PAIR = 10  # scenes of each of the 90 ordered pairs, in each direction
+PER_PAIR = 10  # scenes of each of the 90 ordered pairs, on each axis
 
 
 def evaluation_scenes(split: Split, per_pair: int = PER_PAIR) -> tuple[Scenes, Scenes]:
     """Scenes of all ordered pairs, N = 90 * 2 * per_pair; and as many with the two digits exchanged, of other images.
 
-    On the CPU, from images of the split at random.
+    On the CPU, each tile a random image of the split.
     """
     generator = torch.Generator().manual_seed(0)
     pairs = torch.tensor(ORDERED_PAIRS).repeat_interleave(2 * per_pair, dim=0)  # [N, 2]
@@ -64,7 +64,12 @@ def candidate_captions(is_chinese: bool = False) -> list[str]:
 
 
 def evaluate_scenes(model: CLIP, split: Split, per_pair: int = PER_PAIR, is_chinese: bool = False) -> dict[str, float]:
-    """Figures of scenes of a split, for pairs of digits seen and unseen in training; plain numbers."""
+    """Figures of scenes of a split, for pairs of digits seen and unseen in training; plain numbers.
+
+    docs/word-order.md says what each one asks. A guess reaches 1/180 of the accuracy, 1/5 of five captions and of
+    paraphrase, a half of each swap and of relation, a quarter of the text and the image score, a sixth of the group
+    score.
+    """
     scenes, exchanged = evaluation_scenes(split, per_pair)
     features, other_features = (embed_images(model, one.images).cpu() for one in (scenes, exchanged))
     texts = model.prompt_ensemble(relation_texts(is_chinese), paraphrases=1).cpu()  # [400, embed_dim]
@@ -108,7 +113,7 @@ def evaluate_scenes(model: CLIP, split: Split, per_pair: int = PER_PAIR, is_chin
 
 
 def five_ids(relation, opposite, a, b, other) -> list:
-    """The places of a R b, b R a, a S b, c R b and a R c in `relation_texts`: the first is true."""
+    """The places of a R b, b R a, a S b, c R b and a R c in `relation_texts`: the first is true. c is `other`."""
     texts = ((relation, a, b), (relation, b, a), (opposite, a, b), (relation, other, b), (relation, a, other))
     return [text_id(*text) for text in texts]
 
@@ -136,9 +141,9 @@ def is_nearest(cosines: Tensor, true: Tensor | None = None) -> Tensor:
 
 
 def attribute_swap(model: CLIP, scenes: Scenes, features: Tensor, is_chinese: bool) -> tuple[Tensor, Tensor]:
-    """ "A thick seven left of a thin three" against "a thin seven left of a thick three", where one is true.
+    """ "A thick seven left of a thin three" against "a thin seven left of a thick three".
 
-    Returns the places of the M scenes where that is so, and `is_nearest` of each [M].
+    Of the M scenes of a clearly thin and a clearly thick digit: returns their places, and `is_nearest` of each [M].
     """
     grades = nameable_grades(scenes.thickness)  # [N, 2]
     chosen = ((grades != UNSAID).all(dim=1) & (grades[:, 0] != grades[:, 1])).nonzero()[:, 0]
@@ -153,7 +158,7 @@ def grade_texts(scenes: Scenes, i: int, grades: list[int], is_chinese: bool = Fa
 
     def noun_phrase(grade: int, digit: int) -> str:
         if is_chinese:
-            return han_adjective(grade) + HAN_DIGITS[digit]
+            return THICKNESS.han_adjective(NAMED_GRADES[grade]) + HAN_DIGITS[digit]
         return f"a {NAMED_GRADES[grade]} {DIGIT_WORDS[digit]}"
 
     first, second = scenes.digits[i].tolist()

@@ -100,14 +100,19 @@ def test_results_of_make_figures_are_of_one_commit():
 
 def test_a_figure_depends_on_what_its_module_imports_and_on_texts_beside_it(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "ROOT", tmp_path)
-    files = {"benchmarks/__init__.py": "", "benchmarks/one.py": "import torch\ndef f():\n    from core import x\n"}
+    files = {
+        "benchmarks/__init__.py": "",
+        "benchmarks/one.py": "import torch\ndef f():\n    '''x'''\n    from core import x\n",
+    }
     files |= {"core.py": "x = 1", "other.py": "", "benchmarks/two.py": "", "benchmarks/words.txt": "seven", "a.md": ""}
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     before, changed = figures.code_hash("benchmarks.one"), {}
     for name, content in files.items():
-        (tmp_path / name).write_text(f'"""What it does."""\n{content}  # why' if name.endswith(".py") else content)
+        if name.endswith(".py"):
+            commented = '"""What it does."""\n' + content.replace("'x'", "'y'") + "  # why"
+            (tmp_path / name).write_text(commented)
         assert figures.code_hash("benchmarks.one") == before, "comments and docstrings do not count"
         (tmp_path / name).write_text(content + "\nx = 1")
         changed[name] = figures.code_hash("benchmarks.one") != before

@@ -140,7 +140,6 @@ def test_a_third_of_the_captions_is_chinese_but_for_language_models(kind):
     all_ = captions_for(kind, "table")
     english, chinese = (all_.in_language(is_chinese) for is_chinese in (False, True))
     assert english.paraphrases == 2 * chinese.paraphrases
-    assert set(all_.sentences) == {*english.sentences, *chinese.sentences}
     is_chinese = [bool(re.search("[一-鿿]", text)) for text in chinese.sentences]
     assert sum(is_chinese) / len(is_chinese) > 0.9, "the others are numerals"
     for model_reads in (english, captions_for(kind, "plus")):

@@ -28,7 +28,7 @@ def model() -> CLIP:
     return model
 
 
-def test_a_folder_holds_the_same_bits_all_towers_and_a_generator(model, tmp_path, monkeypatch):
+def test_a_folder_holds_the_same_bits_all_towers_and_a_generator(model, tmp_path):
     model.save_pretrained(folder := tmp_path / "model")
     again = CLIP.from_pretrained(folder)
     torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
@@ -39,7 +39,7 @@ def test_a_folder_holds_the_same_bits_all_towers_and_a_generator(model, tmp_path
 
 
 def test_the_hub_takes_and_gives_the_same_folder(model, tmp_path, monkeypatch):
-    """The hub's two functions that need a network are replaced by a folder."""
+    """What needs a network is replaced by a folder."""
     hub = tmp_path / "hub"
 
     class Api:
@@ -52,7 +52,7 @@ def test_the_hub_takes_and_gives_the_same_folder(model, tmp_path, monkeypatch):
         def upload_folder(self, folder_path, **_):
             shutil.copytree(folder_path, hub)
 
-    def snapshot_download(name, revision, **_):
+    def snapshot_download(name, revision, allow_patterns, cache_dir, force_download, local_files_only, token):
         return {("me/digits", "v1"): hub}[name, revision]
 
     monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
@@ -61,6 +61,9 @@ def test_the_hub_takes_and_gives_the_same_folder(model, tmp_path, monkeypatch):
     model.push_to_hub("me/digits")
     assert (hub / "README.md").read_text() == model_card(model)
     assert CLIP.from_pretrained("me/digits", revision="v1").fingerprint() == model.fingerprint()
+    for source in ("me/digits", hub):
+        with pytest.raises(TypeError, match="devcie"):
+            CLIP.from_pretrained(source, revision="v1", devcie="cuda")
 
 
 def refuses(source, message: str) -> None:
@@ -69,9 +72,11 @@ def refuses(source, message: str) -> None:
 
 
 def test_a_damaged_or_older_folder_is_one_sentence(model, tmp_path):
+    refuses("pretrainde", "there is no file .*pretrainde: name")
     weights, bias = model.state_dict(), "towers.image.projection.bias"
     for name, content, message in (
         ("config.json", b"{}", "was saved by another version of this program"),
+        ("config.json", b"{", "is damaged"),
         ("model.safetensors", b"short", "is damaged"),
         ("model.safetensors", save(weights | {bias: torch.ones(8)}), "its weights were changed"),
         ("model.safetensors", save(weights | {bias: torch.full([8], torch.inf)}), "numbers that are not finite"),
@@ -134,3 +139,8 @@ def test_a_folder_of_something_else_stays_as_it_is(model, tmp_path):
     with pytest.raises(InputError, match=r"has a README\.md of something else"):
         model.save_pretrained(tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine", "mine"]
+    model.save_pretrained(folder := tmp_path / "model")
+    model.logit_scale.data.fill_(torch.nan)
+    with pytest.raises(InputError, match="numbers that are not finite"):
+        model.save_pretrained(folder)
+    CLIP.from_pretrained(folder)
