@@ -61,9 +61,9 @@ def test_the_hub_takes_and_gives_the_same_folder(model, tmp_path, monkeypatch):
     model.push_to_hub("me/digits")
     assert (hub / "README.md").read_text() == model_card(model)
     assert CLIP.from_pretrained("me/digits", revision="v1").fingerprint() == model.fingerprint()
-    for source in ("me/digits", hub):
+    for source, options in (("me/digits", {"revision": "v1"}), (hub, {})):
         with pytest.raises(TypeError, match="devcie"):
-            CLIP.from_pretrained(source, revision="v1", devcie="cuda")
+            CLIP.from_pretrained(source, **options, devcie="cuda")
 
 
 def refuses(source, message: str) -> None:
