@@ -1,6 +1,6 @@
 """Word order and binding: scenes of two digits, whose captions differ in order alone; on pairs never trained together.
 
-    python -m benchmarks.order          about 25 trainings of two to three minutes each
+    python -m benchmarks.order          about 26 trainings of two minutes each
     python -m benchmarks.order --only order
 
 Nine runs of the default, three seeds for each of three draws of the unseen pairs, in both languages; then, in English,
@@ -56,6 +56,7 @@ TOWERS = {  # title: flags
     "word times place": ["--text-encoder", "order"],
     "frozen MiniLM": SENTENCES,
     "the image's map averaged": ["--image-encoder", "residual"],
+    "AdamW alone, without Muon": ["--muon-lr", "0"],
 }
 SHARE_TOWERS = {"transformer": "transformer", "word times place": "order"}  # title: kind of `build_variant`
 QUICK = ["--epochs", "1", "--width", "4", "--augment", "none"]  # of --quick

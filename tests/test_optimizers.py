@@ -9,8 +9,9 @@ from training.optim import MUON_MOMENTUM, TEXT_LR, Muon, make_optimizers, orthog
 
 
 @pytest.mark.parametrize("muon_lr", [0.25, 0])
-def test_muon_has_the_cnns_kernels_and_matrices_and_adamw_the_rest(muon_lr):
-    model = CLIP(width=2, embed_dim=4)
+@pytest.mark.parametrize("text_encoder", ["table", "transformer"])
+def test_muon_has_the_matrices_of_cnn_and_transformer_and_adamw_the_rest(muon_lr, text_encoder):
+    model = CLIP(width=2, embed_dim=4, text_encoder=text_encoder)
     optimizers = make_optimizers(model, 0.5, muon_lr)
     assert list(optimizers) == ["adamw", "muon"][: 2 if muon_lr else 1]
     group_of = {id(p): group for o in optimizers.values() for group in o.param_groups for p in group["params"]}
@@ -19,10 +20,11 @@ def test_muon_has_the_cnns_kernels_and_matrices_and_adamw_the_rest(muon_lr):
     names = dict(model.named_parameters())
     assert {id(p) for p in names.values()} == group_of.keys(), "each parameter once"
     for name, p in names.items():
-        is_matrix = p.ndim > 1 and name != "towers.text.table.weight"
+        is_matrix = p.ndim > 1 and name not in ("towers.text.table.weight", "towers.text.places.weight")
         assert (group_of[id(p)]["weight_decay"] > 0) == is_matrix, name
         is_muons = any(p is other for other in of_muon)
-        assert is_muons == (muon_lr > 0 and is_matrix and name.startswith("towers.image")), name
+        is_hidden = name.startswith(("towers.image", "towers.text.attention"))
+        assert is_muons == (muon_lr > 0 and is_matrix and is_hidden), name
         assert group_of[id(p)]["peak_lr"] == group_of[id(p)]["lr"] == (muon_lr if is_muons else 0.5)
         assert not is_muons or group_of[id(p)]["momentum"] == MUON_MOMENTUM
 

@@ -1,4 +1,4 @@
-"""The optimizers: Muon for the CNN's kernels and matrices, AdamW for the rest; and how the learning rate moves."""
+"""The optimizers: Muon for the matrices of CNN and transformer, AdamW for the rest; and how the learning rate moves."""
 
 import math
 
@@ -9,6 +9,7 @@ WEIGHT_DECAY = 0.05  # on weight matrices and kernels only
 WARMUP = 0.1  # share of the steps
 TEXT_LR = 2e-5  # peak learning rate of a language model that is trained
 MUON_MOMENTUM = 0.7  # Nesterov momentum
+MUON_MODULES = ("towers.image", "towers.text.attention")  # whose kernels and matrices it moves
 # A polynomial that lifts every singular value towards 1 when it is applied again and again (Jordan et al., 2024).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
@@ -63,7 +64,7 @@ def make_optimizers(model: nn.Module, lr: float, muon_lr: float) -> dict:
     no_decay = {id(parameter) for table in tables for parameter in table.parameters()}
     muon, groups = [], {}
     for name, parameter in model.named_parameters():
-        if muon_lr and name.startswith("towers.image") and parameter.ndim > 1:
+        if muon_lr and name.startswith(MUON_MODULES) and parameter.ndim > 1:
             muon.append(parameter)
             continue
         peak = TEXT_LR if "language_model" in name else lr

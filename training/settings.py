@@ -72,7 +72,7 @@ class Settings(RunSettings):
     batch_size: int = option(256, "image-text pairs per step", low=2, high=60_000)
     chunk_size: int | None = option(None, "images in the CNN at a time, GradCache", type=int, low=2, high=60_000)
     lr: float = option(3e-3, f"learning rate of AdamW; {TEXT_LR} for a language model", low=1e-9, high=100)
-    muon_lr: float = option(0.05, "learning rate of Muon, for the CNN's kernels; 0: no Muon", low=0, high=100)
+    muon_lr: float = option(0.05, "learning rate of Muon, for the CNN and the transformer; 0: no Muon", low=0, high=100)
     ema_decay: float = option(0.0, "moving average of the weights, per step; 0: none", low=0, high=0.99999)
     augment: str = option("affine", "random changes of images, see below", choices=KINDS)
     precision: str = option("auto", "numbers of the towers, see below", choices=("auto", "fp32", "bf16"))
