@@ -49,13 +49,13 @@ PLAN = {
     "generation": 18,
     "combinations": 16,
     "sentences": 10,
-    "order": 40,
+    "order": 42,
     "page": 2,
-    "order-share": 26,
+    "order-share": 21,
     "accuracy-preset": 25,
     "speed-slow": 16,
     "gap": 5,
-    "losses": 15,
+    "losses": 10,
 }
 NOT_HASHED = ["benchmarks.tables", "deploy"]  # modules that benchmarks import and that change no result
 TEXTS = ("*.txt", "*.js", "*.css", "page.html")  # files in the folder of a module that it may read
