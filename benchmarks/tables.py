@@ -63,9 +63,8 @@ HEADLINE = (
     ("pen strokes, trained on rendered images alone", "strokes", "stroke encoder", "nearest caption"),
     ("speech of an unseen speaker", "speech", "mean of the six speakers", "nearest caption"),
 )
-ORDER_ROWS = tuple(
-    f"{name}: unseen pairs" for name in ("transformer", "word times place", "bag of words", "the image's map averaged")
-)
+ORDER_MODELS = ("transformer", "transformer, captions in Chinese", "word times place", "bag of words")
+ORDER_ROWS = tuple(f"{name}: unseen pairs" for name in (*ORDER_MODELS, "the image's map averaged"))
 ORDER_COLUMNS = ("model", "swap", "five captions", "group score", "attribute swap")
 
 
@@ -105,6 +104,9 @@ def read_result(name: str, folder: Path) -> dict | None:
         return headline(folder)
     if name == "order-short":
         return short_order(folder)
+    if name == "order-unseen":
+        result = read_result("order", folder)
+        return result and result | {"rows": [row for row in result["rows"] if row[0].endswith("unseen pairs")]}
     if name.removesuffix("-cuda") not in COMMANDS:
         raise InputError(f"no benchmark writes {name}.json: correct the marker of that table")
     path = folder / f"{name}.json"
