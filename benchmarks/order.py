@@ -4,10 +4,9 @@
     python -m benchmarks.order --only order
 
 Nine runs of the default, three seeds for each of three draws of the unseen pairs, in both languages; then, in English,
-other text towers, an image
-tower that averages its map, swapped captions as further negatives, no masking; and how many pairs must be trained.
-Epochs are chosen by seen pairs of validation; the test split is used once. Writes results/order.json and
-results/order-share.json.
+other text towers, an image tower that averages its map, swapped captions as further negatives, no masking; and how many
+pairs must be trained. Epochs are chosen by seen pairs of validation; the test split is used once. Writes
+results/order.json and results/order-share.json.
 """
 
 import copy

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from benchmarks.common import cell, finished_run, make_parser, parse, shared_origin, write_result
+from benchmarks.common import cell, make_parser, parse, read_metrics, shared_origin, trained_clip, write_result
 from my_utils import exit_on_error
 
 CLASSES = "T-shirt or top\ntrouser\npullover\ndress\ncoat\nsandal\nshirt\nsneaker\nbag\nankle boot\n"
@@ -42,9 +42,9 @@ def main(argv: list[str]) -> None:
     rows, metrics = [], []
     for name, flags in FLAGS.items():
         quick = ["--epochs", "1", "--width", "4", "--augment", "none"] if args.quick else []
-        all_flags = [*flags, *quick, "--data", str(data[name]), "--device", str(args.device)]
-        folders = {seed: args.runs / f"own-{name}{args.suffix}-seed{seed}" for seed in args.seeds}
-        own = [finished_run(folder, [*all_flags, "--seed", f"{seed}"]) for seed, folder in folders.items()]
+        all_flags = [*flags, *quick, "--data", str(data[name])]
+        runs = [trained_clip(args, seed, f"own-{name}", all_flags, quick=()) for seed in args.seeds]
+        own = [read_metrics(path.parent) for path in runs]
         figures = [cell([one[f"test_{key}"] for one in own]) for key in COLUMNS]
         rows.append([f"{name}: `{' '.join(flags)}`", *figures, cell([one["train_seconds"] for one in own], " s")])
         metrics += own

@@ -105,8 +105,7 @@ def read_result(name: str, folder: Path) -> dict | None:
     if name == "order-short":
         return short_order(folder)
     if name == "order-unseen":
-        result = read_result("order", folder)
-        return result and result | {"rows": [row for row in result["rows"] if row[0].endswith("unseen pairs")]}
+        return unseen_pairs(folder)
     if name.removesuffix("-cuda") not in COMMANDS:
         raise InputError(f"no benchmark writes {name}.json: correct the marker of that table")
     path = folder / f"{name}.json"
@@ -125,9 +124,15 @@ def headline(folder: Path) -> dict:
     return {"columns": ["on the test split", "accuracy", "commit"], "rows": rows}
 
 
+def unseen_pairs(folder: Path) -> dict | None:
+    """The result of word order, on pairs never trained alone."""
+    result = read_result("order", folder)
+    return result and result | {"rows": [row for row in result["rows"] if row[0].endswith("unseen pairs")]}
+
+
 def short_order(folder: Path) -> dict | None:
     """The README's table of word order: some rows and columns of another result."""
-    result = read_result("order", folder)
+    result = unseen_pairs(folder)
     if result is None:
         return None
     places = [result["columns"].index(column) for column in ORDER_COLUMNS]
