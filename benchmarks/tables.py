@@ -116,12 +116,12 @@ def headline(folder: Path) -> dict:
     """The README's first table, of the figures of other results."""
     rows = []
     for title, name, row_name, column in HEADLINE:
-        figure = commit = "not measured yet"
+        figure = "not measured yet"
         if result := read_result(name, folder):
             row = next(row for row in result["rows"] if row[0] == row_name)
-            figure, commit = row[result["columns"].index(column)], result["commit"]
-        rows.append([title, figure, commit])
-    return {"columns": ["on the test split", "accuracy", "commit"], "rows": rows}
+            figure = row[result["columns"].index(column)]
+        rows.append([title, figure])
+    return {"columns": ["on the test split", "accuracy"], "rows": rows}
 
 
 def unseen_pairs(folder: Path) -> dict | None:

@@ -79,10 +79,10 @@ def test_the_chinese_table_has_chinese_names(tmp_path):
 
 
 def test_the_first_table_takes_its_figures_from_the_others(tmp_path):
-    assert "| not measured yet | not measured yet |" in tables.render(between("reached"), "README.md", tmp_path)
+    assert "| not measured yet |" in tables.render(between("reached"), "README.md", tmp_path)
     write(tmp_path, "speech", ["not trained on", "nearest caption"], [["mean of the six speakers", "91.60% ± 1.41"]])
     text = tables.render(between("reached"), "README.md", tmp_path)
-    assert "| speech of an unseen speaker | 91.60% ± 1.41 | abc1234 |" in text
+    assert "| speech of an unseen speaker | 91.60% ± 1.41 |" in text
 
 
 def test_every_result_is_a_table_with_its_origin():
