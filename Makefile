@@ -57,7 +57,7 @@ pretrained: .venv/use
 	$(BIN)/python -m deploy.export --folder pretrained $(ARGS)
 	$(BIN)/python -m demo.build --clip pretrained --generator none --scenes none --page docs/minist-clip.html --no-open
 
-# Every figure, table and picture of the documents, of the code as it is: about four hours on two quiet CPU cores.
+# Every figure, table and picture of the documents, of the code as it is: about three hours on two quiet CPU cores.
 figures: .venv/dev
 	$(BIN)/python -m benchmarks.figures $(ARGS)
 

@@ -1,6 +1,6 @@
 """Measure every number of the documents on the code as it is, then write their tables, pictures and the notebook.
 
-    make figures                               on the CPU; about four hours on two quiet cores
+    make figures                               on the CPU; about three hours on two quiet cores
     python -m benchmarks.figures --list        which results are missing, and how long each takes
 
 A result keeps a hash of the modules and texts that its benchmark imports, without comments and docstrings, and is not
@@ -38,24 +38,24 @@ PLAN = {
     "failures": 1,
     "speed-preset": 1,
     "speed": 2,
+    "cost-inference": 1,
+    "strokes": 2,
+    "gap": 2,
+    "losses": 3,
+    "sentences": 3,
+    "cost-steps": 3,
+    "cost-sizes": 5,
     "photos": 5,
     "own": 5,
     "negation": 6,
-    "cost-inference": 1,
-    "cost-steps": 3,
-    "cost-sizes": 5,
-    "strokes": 2,
-    "speech": 10,
-    "generation": 18,
-    "combinations": 16,
-    "sentences": 10,
+    "speech": 8,
+    "speed-slow": 8,
+    "combinations": 15,
+    "generation": 17,
     "order": 42,
-    "page": 2,
+    "page": 3,
     "order-share": 21,
-    "accuracy-preset": 25,
-    "speed-slow": 6,
-    "gap": 5,
-    "losses": 10,
+    "accuracy-preset": 20,
 }
 NOT_HASHED = ["benchmarks.tables", "deploy"]  # modules that benchmarks import and that change no result
 TEXTS = ("*.txt", "*.js", "*.css", "page.html")  # files in the folder of a module that it may read

@@ -1,7 +1,7 @@
 """`train.py --preset speed` and other people's recipes side by side, in one process.
 
     python -m benchmarks.speed            ten seeds of ours and of the plain classifier
-    python -m benchmarks.speed --slow     one seed of ours and of the recipes that take minutes
+    python -m benchmarks.speed --slow     three seeds of ours and of the recipes that take minutes
 
 The recipes take turns. Seconds are those of training alone, from images in memory: no loading, no validation, no test.
 Writes results/speed.json (--slow: speed-slow.json; with a GPU: speed-cuda.json).
@@ -30,9 +30,9 @@ COLUMNS = ["recipe", "median seconds (min to max)", "times ours", "test accuracy
 
 def main(argv: list[str]) -> None:
     parser = common.make_parser("speed", __doc__)
-    parser.add_argument("--slow", action="store_true", help="the recipes that take minutes, with one seed")
+    parser.add_argument("--slow", action="store_true", help="the recipes that take minutes, with 3 seeds")
     args = common.parse(parser, argv)
-    device, seeds = args.device, 1 if args.quick or args.slow else 10
+    device, seeds = args.device, 1 if args.quick else 3 if args.slow else 10
 
     parts = [load_mnist(split, common.DATA, device) for split in ("train", "val", "test")]
     everything, test = common.joined(*parts[:2]), parts[2]  # others train on 60,000 images
