@@ -47,7 +47,7 @@ COMMANDS = {
     "speed-slow": "speed --slow",
     **{f"cost-{name}": f"cost --only {name}" for name in ("steps", "sizes", "inference")},
 }
-# The first table of the README: what each row says, and the result, row (its first words) and column of its figure.
+# The first table of the README: what each row says, and the result, row (up to a colon) and column of its figure.
 HEADLINE = (
     ("the digit, by the nearest of ten captions", "combinations", "CLIP", "digit alone"),
     ("digit and attributes, among all combinations: those seen in training", "combinations", "CLIP", "seen"),
@@ -117,10 +117,10 @@ def read_result(name: str, folder: Path) -> dict | None:
 def headline(folder: Path) -> dict:
     """The README's first table, of the figures of other results."""
     rows = []
-    for title, name, first_words, column in HEADLINE:
+    for title, name, row_name, column in HEADLINE:
         figure = "not measured yet"
         if result := read_result(name, folder):
-            row = next(row for row in result["rows"] if row[0].startswith(first_words))
+            row = next(row for row in result["rows"] if row[0].split(":")[0] == row_name)
             figure = row[result["columns"].index(column)]
         rows.append([title, figure])
     return {"columns": ["on the test split", "accuracy"], "rows": rows}
