@@ -4,8 +4,9 @@
     python -m benchmarks.tables --check    exit with 1 if a table is not up to date
 
 A table stands between `<!-- NAME: begin -->` and `<!-- NAME: end -->`. NAME is a result, or several of the same columns
-joined by " + ". benchmarks/README.md also gets each result's note, command, device, commit and date. README.zh-CN.md
-gets column and row names in Chinese, from chinese.json.
+joined by " + "; or one that is made of other results: `reached`, `order-short`, `order-unseen`; or `printed`, the last
+lines of a run of train.py. benchmarks/README.md also gets each result's note, command, device, commit and date.
+README.zh-CN.md gets column and row names in Chinese, from chinese.json.
 """
 
 import json
@@ -21,7 +22,8 @@ DETAILS, CHINESE = "benchmarks/README.md", "README.zh-CN.md"
 DOCS = ("word-order", "negation", "when-training-fails", "own-data")
 DOCUMENTS = ("README.md", CHINESE, DETAILS, *(f"docs/{name}.md" for name in DOCS))
 MARKER = re.compile(r"(<!-- ([\w +-]+): begin -->\n).*?(<!-- \2: end -->)", re.DOTALL)
-# Each result, and what makes it: `python -m benchmarks.` and this. With a GPU the names end in "-cuda".
+# Each result, and what follows `python -m benchmarks.` in the command that makes it. `make gpu` makes the same results
+# with names that end in "-cuda".
 COMMANDS = {
     "default": "seeds --name default",
     "speed-preset": "seeds --name speed-preset --seeds 0 1 2 3 4 -- --preset speed",
@@ -47,7 +49,8 @@ COMMANDS = {
     "speed-slow": "speed --slow",
     **{f"cost-{name}": f"cost --only {name}" for name in ("steps", "sizes", "inference")},
 }
-# The first table of the README: what each row says, and the result, row (up to a colon) and column of its figure.
+# The first table of the README: what each row says; then the result, the row (its name before a colon) and the column
+# that its figure comes from.
 HEADLINE = (
     ("the digit, by the nearest of ten captions", "combinations", "CLIP", "digit alone"),
     ("digit and attributes, among all combinations: those seen in training", "combinations", "CLIP", "seen"),
@@ -65,6 +68,7 @@ HEADLINE = (
     ("pen strokes, trained on rendered images alone", "strokes", "stroke encoder", "nearest caption"),
     ("speech of an unseen speaker", "speech", "mean of the six speakers", "nearest caption"),
 )
+MADE_OF = {"order-short": "order", "order-unseen": "order"}
 ORDER_MODELS = ("transformer", "transformer, captions in Chinese", "word times place", "bag of words")
 ORDER_ROWS = tuple(f"{name}: unseen pairs" for name in (*ORDER_MODELS, "the image's map averaged"))
 ORDER_COLUMNS = ("model", "swap", "five captions", "group score", "attribute swap")
@@ -101,7 +105,7 @@ def render(text: str, document: str, folder: Path = RESULTS) -> str:
 
 
 def read_result(name: str, folder: Path) -> dict | None:
-    """A result, or None if it was not measured yet. Raises InputError for a name that no script writes."""
+    """A result, or one made of others; None if it was not measured yet. Raises InputError for an unknown name."""
     if name == "reached":
         return headline(folder)
     if name == "order-short":
@@ -127,13 +131,13 @@ def headline(folder: Path) -> dict:
 
 
 def unseen_pairs(folder: Path) -> dict | None:
-    """The result of word order, on pairs never trained alone."""
+    """The rows of word order on pairs that were never trained, None if not measured."""
     result = read_result("order", folder)
     return result and result | {"rows": [row for row in result["rows"] if row[0].endswith("unseen pairs")]}
 
 
 def short_order(folder: Path) -> dict | None:
-    """The README's table of word order: some rows and columns of another result."""
+    """The README's table of word order: ORDER_ROWS and ORDER_COLUMNS of these rows."""
     result = unseen_pairs(folder)
     if result is None:
         return None
@@ -158,7 +162,10 @@ def markdown(results: dict[str, dict | None], document: str) -> list[str]:
         if (cores := result.get("machine", {}).get("other_cores", 0)) > 0.1:
             origin += f"; other programs used {cores:.1f} cores meanwhile, so seconds, if any, are too high"
         lines += ["", f"{result['note']} `{result['command']}`, {origin}".strip()]
-    commands = ["make gpu" if name.endswith("-cuda") else f"python -m benchmarks.{COMMANDS[name]}" for name in missing]
+    commands = [
+        "make gpu" if name.endswith("-cuda") else f"python -m benchmarks.{COMMANDS[MADE_OF.get(name, name)]}"
+        for name in missing
+    ]
     for command in dict.fromkeys(commands):
         lines += [*([""] if lines else []), f"{'尚未测量' if document == CHINESE else 'Not measured yet'}: `{command}`"]
     return lines

@@ -65,6 +65,8 @@ def test_what_was_not_measured_says_which_command_measures_it(tmp_path):
     assert "| `train.py` | 0 |" in text
     assert "Not measured yet: `python -m benchmarks.seeds --name accuracy-preset -- --preset accuracy`" in text
     assert "Not measured yet: `make gpu`" in text
+    text = tables.render(between("order-short"), "README.md", tmp_path)
+    assert "Not measured yet: `python -m benchmarks.order --only order`" in text
     with pytest.raises(InputError, match=r"no benchmark writes strikes.json"):
         tables.render(between("strikes"), "README.md", tmp_path)
 
