@@ -41,7 +41,7 @@ from my_utils import exit_on_error
 BATCH_SIZES = (64, 256)
 RATES = (3e-3, 9e-3, 2.7e-2)  # of AdamW at batch 256; others by the root of the batch size
 REFERENCE = "multi_positive"
-# A small CNN and AdamW on images without augmentation, so that 54 runs take ten minutes.
+# A small CNN and AdamW on images without augmentation, so that 54 runs take three minutes.
 BUDGET = ["--captions", "digit", "--image-encoder", "fast", "--epochs", "2", "--augment", "none"]
 BUDGET += ["--muon-lr", "0", "--width", "16", "--init-temperature", "0.07", *common.SENTENCES]
 # Title of each column: the metric in a run's last epoch, and its unit.

@@ -68,9 +68,15 @@ HEADLINE = (
     ("pen strokes, trained on rendered images alone", "strokes", "stroke encoder", "nearest caption"),
     ("speech of an unseen speaker", "speech", "mean of the six speakers", "nearest caption"),
 )
-MADE_OF = {"order-short": "order", "order-unseen": "order"}
-ORDER_MODELS = ("transformer", "transformer, captions in Chinese", "word times place", "bag of words")
-ORDER_ROWS = tuple(f"{name}: unseen pairs" for name in (*ORDER_MODELS, "the image's map averaged"))
+# Tables that show a part of a result, and the result.
+PART_OF = {"order-short": "order", "order-unseen": "order"}
+ORDER_MODELS = (
+    "transformer",
+    "transformer, captions in Chinese",
+    "word times place",
+    "bag of words",
+    "the image's map averaged",
+)
 ORDER_COLUMNS = ("model", "swap", "five captions", "group score", "attribute swap")
 
 
@@ -137,13 +143,13 @@ def unseen_pairs(folder: Path) -> dict | None:
 
 
 def short_order(folder: Path) -> dict | None:
-    """The README's table of word order: ORDER_ROWS and ORDER_COLUMNS of these rows."""
+    """The README's table of word order: ORDER_MODELS and ORDER_COLUMNS of these rows."""
     result = unseen_pairs(folder)
     if result is None:
         return None
     places = [result["columns"].index(column) for column in ORDER_COLUMNS]
-    rows = {row[0]: row for row in result["rows"]}
-    return {"columns": list(ORDER_COLUMNS), "rows": [[rows[name][place] for place in places] for name in ORDER_ROWS]}
+    rows = {row[0].split(":")[0]: row for row in result["rows"]}
+    return {"columns": list(ORDER_COLUMNS), "rows": [[rows[name][place] for place in places] for name in ORDER_MODELS]}
 
 
 def markdown(results: dict[str, dict | None], document: str) -> list[str]:
@@ -163,7 +169,7 @@ def markdown(results: dict[str, dict | None], document: str) -> list[str]:
             origin += f"; other programs used {cores:.1f} cores meanwhile, so seconds, if any, are too high"
         lines += ["", f"{result['note']} `{result['command']}`, {origin}".strip()]
     commands = [
-        "make gpu" if name.endswith("-cuda") else f"python -m benchmarks.{COMMANDS[MADE_OF.get(name, name)]}"
+        "make gpu" if name.endswith("-cuda") else f"python -m benchmarks.{COMMANDS[PART_OF.get(name, name)]}"
         for name in missing
     ]
     for command in dict.fromkeys(commands):

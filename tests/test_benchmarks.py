@@ -74,7 +74,7 @@ def test_what_was_not_measured_says_which_command_measures_it(tmp_path):
 def test_the_chinese_table_has_chinese_names(tmp_path):
     write(tmp_path, "order", ["model", "swap"], [["bag of words: unseen pairs", "50.00%"]])
     text = tables.render(between("order"), tables.CHINESE, tmp_path)
-    assert "| 交换 |\n|---|---|\n| 词袋 | 50.00% |" in text
+    assert re.search(r"\| 模型[^|]* \| 交换 \|\n\|---\|---\|\n\| 词袋 \| 50\.00% \|", text)
     write(tmp_path, "order", ["model", "brand-new column"], [["bag of words: unseen pairs", "50.00%"]])
     with pytest.raises(InputError, match="no translation of 'brand-new column'"):
         tables.render(between("order"), tables.CHINESE, tmp_path)
@@ -105,7 +105,7 @@ def test_every_result_is_a_table_with_its_origin():
 
 
 def test_results_of_make_figures_are_of_one_commit():
-    """(Whether that code is today's, `python -m benchmarks.figures --list` tells.)"""
+    """Whether they are of today's code, `python -m benchmarks.figures --list` tells."""
     planned = {tables.COMMANDS[name] for name in figures.PLAN}
     names = [name for name, command in tables.COMMANDS.items() if command in planned]
     results = {name: tables.read_result(name, common.RESULTS) for name in names}
